@@ -1,0 +1,63 @@
+"""Other people's names for the same matrices.
+
+| here     | LASER (paper; published code)   | Hugging Face                                                                    |
+|----------|---------------------------------|---------------------------------------------------------------------------------|
+| `W_Q`    | `W_q`; `q_proj`                 | `q_proj`                                                                        |
+| `W_K`    | `W_k`; `k_proj`                 | `k_proj`                                                                        |
+| `W_V`    | `W_v`; `v_proj`                 | `v_proj`                                                                        |
+| `W_O`    | `W_o`; `out_proj`, `o_proj`     | `o_proj`, `out_proj`, `attn.c_proj`, `attention.dense`, `self_attn.dense`       |
+| `W_in`   | `U_in`; `fc_in` (not on Llama)  | `up_proj`, `c_fc`, `fc_in`, `fc1`, `dense_h_to_4h`                              |
+| `W_gate` | `fc_in` on gated MLPs           | `gate_proj`                                                                     |
+| `W_out`  | `U_out`; `fc_out`               | `down_proj`, `mlp.c_proj`, `fc_out`, `fc2`, `dense_4h_to_h`                     |
+
+LASER's published code calls `gate_proj` `fc_in` on Llama, so on a model with gates `fc_in` is `W_gate`, and `U_in`, the paper's
+own name, is `W_in`. A leading `model.layers.3`, `transformer.h.3`, `gpt_neox.layers.3` or `model.decoder.layers.3` is
+`blocks.3`; a trailing `.weight` is ignored. Without a layer, an alias means every layer.
+"""
+
+import re
+
+from hooks.sites import ATTENTION_MATRICES, Matrix, SiteError
+
+_PLAIN: dict[str, Matrix] = {
+    **dict.fromkeys(("W_q", "q_proj"), "W_Q"),
+    **dict.fromkeys(("W_k", "k_proj"), "W_K"),
+    **dict.fromkeys(("W_v", "v_proj"), "W_V"),
+    **dict.fromkeys(("W_o", "o_proj", "out_proj", "attn.c_proj", "attention.dense", "self_attn.dense"), "W_O"),
+    **dict.fromkeys(("U_in", "up_proj", "c_fc", "fc1", "dense_h_to_4h"), "W_in"),
+    "gate_proj": "W_gate",
+    **dict.fromkeys(("U_out", "down_proj", "mlp.c_proj", "fc_out", "fc2", "dense_4h_to_h"), "W_out"),
+}
+_FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "gate_up_proj")
+_LAYER = re.compile(r"^(?:(?:transformer|model|gpt_neox|decoder)\.)*(?:h|layers|blocks)\.(?P<layer>[^.]+)\.")
+
+
+def canonical(pattern: str, *, gated: bool) -> str:
+    """The pattern in TransformerLens's names; one that uses no alias comes back as it is.
+
+    Raises:
+        SiteError: if it names a fused matrix, which is edited by its parts, or the ambiguous `c_proj`.
+    """
+    name, head = re.fullmatch(r"(.*?)(\[(?:-?\d+|\*|-?\d*:-?\d*)\])?", pattern.removesuffix(".weight")).groups("")  # type: ignore[union-attr]
+    last = name.rsplit(".", 1)[-1]
+    if last in _FUSED:
+        parts = "W_gate and W_in" if last == "gate_up_proj" else "W_Q, W_K and W_V"
+        raise SiteError(f"{pattern!r} names a fused matrix: name its parts, {parts}, instead.")
+    if last == "c_proj" and not name.endswith(("attn.c_proj", "mlp.c_proj")):
+        raise SiteError(f"{pattern!r} is ambiguous: write attn.c_proj (W_O) or mlp.c_proj (W_out).")
+    matrix = _matrix(name, gated=gated)
+    if matrix is None:
+        return pattern
+    found = _LAYER.match(name)
+    layer = found["layer"] if found else "*"
+    part = "attn" if matrix in ATTENTION_MATRICES else "mlp"
+    return f"blocks.{layer}.{part}.{matrix}{head}"
+
+
+def _matrix(name: str, *, gated: bool) -> Matrix | None:
+    if name.rsplit(".", 1)[-1] == "fc_in":
+        return "W_gate" if gated else "W_in"
+    for alias, matrix in _PLAIN.items():
+        if name == alias or name.endswith(f".{alias}"):
+            return matrix
+    return None

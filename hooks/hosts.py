@@ -1,0 +1,288 @@
+"""The models that can be operated on, and where each keeps its matrices: the only module that knows.
+
+`HookedTransformer` and `TransformerBridge` (TransformerLens 3.9 has both, 4.x the bridge only) are recognised by the names
+of their classes, so that neither has to be imported.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import final
+
+from torch import Tensor, nn
+
+from hooks.places import Layout, Place
+from hooks.sites import ATTENTION_MATRICES, MATRICES, MLP_MATRICES, Matrix, Site, SiteError
+from hooks.slots import Slot
+from hooks.wires import Wire
+
+_SPLIT_INPUTS = ("use_split_qkv_input", "use_attn_in")
+_READERS = {"W_Q": "query_input", "W_K": "key_input", "W_V": "value_input"}
+_PROJECTIONS: dict[Matrix, str] = {
+    **dict(zip(ATTENTION_MATRICES, "qkvo", strict=True)),
+    "W_in": "in",
+    "W_gate": "gate",
+    "W_out": "out",
+}
+
+
+class Host(ABC):
+    """A model, seen as places that hold matrices."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @property
+    def n_layers(self) -> int:
+        """The number of blocks."""
+        return len(self.model.blocks)  # type: ignore[arg-type]
+
+    def joint_sites(self) -> Iterator[Site]:
+        """Every editable matrix of the model, joint over heads, in the order of the forward pass."""
+        for layer in range(self.n_layers):
+            for matrix in MATRICES:
+                site = Site(layer, matrix)
+                if self.why_not(site) is None:
+                    yield site
+
+    def place(self, site: Site) -> Place:
+        """Where the matrix of `site` lives.
+
+        Raises:
+            SiteError: if this model has no such matrix, or has it in a form that cannot be edited; the text says which.
+        """
+        if site.layer >= self.n_layers:
+            raise SiteError(
+                f"no matrix is named '{site}': this model has {self.n_layers} layers, "
+                f"blocks.0 to blocks.{self.n_layers - 1}. List all with surgery.sites(model)."
+            )
+        reason = self.why_not(site.joint)
+        if reason is not None:
+            raise SiteError(f"'{site}' cannot be edited: {reason}. List what can with surgery.sites(model).")
+        place = self._joint_place(site.joint)
+        if site.head is None:
+            return place
+        if place.n_heads is None or site.head >= place.n_heads:
+            raise SiteError(f"no head is named '{site}': {site.joint} has {place.n_heads} heads, 0 to {place.n_heads - 1}.")  # type: ignore[operator]
+        return place.at_head(site.head)
+
+    def n_heads(self, matrix: Matrix) -> int:
+        """How many heads the layer's matrix has: key-value heads for W_K and W_V."""
+        cfg = self.model.cfg
+        grouped = getattr(cfg, "n_key_value_heads", None) if matrix in ("W_K", "W_V") else None
+        return grouped or cfg.n_heads  # type: ignore[return-value]
+
+    @abstractmethod
+    def why_not(self, site: Site) -> str | None:
+        """Why the model's matrix at `site` cannot be edited, or None if it can."""
+
+    @abstractmethod
+    def weight_state(self) -> str:
+        """Which form of the weights the model holds: raw, or with what folded in or centred."""
+
+    @abstractmethod
+    def _joint_place(self, site: Site) -> Place: ...
+
+
+@final
+class HookedTransformerHost(Host):
+    """TransformerLens's own implementation: one parameter per matrix, `[head, d_model, d_head]` in attention."""
+
+    def why_not(self, site: Site) -> str | None:
+        block = self.model.blocks[site.layer]  # type: ignore[index]
+        owner = getattr(block, site.part, None)
+        if owner is None:
+            return f"this model is attention-only, so {site.prefix} has no {site.part}"
+        if self._stored_name(owner, site.matrix) not in owner._parameters:
+            return f"{site.prefix}.{site.part} is a {type(owner).__name__}, which holds {_held(owner)}"
+        weight = owner._parameters[self._stored_name(owner, site.matrix)]
+        return _quantised(weight, site)
+
+    def weight_state(self) -> str:
+        folded = (self.model.cfg.normalization_type or "").endswith("Pre")
+        return "LayerNorm folded (LNPre or RMSPre)" if folded else "raw"
+
+    def _stored_name(self, owner: nn.Module, matrix: str) -> str:
+        return f"_{matrix}" if f"_{matrix}" in owner._parameters else matrix
+
+    def _joint_place(self, site: Site) -> Place:
+        owner = getattr(self.model.blocks[site.layer], site.part)  # type: ignore[index]
+        name = self._stored_name(owner, site.matrix)
+        shape = tuple(owner._parameters[name].shape)
+        if site.matrix in MLP_MATRICES:
+            layout, n_heads, (d_in, d_out) = Layout("d_in d_out -> d_in d_out"), None, shape
+        elif site.matrix == "W_O":
+            n_heads, d_head, d_out = shape
+            layout = Layout("head d_head d_out -> (head d_head) d_out", (("head", n_heads), ("d_head", d_head)))
+            d_in = n_heads * d_head
+        else:
+            n_heads, d_in, d_head = shape
+            layout = Layout("head d_in d_head -> d_in (head d_head)", (("head", n_heads), ("d_head", d_head)))
+            d_out = n_heads * d_head
+        slot = Slot(owner, name, f"{site.prefix}.{site.part}.{name}")
+        reads, writes = self._input(site), self._output(site)
+        return Place(site, (slot,), layout, d_in, d_out, n_heads, reads, writes, self._bias(site, owner, name))
+
+    def _bias(self, site: Site, owner: nn.Module, name: str) -> Slot | None:
+        bias = name.replace("W_", "b_")
+        gated_input = site.matrix == "W_gate" or (site.matrix == "W_in" and "W_gate" in owner._parameters)
+        if gated_input or bias not in owner._parameters:  # a gated MLP adds b_in after the product with the gate
+            return None
+        return Slot(owner, bias, f"{site.prefix}.{site.part}.{bias}")
+
+    def _input(self, site: Site) -> Wire:
+        block, cfg = self.model.blocks[site.layer], self.model.cfg  # type: ignore[index]
+        if site.matrix == "W_O":
+            return Wire(block.attn.hook_z, None, "last", f"{site.prefix}.attn.hook_z")
+        if site.matrix == "W_out":
+            return Wire(block.mlp.hook_post, None, "last", f"{site.prefix}.mlp.hook_post")
+        reads = "ln1" if site.part == "attn" else "ln2"
+        split = [flag for flag in (*_SPLIT_INPUTS, "use_hook_mlp_in") if getattr(cfg, flag, False)]
+        name, hidden = f"{site.prefix}.{reads}.hook_normalized", ""
+        norm = getattr(block, reads, None)
+        if cfg.positional_embedding_type == "shortformer" and site.matrix in ("W_Q", "W_K"):
+            hidden = "positions are added after the normalisation"
+        elif site.part == "attn" and any(flag in split for flag in _SPLIT_INPUTS):
+            hidden = f"{split[0]} gives every head an input of its own"
+        elif not hasattr(norm, "hook_normalized"):
+            resid = "hook_resid_pre" if site.part == "attn" or cfg.parallel_attn_mlp else "hook_resid_mid"
+            name = f"{site.prefix}.{resid}"
+            hidden = "use_hook_mlp_in copies the input before the matrix reads it" if split else ""
+        elif _is_post_norm(cfg):
+            hidden = "this architecture normalises after the matrix, not before"
+        argument = _READERS[site.matrix] if site.part == "attn" else 0
+        affine = norm if not hidden and name.endswith("hook_normalized") and "w" in norm._parameters else None  # type: ignore[union-attr]
+        return Wire(getattr(block, site.part), argument, "last", None if hidden else name, hidden, affine)
+
+    def _output(self, site: Site) -> Wire:
+        block = self.model.blocks[site.layer]  # type: ignore[index]
+        if site.matrix in ("W_O", "W_out"):
+            hook = "hook_attn_out" if site.matrix == "W_O" else "hook_mlp_out"
+            normed = self.model.cfg.use_normalization_before_and_after or _is_post_norm(self.model.cfg)
+            hidden = f"{hook} lies after another normalisation" if normed else ""
+            return Wire(getattr(block, site.part), None, "first", None if hidden else f"{site.prefix}.{hook}", hidden)
+        if site.part == "attn":
+            hook = f"hook_{site.matrix[-1].lower()}"
+        else:
+            gated_linear = site.matrix == "W_in" and hasattr(block.mlp, "hook_pre_linear")
+            hook = "hook_pre_linear" if gated_linear else "hook_pre"
+        module = getattr(getattr(block, site.part), hook)
+        return Wire(module, None, "first", f"{site.prefix}.{site.part}.{hook}")
+
+
+@final
+class BridgeHost(Host):
+    """TransformerBridge: the Hugging Face model's own layers, wrapped; `[d_out, d_in]` in Linear, `[d_in, d_out]` in Conv1D."""
+
+    def why_not(self, site: Site) -> str | None:
+        block = self.model.blocks[site.layer]  # type: ignore[index]
+        container = block._modules.get(site.part)
+        if container is None:
+            return f"{site.prefix} has no {site.part}: it holds {', '.join(_bridges(block))}"
+        if site.part == "mlp" and not {"in", "out"} <= set(_bridges(container)):
+            return f"{site.prefix}.mlp is a {type(container).__name__}, whose weights are not one matrix per layer"
+        layer = self._layer(site)
+        if layer is None:
+            return f"{site.prefix}.{site.part} is a {type(container).__name__}, which holds {_held_bridged(container)}"
+        if _orientation(layer) is None:
+            return f"{site.prefix}.{site.part}.{_PROJECTIONS[site.matrix]} is a {type(layer).__name__}, not a plain linear layer"
+        return _quantised(layer.weight, site)  # type: ignore[arg-type]
+
+    def weight_state(self) -> str:
+        if getattr(self.model, "_weights_processed", False):
+            return "processed (LayerNorm folded or weights centred)"
+        return "raw"
+
+    def _layer(self, site: Site) -> nn.Module | None:
+        """The wrapped Hugging Face layer (through `_modules`: `bridge.attn.W_Q` and its like are processed copies)."""
+        container = self.model.blocks[site.layer]._modules[site.part]  # type: ignore[index]
+        bridge = container._modules.get(_PROJECTIONS[site.matrix])  # type: ignore[union-attr]
+        return None if bridge is None else getattr(bridge, "original_component", None)
+
+    def _joint_place(self, site: Site) -> Place:
+        layer, container = self._layer(site), self.model.blocks[site.layer]._modules[site.part]  # type: ignore[index]
+        assert layer is not None and container is not None
+        projection = _PROJECTIONS[site.matrix]
+        label = f"{site.prefix}.{site.part}.{projection}.original_component"
+        slots, bias = (Slot(layer, "weight", f"{label}.weight"),), Slot(layer, "bias", f"{label}.bias")
+        if f"_processed_{site.matrix}" in container.__dict__:  # gated MLPs of 3.9.0 in compatibility mode
+            names = f"_processed_{site.matrix}", f"_processed_{site.matrix.replace('W_', 'b_')}"
+            slots = (Slot(container, names[0], f"{site.prefix}.mlp.{names[0]}"), *slots)
+            bias = Slot(container, names[1], f"{site.prefix}.mlp.{names[1]}")
+        layout = Layout(_orientation(layer) or "")
+        d_in, d_out = layout.to_matrix(slots[0].registered()).shape  # type: ignore[arg-type]
+        n_heads = self.n_heads(site.matrix) if site.part == "attn" else None
+        return Place(site, slots, layout, d_in, d_out, n_heads, *self._wires(site, layer), bias)
+
+    def _wires(self, site: Site, layer: nn.Module) -> tuple[Wire, Wire]:
+        container = self.model.blocks[site.layer]._modules[site.part]  # type: ignore[index]
+        projection = _PROJECTIONS[site.matrix]
+        prefix = f"{site.prefix}.{site.part}.{projection}"
+        bridge = container._modules[projection]  # type: ignore[union-attr]
+        if getattr(container, "_use_processed_weights", False):  # multiplies by hand, past the wrapped layers
+            writes = Wire(bridge.hook_out, None, "first", f"{prefix}.hook_out")  # type: ignore[union-attr, arg-type]
+            if site.matrix == "W_out":
+                return Wire(bridge.hook_in, None, "last", f"{prefix}.hook_in"), writes  # type: ignore[union-attr, arg-type]
+            return Wire(container.hook_in, None, "last", f"{site.prefix}.mlp.hook_in"), writes  # type: ignore[union-attr, arg-type]
+        split = [f for f in (*_SPLIT_INPUTS, "use_attn_result") if getattr(self.model.cfg, f, False)]
+        hidden = f"{split[0]} bypasses {prefix}" if split and site.part == "attn" else ""
+        reads = Wire(layer, 0, "last", None if hidden else f"{prefix}.hook_in", hidden)
+        return reads, Wire(layer, None, "first", None if hidden else f"{prefix}.hook_out", hidden)
+
+
+def host_of(model: nn.Module) -> Host:
+    """The view of `model` that knows where its matrices are.
+
+    Raises:
+        TypeError: if the model is compiled, or neither a HookedTransformer nor a TransformerBridge.
+    """
+    names = {cls.__name__ for cls in type(model).__mro__}
+    if "OptimizedModule" in names or getattr(model, "_compiled_call_impl", None) is not None:
+        raise TypeError(
+            f"a compiled model ({type(model).__name__}) keeps the weights it was compiled with and would ignore an edit. "
+            "Edit the model before torch.compile, or write the edit into the weights with surgery.commit(model, spec)."
+        )
+    if "HookedTransformer" in names:
+        return HookedTransformerHost(model)
+    if "TransformerBridge" in names:
+        return BridgeHost(model)
+    raise TypeError(
+        f"cannot operate on a {type(model).__name__}: a transformer_lens HookedTransformer or TransformerBridge is needed. "
+        "Wrap a Hugging Face model with TransformerBridge.boot_transformers or build_bridge_from_module."
+    )
+
+
+def _is_post_norm(cfg: object) -> bool:
+    """OLMo 2 and 3: `ln1` and `ln2` act on the outputs of attention and MLP."""
+    return getattr(cfg, "original_architecture", None) in ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
+
+
+def _orientation(layer: nn.Module) -> str | None:
+    if isinstance(layer, nn.Linear):
+        return "d_out d_in -> d_in d_out"
+    if type(layer).__name__ == "Conv1D":
+        return "d_in d_out -> d_in d_out"
+    return None
+
+
+def _quantised(weight: Tensor | None, site: Site) -> str | None:
+    if weight is None or not weight.dtype.is_floating_point or weight.ndim > 3:
+        held = "nothing" if weight is None else f"{str(weight.dtype).removeprefix('torch.')} of shape {tuple(weight.shape)}"
+        return f"its weight is stored as {held} (quantised, or one tensor for many experts), not as a matrix of floats"
+    if weight.ndim == 3 and site.part == "mlp":
+        return f"its weight holds {weight.shape[0]} experts in one tensor"
+    return None
+
+
+def _held(owner: nn.Module) -> str:
+    held = [name.lstrip("_") for name in owner._parameters if name.lstrip("_") in MATRICES]
+    return ", ".join(held) or f"no matrix of its own but {', '.join(owner._modules) or 'nothing'}"
+
+
+def _bridges(container: nn.Module) -> list[str]:
+    return [name for name, module in container._modules.items() if hasattr(module, "original_component")]
+
+
+def _held_bridged(container: nn.Module) -> str:
+    names = {projection: matrix for matrix, projection in _PROJECTIONS.items()}
+    held = [names[name] for name in _bridges(container) if name in names]
+    return ", ".join(held) or "no matrix that can be edited"

@@ -1,0 +1,126 @@
+"""Where a tensor is stored, and how another one is put in its place and taken out again.
+
+A *shadow* is an entry of the owning module's instance dictionary: Python finds it before the registered parameter of the
+same name, so everything that reads the weight sees it, while `parameters()`, `state_dict()` and class names stay as they
+are, and taking it out restores the model bit for bit.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+_ABSENT = object()
+
+
+class EditedModelError(RuntimeError):
+    """The model was moved, cast or reprocessed while an edit was active."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The attribute `name` of the module `owner`, whose TransformerLens name is `label`."""
+
+    owner: nn.Module
+    name: str
+    label: str
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """What tells two slots of one model apart."""
+        return id(self.owner), self.name
+
+    def current(self) -> Tensor | None:
+        """What a forward pass reads now."""
+        return getattr(self.owner, self.name)
+
+    def registered(self) -> Tensor | None:
+        """The parameter behind any shadow, or the current value where the host keeps a plain attribute."""
+        if self.name in self.owner._parameters:
+            return self.owner._parameters[self.name]
+        return self.current()
+
+
+@dataclass(slots=True)
+class Shadow:
+    """A tensor laid over a slot; `remove` takes it out however the slot was treated in between."""
+
+    slot: Slot
+    tensor: Tensor
+    _previous: object = field(default=_ABSENT, init=False, repr=False)
+
+    def install(self) -> None:
+        """Lay the tensor over the slot."""
+        self._previous = self.slot.owner.__dict__.get(self.slot.name, _ABSENT)
+        object.__setattr__(self.slot.owner, self.slot.name, self.tensor)
+
+    @property
+    def covered(self) -> Tensor | None:
+        """What the instance dictionary held before, on hosts that keep a weight as a plain attribute."""
+        return self._previous if isinstance(self._previous, Tensor) else None
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the slot still shows this tensor (assigning a parameter to it throws a shadow out)."""
+        return self.slot.owner.__dict__.get(self.slot.name) is self.tensor
+
+    def replace(self, tensor: Tensor) -> None:
+        """Show another tensor, unless somebody has thrown the shadow out."""
+        if self.is_in_place:
+            object.__setattr__(self.slot.owner, self.slot.name, tensor)
+            self.tensor = tensor
+
+    def remove(self) -> None:
+        """Restore the slot as it was before `install`."""
+        if not self.is_in_place:
+            return
+        if self._previous is _ABSENT:
+            object.__delattr__(self.slot.owner, self.slot.name)
+        else:
+            object.__setattr__(self.slot.owner, self.slot.name, self._previous)
+
+
+def refuse_moved_shadow(module: nn.Module, args: object) -> None:
+    """Forward pre-hook of every module that carries a shadow: `.to()` moves parameters, never shadows.
+
+    Stateless and at module level, so that a deep copy or a pickle of an edited model carries it along.
+    """
+    for name, parameter in module._parameters.items():
+        shadow = module.__dict__.get(name)
+        if parameter is None or not isinstance(shadow, Tensor):
+            continue
+        if shadow.dtype != parameter.dtype or shadow.device != parameter.device:
+            raise EditedModelError(
+                f"the model was moved or cast while an edit was active: {type(module).__name__}.{name} is now "
+                f"{_kind(parameter)}, its edited version {_kind(shadow)}. "
+                "Undo the edit first (operation.undo() or surgery.undo_all(model)), move the model, and apply it again."
+            )
+
+
+def check_fits(slot: Slot, tensor: Tensor) -> None:
+    """Refuse a tensor that cannot stand in for what the slot holds.
+
+    Raises:
+        ValueError: on another shape, dtype or device.
+    """
+    held = slot.registered()
+    if held is None:  # a projection without a bias: anything of the right length may stand there
+        return
+    if (tensor.shape, tensor.dtype, tensor.device) != (held.shape, held.dtype, held.device):
+        raise ValueError(
+            f"cannot lay a tensor of shape {tuple(tensor.shape)}, {_kind(tensor)} over {slot.label}: it holds "
+            f"{tuple(held.shape)}, {_kind(held)}. Reshape, cast or move the tensor first."
+        )
+
+
+def write(slot: Slot, tensor: Tensor) -> None:
+    """Overwrite the registered parameter itself, in place."""
+    held = slot.registered()
+    if held is None:
+        raise ValueError(f"{slot.label} holds no parameter to write to: use a temporary edit instead.")
+    with torch.no_grad():
+        held.copy_(tensor)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"

@@ -1,0 +1,60 @@
+"""The two ends of a matrix as a forward pass sees them: its input and its output.
+
+A wire is read and changed by a torch hook on the module where the activation passes. On an input, ours runs after every
+hook that is already there, so that it sees what the user has patched; on an output it runs before them, so that the user
+patches what we made.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+Change = Callable[[Tensor], Tensor | None]
+"""What to do with an activation as it passes: return its replacement, or None to leave it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """An activation: an argument of `module`, or (`argument` None) what it returns.
+
+    `name` is TransformerLens's name of the hook point that shows the same activation, None where there is none and then
+    `hidden` says why. `norm` is the normalisation whose gain and bias lie between the hook point and the wire.
+    """
+
+    module: nn.Module
+    argument: int | str | None
+    order: Literal["first", "last"]
+    name: str | None
+    hidden: str = ""
+    norm: nn.Module | None = None
+
+    def from_hook(self, activation: Tensor) -> Tensor:
+        """The wire's activation, from what the hook point `name` shows (before a normalisation's own gain and bias)."""
+        if self.norm is None:
+            return activation
+        scaled = activation * self.norm.w
+        return scaled + self.norm.b if "b" in self.norm._parameters else scaled
+
+    def attach(self, change: Change) -> RemovableHandle:
+        """Run `change` on the activation at every forward pass until the handle is removed."""
+        prepend = self.order == "first"
+        match self.argument:
+            case None:
+                return self.module.register_forward_hook(lambda _module, _args, output: change(output), prepend=prepend)
+            case int(index):
+
+                def on_positional(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+                    new = change(args[index])
+                    return None if new is None else ((*args[:index], new, *args[index + 1 :]), kwargs)
+
+                return self.module.register_forward_pre_hook(on_positional, with_kwargs=True, prepend=prepend)
+            case str(key):
+
+                def on_keyword(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+                    new = change(kwargs[key])
+                    return None if new is None else (args, {**kwargs, key: new})
+
+                return self.module.register_forward_pre_hook(on_keyword, with_kwargs=True, prepend=prepend)

@@ -1,0 +1,47 @@
+"""Edit the singular components of a TransformerLens model's weight matrices: exactly, reversibly, by name.
+
+    with surgery.apply(model, {"blocks.*.mlp.W_out": KeepTop(rho=0.05)}) as operation:
+        logits = model(tokens)
+
+A spec maps patterns to edits; `apply` shows the edited weights until it is undone.
+"""
+
+from surgery._guard import check_hooks_package
+
+check_hooks_package()
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from hooks import EditedModelError, SiteError, match_sites
+from surgery.bases import SVD, Basis, HaarBasis, RandomizedSVD, RowBlocks
+from surgery.controls import RandomBasis, RandomComponents
+from surgery.cuts import DropBottom, DropTop, KeepBottom, KeepTop
+from surgery.decompositions import Decomposition, Decompositions, StaleDecompositionError, decompose, forget
+from surgery.documents import SpecFileError, load, save
+from surgery.edits import Compensated, Drop, Edit, Gains, Keep, Scale, Zero
+from surgery.operations import Operation, active, apply, commit, undo_all
+from surgery.specs import Spec
+from surgery.streams import fwd_hooks
+
+__all__ = [
+    "SVD", "Basis", "Compensated", "Decomposition", "Decompositions", "Drop", "DropBottom", "DropTop", "Edit",
+    "EditedModelError", "Gains", "HaarBasis", "Keep", "KeepBottom", "KeepTop", "Operation", "RandomBasis",
+    "RandomComponents", "RandomizedSVD", "RowBlocks", "Scale", "SiteError", "Spec", "SpecFileError",
+    "StaleDecompositionError", "Zero", "active", "apply", "commit", "decompose", "forget", "fwd_hooks", "load", "save",
+    "sites", "undo_all",
+]  # fmt: skip
+
+
+def sites(model: nn.Module, pattern: str | Iterable[str] = "*") -> list[str]:
+    """The addresses of every editable matrix that the pattern (or each of several) names, in the order of the forward pass.
+
+    `*` matches anything, dots included, `[QK]` a class of characters, `{in,out}` alternatives. Whole matrices by default; a
+    final `[3]`, `[*]` or `[0:4]` asks for heads. LASER's and Hugging Face's names are understood too (`hooks.aliases`).
+
+    Raises:
+        SiteError: if a pattern names nothing, with the nearest names that exist.
+    """
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    return [str(site) for site in sorted({site for p in patterns for site in match_sites(model, p)})]

@@ -1,0 +1,109 @@
+"""Ways to write a matrix as a sum of rank-one components, `W = Σ_i s_i u_i v_iᵀ`.
+
+Every edit chooses gains on the components of one basis. Two edits combine on a matrix only if they share it.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooks.fingerprints import fingerprint
+from surgery import factorise
+
+
+class Components(NamedTuple):
+    """`U` reads (columns in input space), `Vh` writes (rows in output space), `S` is the strength, largest first."""
+
+    U: Float[Tensor, "*head d_in component"]
+    S: Float[Tensor, "*head component"]
+    Vh: Float[Tensor, "*head component d_out"]
+
+
+class Basis(ABC):
+    """How a matrix becomes components.
+
+    `complete` bases sum to the matrix; others leave a rest or replace it. `batched` ones take a stack of heads at once.
+    """
+
+    complete: ClassVar[bool] = True
+    batched: ClassVar[bool] = False
+
+    @abstractmethod
+    def decompose(self, W: Float[Tensor, "*head d_in d_out"]) -> Components:
+        """The components of a matrix."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SVD(Basis):
+    """The exact singular value decomposition, in fp32 or better."""
+
+    batched: ClassVar[bool] = True
+
+    def decompose(self, W: Float[Tensor, "*head d_in d_out"]) -> Components:
+        """Singular vectors and values, by the fastest route that is exact enough for the size."""
+        return Components(*factorise.exact(W))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RandomizedSVD(Basis):
+    """The leading components by seeded randomised subspace iteration (Halko, Martinsson, Tropp, arXiv:0909.4061, alg. 4.4).
+
+    LASER's authors ran `torch.svd_lowrank(W, q=rank, niter=2)` without a seed; its result differs from the true truncated SVD
+    and from run to run. This reproduces that estimator, repeatably.
+    """
+
+    complete: ClassVar[bool] = False
+    rank: int
+    seed: int
+    n_iter: int = 2
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.n_iter < 0:
+            raise ValueError(f"RandomizedSVD(rank={self.rank}, n_iter={self.n_iter}): both must be 0 or more.")
+
+    def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Components:
+        """The leading `rank` components, approximately."""
+        if self.rank > min(W.shape[-2:]):
+            raise ValueError(f"{self!r} asks for more than the {min(W.shape[-2:])} components of a {tuple(W.shape[-2:])} matrix.")
+        return Components(*factorise.randomised(W, rank=self.rank, n_iter=self.n_iter, generator=_generator(W, self.seed)))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class HaarBasis(Basis):
+    """The matrix's own singular values on random orthonormal vectors: a control with the same spectrum."""
+
+    complete: ClassVar[bool] = False
+    seed: int
+
+    def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Components:
+        """The same strengths, other directions."""
+        S = factorise.exact(W)[1]
+        return Components(*factorise.random_basis(S, W.shape[-2], W.shape[-1], generator=_generator(W, self.seed)))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RowBlocks(Basis):
+    """An SVD of each of `blocks` groups of neighbouring rows (input dimensions), pooled (arXiv:2510.20800, sec. 3.3)."""
+
+    blocks: int
+
+    def __post_init__(self) -> None:
+        if self.blocks < 1:
+            raise ValueError(f"RowBlocks({self.blocks}): at least one block is needed.")
+
+    def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Components:
+        """The components of all blocks, strongest first; each reads from the rows of its block only."""
+        return Components(*factorise.row_blocks(W, self.blocks))
+
+
+def _generator(W: Tensor, seed: int) -> torch.Generator:
+    """Its stream depends on the seed and on the weights, so that two matrices of one shape get different draws."""
+    return torch.Generator(device=W.device).manual_seed(seed ^ int(fingerprint(W)[:12], 16))

@@ -1,0 +1,229 @@
+"""The components of a model's matrices: computed once, reused by everything, saved and loaded, never silently stale."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import final
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hooks import Site, host_of, match_sites
+from hooks.editor import editor_of
+from hooks.fingerprints import fingerprint
+from surgery.bases import SVD, Basis, Components
+
+_FORMAT, _VERSION = "model-surgery decompositions", "1"
+
+
+class StaleDecompositionError(ValueError):
+    """The weights are not the ones that were decomposed."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Decomposition:
+    """The components of one matrix: `W = U @ diag(S) @ Vh`, of `y = x @ W`, strongest first.
+
+    `fingerprint` identifies the weights it was made from, `weight_state` says whether they were raw or processed.
+    """
+
+    site: str
+    U: Float[Tensor, "d_in component"]
+    S: Float[Tensor, " component"]
+    Vh: Float[Tensor, "component d_out"]
+    basis: Basis
+    fingerprint: str
+    weight_state: str
+
+    @property
+    def rank(self) -> int:
+        """The number of components, zero ones included."""
+        return self.S.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(d_in, d_out)` of the matrix."""
+        return self.U.shape[0], self.Vh.shape[1]
+
+    @property
+    def energy(self) -> Float[Tensor, " component"]:
+        """Each component's share of the squared Frobenius norm."""
+        squared = self.S.double().square()
+        return squared / squared.sum().clamp_min(torch.finfo(torch.float64).tiny)
+
+    def to(self, device: torch.device) -> "Decomposition":
+        """The same components on another device."""
+        if self.S.device == device:
+            return self
+        return replace(self, U=self.U.to(device), S=self.S.to(device), Vh=self.Vh.to(device))
+
+    def __repr__(self) -> str:
+        return f"Decomposition({self.site}: {self.shape[0]} x {self.shape[1]}, {self.rank} components, {self.weight_state})"
+
+
+class Decompositions(Mapping[str, Decomposition]):
+    """Decompositions keyed by site address, all in one basis."""
+
+    def __init__(self, entries: Iterable[Decomposition] = (), *, basis: Basis | None = None) -> None:
+        self.basis = basis or SVD()
+        self._entries = {entry.site: entry for entry in entries}
+
+    def __getitem__(self, site: str) -> Decomposition:
+        if site in self._entries:
+            return self._entries[site]
+        raise KeyError(f"{site!r} has not been decomposed; there are {', '.join(self._entries) or 'none'}.")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"Decompositions({len(self)} matrices, {self.basis!r}, {self.nbytes / 2**20:.1f} MiB)"
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(t.nbytes for entry in self._entries.values() for t in (entry.U, entry.S, entry.Vh))
+
+    def add(self, entry: Decomposition) -> None:
+        """Keep one more decomposition, in place of one for the same site."""
+        if entry.basis != self.basis:
+            raise ValueError(f"{entry!r} is in the basis {entry.basis!r}, this collection is in {self.basis!r}.")
+        self._entries[entry.site] = entry
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one safetensors file, with what it takes to notice that the weights have changed."""
+        tensors = {f"{site}|{name}": getattr(d, name).contiguous() for site, d in self.items() for name in Components._fields}
+        sites = {site: {"fingerprint": d.fingerprint, "weight_state": d.weight_state} for site, d in self.items()}
+        basis = {"name": type(self.basis).__name__, **asdict(self.basis)}  # type: ignore[call-overload]
+        metadata = {"format": _FORMAT, "version": _VERSION, "basis": json.dumps(basis), "sites": json.dumps(sites)}
+        save_file(tensors, str(path), metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "Decompositions":
+        """What `save` wrote. Whether it still fits a model is checked when it is used.
+
+        Raises:
+            ValueError: if the file is damaged or not one of ours.
+        """
+        from surgery import documents  # the codec knows every basis by name
+
+        try:
+            with safe_open(str(path), framework="pt", device=str(device)) as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
+                    raise ValueError(f"{path} is not a file of decompositions that this version wrote (version {_VERSION}).")
+                basis = documents.decode_basis(json.loads(metadata["basis"]))
+                sites = json.loads(metadata["sites"])
+                parts = {s: Components(*(file.get_tensor(f"{s}|{name}") for name in Components._fields)) for s in sites}
+                entries = [Decomposition(s, *parts[s], basis, sites[s]["fingerprint"], sites[s]["weight_state"]) for s in sites]
+        except FileNotFoundError:
+            raise
+        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is damaged or not a file of decompositions ({error}): decompose again and save.") from error
+        return cls(entries, basis=basis)
+
+
+def decompose(
+    model: nn.Module,
+    pattern: str | Iterable[str] = "*",
+    *,
+    basis: Basis | None = None,
+    svds: Decompositions | None = None,
+    progress: bool = True,
+) -> Decompositions:
+    """The components of every matrix that the pattern (or each of several) names.
+
+    What has been decomposed before is reused: from `svds` where given (new ones are added to it), else from a memory that
+    lives as long as the model does (`surgery.forget(model)` empties it). Under an active edit the original weights are
+    decomposed, not the edited ones. An interrupted call keeps what it has finished.
+
+    Raises:
+        SiteError: if a pattern names no editable matrix.
+        StaleDecompositionError: if `svds` holds a matrix whose weights have changed since.
+        ValueError: if a weight is not finite.
+    """
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    sites = sorted({site for p in patterns for site in match_sites(model, p)})
+    if svds is not None and basis is not None and svds.basis != basis:
+        raise ValueError(f"svds is in the basis {svds.basis!r}, but basis={basis!r} was asked for: leave one of them out.")
+    wanted = decomposed(model, sites, basis=basis or (svds.basis if svds else SVD()), svds=svds, progress=progress)
+    if svds is not None:
+        return svds
+    return Decompositions(wanted.values(), basis=basis)
+
+
+def decomposed(
+    model: nn.Module, sites: Iterable[Site], *, basis: Basis, svds: Decompositions | None, progress: bool = True
+) -> dict[Site, Decomposition]:
+    """A decomposition, fitting the present weights, of each site: looked up, or computed and remembered."""
+    store = svds if svds is not None and svds.basis == basis else _memory(model, basis)
+    editor, host = editor_of(model), host_of(model)
+    matrices = {site: editor.original(host.place(site)) for site in sites}
+    found = {}
+    for site, W in matrices.items():
+        held, marks = store.get(str(site)), fingerprint(W)
+        if held is not None and held.fingerprint == marks:
+            found[site] = held.to(W.device)
+        elif held is not None and store is svds:
+            raise _stale(held, host.weight_state())
+    missing = [site for site in matrices if site not in found]
+    with tqdm(total=len(missing), desc="decomposing", unit="matrix", delay=1, disable=not progress) as bar:
+        for _, group in groupby(missing, key=lambda site: site.joint):
+            heads = list(group)
+            for site, parts in zip(heads, _components(heads, matrices, basis), strict=True):
+                entry = Decomposition(str(site), *parts, basis, fingerprint(matrices[site]), host.weight_state())
+                store.add(entry)
+                found[site] = entry
+            bar.update(len(heads))
+    return {site: found[site] for site in matrices}
+
+
+def forget(model: nn.Module) -> None:
+    """Free the decompositions remembered for this model; they are computed anew when next needed."""
+    _memories.pop(model, None)
+
+
+_memories: WeakKeyDictionary[nn.Module, dict[Basis, Decompositions]] = WeakKeyDictionary()
+
+
+def _memory(model: nn.Module, basis: Basis) -> Decompositions:
+    return _memories.setdefault(model, {}).setdefault(basis, Decompositions(basis=basis))
+
+
+def _components(heads: list[Site], matrices: dict[Site, Tensor], basis: Basis) -> list[Components]:
+    """The components of one matrix, or of several heads of one in a single batch."""
+    stack = torch.stack([matrices[site] for site in heads])
+    if not bool(torch.isfinite(stack).all()):
+        bad = next(site for site in heads if not bool(torch.isfinite(matrices[site]).all()))
+        count = int((~torch.isfinite(matrices[bad])).sum())
+        raise ValueError(
+            f"'{bad}' holds {count} entries that are not finite (NaN or infinity), so it has no singular values: "
+            "reload the model, or leave this matrix out."
+        )
+    if len(heads) == 1 or not basis.batched:
+        return [basis.decompose(matrices[site]) for site in heads]
+    batched = basis.decompose(stack)
+    return [Components(*(part[i] for part in batched)) for i in range(len(heads))]
+
+
+def _stale(held: Decomposition, state: str) -> StaleDecompositionError:
+    if held.weight_state != state:
+        return StaleDecompositionError(
+            f"the decomposition of '{held.site}' was made from weights that were {held.weight_state}; this model's are {state}, "
+            "which is another matrix. Decompose this model: surgery.decompose(model, ...)."
+        )
+    return StaleDecompositionError(
+        f"the decomposition of '{held.site}' was made from other weights than the model holds now "
+        "(trained since, loaded anew, or another model). Decompose again: surgery.decompose(model, ...)."
+    )

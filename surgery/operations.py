@@ -1,0 +1,152 @@
+"""Applying a spec to a model and taking it back: all or nothing, in any order, bit for bit."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import final
+from weakref import WeakKeyDictionary
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hooks import Site, host_of, place_of
+from hooks.editor import editor_of, guard, strip, unguard
+from surgery.decompositions import Decompositions
+from surgery.rendering import Rendering, install, render
+from surgery.report import table
+from surgery.specs import Change, Spec, check_compatible, plan
+
+_operations: WeakKeyDictionary[nn.Module, list["Operation"]] = WeakKeyDictionary()
+
+
+@final
+class Operation:
+    """An edit that is in force. Leaving the `with` block, or `undo()`, takes it back; printing shows what it does.
+
+    Made by `surgery.apply` (shown instead of the weights) and `surgery.commit` (written into the weights).
+    """
+
+    def __init__(self, model: nn.Module, spec: Spec, changes: Sequence[Change], *, written: bool) -> None:
+        self.model = model
+        self.spec = dict(spec)
+        self.changes = tuple(changes)
+        self.written = written
+
+    def __enter__(self) -> "Operation":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the model is under this edit now."""
+        return self in _operations.get(self.model, [])
+
+    def undo(self) -> None:
+        """Take the edit back. Other edits stay in force, whatever the order; a second call does nothing."""
+        if not self.is_active:
+            return
+        remaining = [operation for operation in active(self.model) if operation is not self]
+        install(self.model, _state(self.model, self, remaining))
+        _operations[self.model] = remaining
+        _leave_if_idle(self.model)
+
+    def weight(self, site: str | Site) -> Float[Tensor, "d_in d_out"]:
+        """The matrix at `site` as a forward pass of the model reads it now, in the orientation `y = x @ W`."""
+        return editor_of(self.model).current(place_of(self.model, site))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row for each edited matrix: components kept, energy, relative Frobenius error, parameters, weight state."""
+        return table(self.changes, self._original)
+
+    def _original(self, site: Site) -> Float[Tensor, "d_in d_out"]:
+        return editor_of(self.model).original(place_of(self.model, site))
+
+    def __repr__(self) -> str:
+        state = ("written into" if self.written else "applied to") if self.is_active else "undone on"
+        lines = table(self.changes, self._original, readable=True).to_string(index=False)
+        return f"operation {state} {type(self.model).__name__}, {len(self.changes)} matrices\n{lines}"
+
+
+def apply(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, progress: bool = True) -> Operation:
+    """The model under the edits of a spec, until the returned operation is undone.
+
+    The edited weights are shown in place of the parameters, which stay as they are. Everything is checked and computed before
+    anything is changed. Gains multiply with those of operations already in force.
+
+    Raises:
+        SiteError: if a pattern names nothing on this model.
+        StaleDecompositionError: if `svds` was made from other weights.
+        ValueError: if an edit does not fit its matrix, or cannot be combined with one in force.
+        TypeError: if the model is compiled or not a TransformerLens model, or the spec not a mapping of patterns to edits.
+    """
+    return _put_in_force(model, spec, svds=svds, progress=progress, written=False)
+
+
+def commit(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, progress: bool = True) -> Operation:
+    """As `apply`, but written into the parameters: `state_dict`, compiled models and exports see the edit.
+
+    `undo()` puts the original weights back, bit for bit; it keeps a copy of them until then.
+
+    Raises:
+        as `apply`.
+    """
+    return _put_in_force(model, spec, svds=svds, progress=progress, written=True)
+
+
+def active(model: nn.Module) -> tuple[Operation, ...]:
+    """The operations in force on this model, oldest first."""
+    return tuple(_operations.get(model, ()))
+
+
+def undo_all(model: nn.Module) -> None:
+    """Undo every operation in force. A deep copy of an edited model, which has none, is stripped of the edit it carries."""
+    if model in _operations:
+        for operation in reversed(active(model)):
+            operation.undo()
+    else:
+        strip(model)
+
+
+def changes_in_force(model: nn.Module, site: Site) -> list[Change]:
+    """The active changes of exactly this site, oldest first."""
+    return [change for operation in active(model) for change in operation.changes if change.site == site]
+
+
+def _put_in_force(
+    model: nn.Module, spec: Spec, *, svds: Decompositions | None, progress: bool, written: bool
+) -> Operation:
+    host_of(model)  # refuses what cannot be operated on before any work is done
+    operation = Operation(model, spec, plan(model, spec, svds=svds, progress=progress), written=written)
+    before, after = active(model), (*active(model), operation)
+    check_compatible([(change.site, change.edit.basis) for change in _changes(after)])
+    restored, edited = _state(model, operation, before), _state(model, operation, after)
+    try:
+        install(model, edited)
+        guard(model)
+        _operations[model] = list(after)
+    except BaseException:
+        install(model, restored)
+        _leave_if_idle(model)
+        raise
+    return operation
+
+
+def _state(model: nn.Module, touched: Operation, operations: Sequence[Operation]) -> list[Rendering]:
+    """What the matrices that `touched` edits look like under these operations."""
+    sites = dict.fromkeys(change.site.joint for change in touched.changes)
+    written = [operation for operation in operations if operation.written]
+    return render(model, sites, shown=_changes(operations), written=_changes(written))
+
+
+def _changes(operations: Sequence[Operation]) -> list[Change]:
+    return [change for operation in operations for change in operation.changes]
+
+
+def _leave_if_idle(model: nn.Module) -> None:
+    if not active(model):
+        _operations.pop(model, None)
+        unguard(model)

@@ -1,0 +1,107 @@
+"""What the slots of a model have to hold for a set of changes to be in force, and putting it there."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hooks import Place, Site, host_of
+from hooks.editor import Editor, editor_of
+from hooks.slots import Slot
+from surgery.specs import Change, added_bias, combine, recompose
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """The tensor that a slot has to show, and the one to be written into its parameter; None for the original."""
+
+    slot: Slot
+    shown: Tensor | None
+    written: Tensor | None
+
+
+def render(
+    model: nn.Module, sites: Iterable[Site], *, shown: Sequence[Change], written: Sequence[Change]
+) -> list[Rendering]:
+    """The state of every slot of these (joint) sites under all `shown` changes, of which `written` go into the parameters.
+
+    Raises:
+        ValueError: if a change adds a constant where this host has no bias to add it to.
+    """
+    host, editor = host_of(model), editor_of(model)
+    renderings = []
+    for site in sites:
+        place = host.place(site)
+        all_changes, permanent = _on_matrix(shown, site), _on_matrix(written, site)
+        weight = [_weight(editor, place, part) for part in (all_changes, permanent)]
+        if len(permanent) == len(all_changes):
+            weight[0] = None
+        renderings += [Rendering(slot, *weight) for slot in place.slots]
+        biases = [_bias(editor, place, part) for part in (all_changes, permanent)]
+        if place.bias is not None:
+            renderings.append(Rendering(place.bias, None if len(permanent) == len(all_changes) else biases[0], biases[1]))
+    return renderings
+
+
+def install(model: nn.Module, renderings: Iterable[Rendering]) -> None:
+    """Put every slot into its rendered state."""
+    editor = editor_of(model)
+    for rendering in renderings:
+        if rendering.written is None:
+            editor.restore(rendering.slot)
+        else:
+            editor.write(rendering.slot, rendering.written)
+        if rendering.shown is None:
+            editor.hide(rendering.slot)
+        else:
+            editor.show(rendering.slot, rendering.shown)
+
+
+def _on_matrix(changes: Sequence[Change], joint: Site) -> list[Change]:
+    return sorted((change for change in changes if change.site.joint == joint), key=lambda change: change.site)
+
+
+def _weight(editor: Editor, place: Place, changes: list[Change]) -> Tensor | None:
+    """The whole matrix under these changes, as the model stores it."""
+    if not changes:
+        return None
+    W = editor.original(place)
+    if changes[0].site.head is None:
+        return place.stored(_edited(W, changes))
+    dtype = changes[0].decomposition.S.dtype
+    joint = W.to(dtype).clone()
+    for site, heads in groupby(changes, key=lambda change: change.site):
+        part = place.at_head(site.head).part_of  # type: ignore[arg-type]
+        part(joint).copy_(_edited(part(W), list(heads)))
+    return place.stored(joint)
+
+
+def _edited(W: Float[Tensor, "d_in d_out"], changes: list[Change]) -> Float[Tensor, "d_in d_out"]:
+    return recompose(W, changes[0].decomposition.to(W.device), combine(changes))
+
+
+def _bias(editor: Editor, place: Place, changes: list[Change]) -> Tensor | None:
+    """The bias with what the constants of these changes add to it; None if they add nothing."""
+    added = [
+        (site, added_bias(parts[0].decomposition, combine(parts)))
+        for site, group in groupby(changes, key=lambda change: change.site)
+        for parts in [list(group)]
+    ]
+    if all(addition is None for _, addition in added):
+        return None
+    if place.bias is None:
+        raise ValueError(
+            f"'{place.site}' cannot be compensated on this host: nothing is added to its output that could carry the constant. "
+            "Use the plain edit, or another matrix."
+        )
+    original = editor.original_bias(place.bias)
+    held = editor.original(place)
+    bias = torch.zeros(place.d_out, device=held.device) if original is None else original.flatten().clone().float()
+    for site, addition in added:
+        if addition is not None:
+            at = slice(None) if site.head is None or site.matrix == "W_O" else place.at_head(site.head).head_slice
+            bias[at] += addition.to(bias)
+    return bias.to(held.dtype) if original is None else bias.to(original.dtype).view(original.shape)

@@ -1,0 +1,93 @@
+"""The same edits as plain TransformerLens hooks, for one call."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from hooks import Place, SiteError, host_of
+from hooks.editor import editor_of
+from hooks.wires import Wire
+from surgery.decompositions import Decompositions
+from surgery.operations import changes_in_force
+from surgery.specs import Change, Spec, check_compatible, combine, plan, recompose
+
+HookFunction = Callable[..., Tensor | None]
+
+
+def fwd_hooks(
+    model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, progress: bool = True
+) -> list[tuple[str, HookFunction]]:
+    """The edits of a spec as pairs of hook name and function, for `run_with_hooks(fwd_hooks=...)` or `model.hooks(...)`.
+
+    For each matrix one hook reads its input x and one adds `((x @ U) * ((γ − 1) s)) @ Vh` to its output, which equals
+    `apply` up to rounding (about 1e-5). TransformerLens runs the hooks of one hook point in the order of the list, so put these
+    after your hooks on a matrix's input and before your hooks on its output; hooks elsewhere may stand anywhere. On top of
+    operations in force, gains multiply.
+
+    Raises:
+        SiteError: if the model shows a matrix's input or output at no hook point; `surgery.apply` always works.
+        ValueError and TypeError: as `surgery.apply`.
+    """
+    changes = plan(model, spec, svds=svds, progress=progress)
+    host = host_of(model)
+    by_site: dict[object, list[Change]] = {}
+    for change in changes:
+        by_site.setdefault(change.site, []).append(change)
+    pairs: list[tuple[str, HookFunction]] = []
+    for parts in by_site.values():
+        place = host.place(parts[0].site)
+        present = changes_in_force(model, place.site)
+        check_compatible([(change.site, change.edit.basis) for change in [*present, *parts]])
+        pairs += _Correction(model, place, present, parts).hooks()
+    return pairs
+
+
+@dataclass(slots=True)
+class _Correction:
+    """Two hooks that act together: the first leaves what the second adds."""
+
+    model: nn.Module
+    place: Place
+    present: list[Change]
+    added: list[Change]
+    _pending: list[Tensor] = field(default_factory=list)
+
+    def hooks(self) -> list[tuple[str, HookFunction]]:
+        reads, writes = self.place.input, self.place.output
+        return [(self._visible(reads, "input"), self._read), (self._visible(writes, "output"), self._write)]
+
+    def _visible(self, wire: Wire, end: str) -> str:
+        if wire.name is None:
+            raise SiteError(
+                f"the {end} of '{self.place.site}' is at no hook point of this model: {wire.hidden}. "
+                "Use surgery.apply(model, spec), which always works."
+            )
+        return wire.name
+
+    def _read(self, activation: Tensor, hook: nn.Module) -> None:
+        x = self.place.read_input(self.place.input.from_hook(activation))
+        self._pending[:] = [self._change(x)]
+
+    def _write(self, activation: Tensor, hook: nn.Module) -> Tensor:
+        return self.place.add_to_output(activation, self._pending.pop())
+
+    def _change(self, x: Tensor) -> Tensor:
+        decomposition = self.added[0].decomposition
+        after = combine([*self.present, *self.added])
+        if not decomposition.basis.complete:
+            return self._dense(x)
+        before = combine(self.present).values if self.present else torch.ones_like(after.values)
+        x = x.to(decomposition.S.dtype)
+        change = ((x @ decomposition.U) * ((after.values - before) * decomposition.S)) @ decomposition.Vh
+        if after.constants is not None:
+            change = change + ((before - after.values) * decomposition.S * after.constants) @ decomposition.Vh
+        return change
+
+    def _dense(self, x: Tensor) -> Tensor:
+        """Where the new components replace the matrix instead of summing to it."""
+        decomposition = self.added[0].decomposition
+        W = editor_of(self.model).original(self.place).to(decomposition.S.dtype)
+        before = recompose(W, decomposition, combine(self.present)) if self.present else W
+        return x.to(W.dtype) @ (recompose(W, decomposition, combine([*self.present, *self.added])) - before)
