@@ -1,0 +1,74 @@
+# Every target sets up what it needs. The interpreter for new environments: make test PYTHON=python3.12
+
+PYTHON ?= python3
+# At most so many test processes, each of one thread (tests/conftest.py) and about 1 GB.
+WORKERS ?= 4
+
+VENV := .venv
+VENV4 := .venv-4
+PACKAGES := hooks surgery analyses
+PYTEST := -m pytest -n logical --maxprocesses $(WORKERS) --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-bridge notebooks lint format bench clean distclean
+
+help:
+	@echo 'make demo         trains a small model, operates on it, prints the table and writes demo.html'
+	@echo 'make test         runs the tests, notebooks included'
+	@echo 'make test-bridge  runs the tests against TransformerLens 4, which has the bridge only'
+	@echo 'make notebooks    executes the notebooks'
+	@echo 'make lint         checks style and types'
+	@echo 'make format       formats the code'
+	@echo 'make bench        prints the benchmarks'
+	@echo 'make clean        deletes what was built or cached'
+	@echo 'make distclean    the same, and the environments $(VENV) and $(VENV4)'
+
+demo: $(VENV)/ready
+	$(VENV)/bin/python -m analyses.demo
+
+test: $(VENV)/ready
+	$(VENV)/bin/python $(PYTEST)
+
+test-bridge: $(VENV4)/ready
+	$(VENV4)/bin/python $(PYTEST) -m 'not notebook'
+
+notebooks: $(VENV)/ready
+	$(VENV)/bin/python $(PYTEST) -m notebook
+
+lint: $(VENV)/ready
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/pyright
+
+format: $(VENV)/ready
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+bench: $(VENV)/ready
+	set -e; for script in benchmarks/*.py; do $(VENV)/bin/python "$$script"; done
+
+# An environment is ready when its stamp is newer than what it was installed from.
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(call set-up,$(VENV),constraints.txt,dev)
+
+$(VENV4)/ready: pyproject.toml constraints-4.txt
+	$(call set-up,$(VENV4),constraints-4.txt,test)
+
+# $(call set-up,environment,constraints,extra)
+define set-up
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "Python 3.11 or newer is needed, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)." >&2; \
+	    echo "Name another interpreter: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@echo 'Setting up $(1): a few minutes, once.'
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --disable-pip-version-check -c $(2) -e '.[$(3)]'
+	@touch $(1)/ready
+endef
+
+clean:
+	rm -rf build dist demo.html .surgery-cache .pytest_cache .ruff_cache .hypothesis
+	find $(PACKAGES) tests benchmarks notebooks -name __pycache__ -prune -exec rm -rf {} +
+	find . -maxdepth 1 -name '*.egg-info' -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) $(VENV4)

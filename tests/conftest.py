@@ -1,0 +1,55 @@
+"""What holds for the whole suite. Imports none of our packages: their shapes are checked from the first import on.
+
+The suite runs in two environments: transformer-lens 3.9, which has HookedTransformer and TransformerBridge, and the
+newest 4.x, which has the bridge only. A test that needs HookedTransformer says so with the marker `hooked`, on the test
+or on one of its parameters (`pytest.param(..., marks=pytest.mark.hooked)`), or by asking for the fixture
+`hooked_transformer`; it is skipped on 4.x. The name is imported inside functions only: on 4.x the import alone raises.
+"""
+
+import os
+
+# Before the first import of torch or huggingface_hub, in every test process and in the notebooks' kernels: nothing
+# reaches a hub, and test processes that run side by side do not fight over cores.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import random
+from importlib.metadata import version
+
+import hypothesis
+import pytest
+
+HAS_HOOKED_TRANSFORMER = int(version("transformer-lens").split(".")[0]) < 4
+
+# The same examples in every run, so that a failure is always met again: HYPOTHESIS_PROFILE=explore looks for new ones.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs HookedTransformer where there is none."""
+    if HAS_HOOKED_TRANSFORMER:
+        return
+    skip = pytest.mark.skip(reason="needs HookedTransformer, which transformer-lens 4 no longer has")
+    for item in items:
+        if item.get_closest_marker("hooked") or "hooked_transformer" in getattr(item, "fixturenames", ()):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _same_seed_in_every_test() -> None:
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def hooked_transformer() -> type:
+    """The class HookedTransformer; a test that asks for it is skipped where transformer-lens has none."""
+    from transformer_lens import HookedTransformer
+
+    return HookedTransformer
