@@ -1,0 +1,64 @@
+"""Every notebook runs from top to bottom, in an empty folder, without a hub, and is stored without outputs."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
+from nbformat import NotebookNode
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
+SECONDS_A_CELL = 180
+
+pytestmark = pytest.mark.notebook
+Execute = Callable[..., NotebookNode]
+
+
+@pytest.fixture
+def execute(tmp_path: Path) -> Execute:
+    """Runs a notebook in an empty folder with this interpreter, whichever kernels are installed on the machine."""
+    spec = tmp_path / "kernels" / "this" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec.write_text(json.dumps({"argv": argv, "display_name": "this", "language": "python"}))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def run(notebook: NotebookNode, *, timeout: float = SECONDS_A_CELL) -> NotebookNode:
+        specs = KernelSpecManager(kernel_dirs=[str(tmp_path / "kernels")], ensure_native_kernel=False)
+        manager = AsyncKernelManager(kernel_name="this", kernel_spec_manager=specs)
+        resources = {"metadata": {"path": str(folder)}}
+        return NotebookClient(notebook, km=manager, kernel_name="this", timeout=timeout, resources=resources).execute()
+
+    return run
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_runs(path: Path, execute: Execute) -> None:
+    execute(nbformat.read(path, as_version=4))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_is_stored_without_outputs(path: Path) -> None:
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert [(i, cell.execution_count, cell.outputs) for i, cell in enumerate(cells) if cell.outputs] == []
+    assert {cell.execution_count for cell in cells} == {None}
+
+
+def test_a_notebook_runs_this_interpreter_in_an_empty_folder_without_a_hub(execute: Execute) -> None:
+    code = "import os, sys; print(sys.executable, os.listdir(), os.environ['HF_HUB_OFFLINE'])"
+    (cell,) = execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])).cells
+    assert cell.outputs[0].text == f"{sys.executable} [] 1\n"
+
+
+def test_a_failing_or_endless_cell_fails(execute: Execute) -> None:
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")]))
+    with pytest.raises(CellTimeoutError):
+        execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("while True: pass")]), timeout=3)

@@ -1,0 +1,61 @@
+"""The project's own settings do what they claim."""
+
+import re
+import tomllib
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def warn_from(module: str) -> None:
+    """A warning whose blame lies with `module`."""
+    warnings.warn_explicit("look out", UserWarning, filename=f"{module}.py", lineno=1, module=module)
+
+
+@pytest.mark.parametrize("module", ["hooks", "hooks.sites", "surgery.svd", "analyses.laser.search"])
+def test_a_warning_from_our_packages_is_an_error(module: str) -> None:
+    with pytest.raises(UserWarning, match="look out"):
+        warn_from(module)
+
+
+@pytest.mark.parametrize("module", ["numpy", "hooks_of_others", "my.surgery"])
+def test_a_warning_from_others_is_not(module: str) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warn_from(module)
+    assert [str(warning.message) for warning in caught] == ["look out"]
+
+
+def test_our_annotations_are_checked_at_run_time() -> None:
+    import torch
+    from beartype.roar import BeartypeException
+    from jaxtyping import TypeCheckError
+
+    import hooks
+
+    with pytest.raises((TypeCheckError, BeartypeException)):
+        hooks.host_of(torch.zeros(2))
+
+
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-4.txt"])
+def test_every_dependency_is_pinned_within_its_bounds(file: str) -> None:
+    lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith("#")]
+    pins = dict(line.split("==") for line in lines)
+    for requirement in map(Requirement, PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]):
+        assert requirement.specifier.contains(pins[requirement.name]), requirement
+    assert not any(re.search(r"[+@/]|nvidia", line) for line in lines)
+
+
+def test_the_suite_runs_on_a_tested_version_of_the_host() -> None:
+    host = next(r for r in map(Requirement, PROJECT["dependencies"]) if r.name == "transformer-lens")
+    assert version("transformer-lens") in host.specifier
+    assert [v for v in ("3.8.1", "4.0.0", "4.1.0", "4.2.0", "5.0.0") if v in host.specifier] == []
+
+
+def test_the_citation_names_this_version() -> None:
+    assert f"version: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
