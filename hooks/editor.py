@@ -70,14 +70,19 @@ class Editor:
         if not any(other.slot.owner is slot.owner for other in self._shadows.values()):
             self._guards.pop(id(slot.owner)).remove()
 
-    def write(self, slot: Slot, tensor: Tensor) -> None:
-        """Overwrite the parameter itself, keeping the original for `restore`."""
-        check_fits(slot, tensor)
-        if slot.key not in self._originals:
+    def write(self, new: Iterable[tuple[Slot, Tensor]]) -> None:
+        """Overwrite parameters themselves, keeping the originals for `restore`.
+
+        All originals are kept before the first is overwritten: two slots may share their memory.
+        """
+        pairs = list(new)
+        for slot, tensor in pairs:
+            check_fits(slot, tensor)
             held = slot.registered()
-            assert held is not None
-            self._originals[slot.key] = slot, held.detach().clone()
-        write(slot, tensor)
+            if held is not None and slot.key not in self._originals:
+                self._originals[slot.key] = slot, held.detach().clone()
+        for slot, tensor in pairs:
+            write(slot, tensor)
 
     def restore(self, slot: Slot) -> None:
         """Put back what `write` overwrote, if anything."""

@@ -5,7 +5,7 @@ Every edit chooses gains on the components of one basis. Two edits combine on a 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -13,14 +13,7 @@ from torch import Tensor
 
 from hooks.fingerprints import fingerprint
 from surgery import factorise
-
-
-class Components(NamedTuple):
-    """`U` reads (columns in input space), `Vh` writes (rows in output space), `S` is the strength, largest first."""
-
-    U: Float[Tensor, "*head d_in component"]
-    S: Float[Tensor, "*head component"]
-    Vh: Float[Tensor, "*head component d_out"]
+from surgery.factorise import Factors
 
 
 class Basis(ABC):
@@ -33,7 +26,7 @@ class Basis(ABC):
     batched: ClassVar[bool] = False
 
     @abstractmethod
-    def decompose(self, W: Float[Tensor, "*head d_in d_out"]) -> Components:
+    def decompose(self, W: Float[Tensor, "*head d_in d_out"]) -> Factors:
         """The components of a matrix."""
 
 
@@ -44,9 +37,9 @@ class SVD(Basis):
 
     batched: ClassVar[bool] = True
 
-    def decompose(self, W: Float[Tensor, "*head d_in d_out"]) -> Components:
+    def decompose(self, W: Float[Tensor, "*head d_in d_out"]) -> Factors:
         """Singular vectors and values, by the fastest route that is exact enough for the size."""
-        return Components(*factorise.exact(W))
+        return factorise.exact(W)
 
 
 @final
@@ -67,11 +60,11 @@ class RandomizedSVD(Basis):
         if self.rank < 0 or self.n_iter < 0:
             raise ValueError(f"RandomizedSVD(rank={self.rank}, n_iter={self.n_iter}): both must be 0 or more.")
 
-    def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Components:
+    def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Factors:
         """The leading `rank` components, approximately."""
         if self.rank > min(W.shape[-2:]):
             raise ValueError(f"{self!r} asks for more than the {min(W.shape[-2:])} components of a {tuple(W.shape[-2:])} matrix.")
-        return Components(*factorise.randomised(W, rank=self.rank, n_iter=self.n_iter, generator=_generator(W, self.seed)))
+        return factorise.randomised(W, self.rank, n_iter=self.n_iter, generator=_generator(W, self.seed))
 
 
 @final
@@ -82,10 +75,10 @@ class HaarBasis(Basis):
     complete: ClassVar[bool] = False
     seed: int
 
-    def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Components:
+    def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Factors:
         """The same strengths, other directions."""
-        S = factorise.exact(W)[1]
-        return Components(*factorise.random_basis(S, W.shape[-2], W.shape[-1], generator=_generator(W, self.seed)))
+        S = factorise.exact(W).S
+        return factorise.random_basis(S, *W.shape, generator=_generator(W, self.seed))
 
 
 @final
@@ -99,9 +92,9 @@ class RowBlocks(Basis):
         if self.blocks < 1:
             raise ValueError(f"RowBlocks({self.blocks}): at least one block is needed.")
 
-    def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Components:
+    def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Factors:
         """The components of all blocks, strongest first; each reads from the rows of its block only."""
-        return Components(*factorise.row_blocks(W, self.blocks))
+        return factorise.row_blocks(W, self.blocks)
 
 
 def _generator(W: Tensor, seed: int) -> torch.Generator:

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from hooks import Site, host_of, match_sites
 from hooks.editor import editor_of
 from hooks.fingerprints import fingerprint
-from surgery.bases import SVD, Basis, Components
+from surgery.bases import SVD, Basis
+from surgery.factorise import Factors
 
 _FORMAT, _VERSION = "model-surgery decompositions", "1"
 
@@ -103,7 +104,7 @@ class Decompositions(Mapping[str, Decomposition]):
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file, with what it takes to notice that the weights have changed."""
-        tensors = {f"{site}|{name}": getattr(d, name).contiguous() for site, d in self.items() for name in Components._fields}
+        tensors = {f"{site}|{name}": getattr(d, name).contiguous() for site, d in self.items() for name in Factors._fields}
         sites = {site: {"fingerprint": d.fingerprint, "weight_state": d.weight_state} for site, d in self.items()}
         basis = {"name": type(self.basis).__name__, **asdict(self.basis)}  # type: ignore[call-overload]
         metadata = {"format": _FORMAT, "version": _VERSION, "basis": json.dumps(basis), "sites": json.dumps(sites)}
@@ -125,7 +126,7 @@ class Decompositions(Mapping[str, Decomposition]):
                     raise ValueError(f"{path} is not a file of decompositions that this version wrote (version {_VERSION}).")
                 basis = documents.decode_basis(json.loads(metadata["basis"]))
                 sites = json.loads(metadata["sites"])
-                parts = {s: Components(*(file.get_tensor(f"{s}|{name}") for name in Components._fields)) for s in sites}
+                parts = {s: Factors(*(file.get_tensor(f"{s}|{name}") for name in Factors._fields)) for s in sites}
                 entries = [Decomposition(s, *parts[s], basis, sites[s]["fingerprint"], sites[s]["weight_state"]) for s in sites]
         except FileNotFoundError:
             raise
@@ -201,7 +202,7 @@ def _memory(model: nn.Module, basis: Basis) -> Decompositions:
     return _memories.setdefault(model, {}).setdefault(basis, Decompositions(basis=basis))
 
 
-def _components(heads: list[Site], matrices: dict[Site, Tensor], basis: Basis) -> list[Components]:
+def _components(heads: list[Site], matrices: dict[Site, Tensor], basis: Basis) -> list[Factors]:
     """The components of one matrix, or of several heads of one in a single batch."""
     stack = torch.stack([matrices[site] for site in heads])
     if not bool(torch.isfinite(stack).all()):
@@ -214,7 +215,7 @@ def _components(heads: list[Site], matrices: dict[Site, Tensor], basis: Basis) -
     if len(heads) == 1 or not basis.batched:
         return [basis.decompose(matrices[site]) for site in heads]
     batched = basis.decompose(stack)
-    return [Components(*(part[i] for part in batched)) for i in range(len(heads))]
+    return [Factors(*(part[i] for part in batched)) for i in range(len(heads))]
 
 
 def _stale(held: Decomposition, state: str) -> StaleDecompositionError:

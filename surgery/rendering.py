@@ -48,12 +48,12 @@ def render(
 
 def install(model: nn.Module, renderings: Iterable[Rendering]) -> None:
     """Put every slot into its rendered state."""
-    editor = editor_of(model)
-    for rendering in renderings:
+    editor, states = editor_of(model), list(renderings)
+    for rendering in states:
         if rendering.written is None:
             editor.restore(rendering.slot)
-        else:
-            editor.write(rendering.slot, rendering.written)
+    editor.write((state.slot, state.written) for state in states if state.written is not None)
+    for rendering in states:
         if rendering.shown is None:
             editor.hide(rendering.slot)
         else:
