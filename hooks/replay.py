@@ -1,0 +1,190 @@
+"""Running only the part of a model that a change can reach: what comes before it is recorded once and replayed.
+
+Works alike on HookedTransformer and TransformerBridge, because it replaces the `forward` of whole modules (blocks, attention,
+MLP) in their instance dictionaries for the length of a `with` block, and asks nothing of the model's own loop.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hooks.hosts import host_of
+from hooks.sites import Site
+
+Part = Literal["block", "attn", "mlp"]
+
+
+@dataclass(slots=True)
+class Recording:
+    """What flowed through the blocks in one forward pass: the residual stream into each, and what each half returned."""
+
+    resid_pre: dict[int, Tensor] = field(default_factory=dict)
+    outputs: dict[tuple[int, Part], object] = field(default_factory=dict)
+
+    def output(self, layer: int, part: Part) -> Float[Tensor, "batch pos d_model"]:
+        """The activation that a module returned, without what else it returned."""
+        return hidden(self.outputs[layer, part])
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Which examples of a recording to run again, and at which position: one row for each.
+
+    `position` narrows everything to one position per example, `[batch]`; None keeps all of them.
+    """
+
+    examples: Int[Tensor, " row"]
+    position: Int[Tensor, " batch"] | None = None
+
+    def take(self, activation: Float[Tensor, "batch pos *rest"]) -> Float[Tensor, "row kept *rest"]:
+        """The rows of a recorded activation, each a fresh copy."""
+        if self.position is None:
+            return activation[self.examples]
+        at = self.position.to(activation.device)
+        return activation[torch.arange(len(at), device=activation.device), at].unsqueeze(1)[self.examples]
+
+
+@contextmanager
+def recorded(model: nn.Module, layers: range) -> Iterator[Recording]:
+    """Fill a recording from the forward pass that runs inside the `with` block; hooks that are active take part."""
+    recording = Recording()
+    blocks = model.blocks  # type: ignore[union-attr]
+    with ExitStack() as stack:
+        for layer in layers:
+            block = blocks[layer]  # type: ignore[index]
+
+            def keep_input(_module: nn.Module, args: tuple, kwargs: dict, layer: int = layer) -> None:
+                recording.resid_pre[layer] = _block_input(args, kwargs).detach()
+
+            handle = block.register_forward_pre_hook(keep_input, with_kwargs=True)
+            stack.callback(handle.remove)
+            for part, module in _parts(block).items():
+
+                def keep_output(_m: nn.Module, _a: tuple, out: object, key: tuple[int, Part] = (layer, part)) -> None:
+                    recording.outputs[key] = _detached(out)
+
+                stack.callback(module.register_forward_hook(keep_output).remove)
+        yield recording
+
+
+@contextmanager
+def replayed(
+    model: nn.Module,
+    recording: Recording,
+    site: Site,
+    rows: Rows,
+    *,
+    change: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[None]:
+    """Run only what lies after `site`'s input, on these rows of the recording.
+
+    Blocks before the site's are skipped; inside its block, attention is skipped if the site is in the MLP. `change` gives a
+    new output for the half that W_O or W_out ends, which is then not computed at all. Run the model on as many token rows as
+    there are rows (`tokens_for`); their contents do not matter beyond the positions they take.
+    """
+    blocks = model.blocks  # type: ignore[union-attr]
+    block = blocks[site.layer]  # type: ignore[index]
+    with ExitStack() as stack:
+        for layer in range(site.layer):
+            stack.enter_context(_skipped(blocks[layer], recording.outputs[layer, "block"]))  # type: ignore[index]
+        resid = rows.take(recording.resid_pre[site.layer])
+        stack.callback(block.register_forward_pre_hook(_feed(resid), with_kwargs=True, prepend=True).remove)
+        if site.part == "mlp" and (site.layer, "attn") in recording.outputs:
+            stack.enter_context(_returning(_parts(block)["attn"], recording, (site.layer, "attn"), rows, None))
+        if change is not None:
+            stack.enter_context(_returning(_parts(block)[site.part], recording, (site.layer, site.part), rows, change))
+        yield
+
+
+def is_position_wise_after(model: nn.Module, site: Site) -> bool:
+    """Whether nothing after this matrix mixes positions, so that one position can be run by itself."""
+    return site.layer == host_of(model).n_layers - 1 and site.matrix in ("W_O", "W_in", "W_gate", "W_out")
+
+
+def hidden(output: object) -> Tensor:
+    """The activation in what a module returned: the tensor itself, or the first of a tuple."""
+    tensor = output[0] if isinstance(output, tuple) else output
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def _parts(block: nn.Module) -> dict[Part, nn.Module]:
+    found: dict[Part, nn.Module] = {"block": block}
+    for part in ("attn", "mlp"):
+        module = block._modules.get(part)
+        if module is not None:
+            found[part] = module
+    return found
+
+
+def _block_input(args: tuple, kwargs: dict) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _feed(resid: Tensor) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict]]:
+    def feed(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if args:
+            return (resid, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": resid}
+
+    return feed
+
+
+@contextmanager
+def _skipped(block: nn.Module, recorded_output: object) -> Iterator[None]:
+    """The block hands its input on, in the form in which it returned its output."""
+
+    def forward(*args: object, **kwargs: object) -> object:
+        resid = _block_input(args, kwargs)
+        return (resid, *recorded_output[1:]) if isinstance(recorded_output, tuple) else resid
+
+    with _forward_replaced(block, forward):
+        yield
+
+
+@contextmanager
+def _returning(
+    module: nn.Module,
+    recording: Recording,
+    key: tuple[int, Part],
+    rows: Rows,
+    change: Callable[[Tensor], Tensor] | None,
+) -> Iterator[None]:
+    """The module returns what was recorded, changed, without computing anything."""
+    output = recording.outputs[key]
+
+    def forward(*_args: object, **_kwargs: object) -> object:
+        taken = rows.take(hidden(output))
+        if change is not None:
+            taken = change(taken)
+        return (taken, *(None for _ in output[1:])) if isinstance(output, tuple) else taken
+
+    with _forward_replaced(module, forward):
+        yield
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    assert "forward" not in module.__dict__ or callable(module.__dict__["forward"])
+    previous = module.__dict__.get("forward")
+    object.__setattr__(module, "forward", forward)
+    try:
+        yield
+    finally:
+        if previous is None:
+            object.__delattr__(module, "forward")
+        else:
+            object.__setattr__(module, "forward", previous)
+
+
+def _detached(output: object) -> object:
+    if isinstance(output, Tensor):
+        return output.detach()
+    if isinstance(output, tuple):
+        return tuple(_detached(item) for item in output)
+    return output
