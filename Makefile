@@ -6,7 +6,6 @@ WORKERS ?= 4
 
 VENV := .venv
 VENV4 := .venv-4
-PACKAGES := hooks surgery analyses
 PYTEST := -m pytest -n logical --maxprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
@@ -67,8 +66,7 @@ endef
 
 clean:
 	rm -rf build dist demo.html .surgery-cache .pytest_cache .ruff_cache .hypothesis
-	find $(PACKAGES) tests benchmarks notebooks -name __pycache__ -prune -exec rm -rf {} +
-	find . -maxdepth 1 -name '*.egg-info' -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf $(VENV) $(VENV4)
