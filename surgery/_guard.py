@@ -5,6 +5,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -33,16 +34,15 @@ def check_hooks_package() -> None:
 
 def _already_imported() -> Path | None:
     module = sys.modules["hooks"]
-    folders = list(getattr(module, "__path__", ()))
-    return _place(folders, getattr(module, "__file__", None))
+    return _place(getattr(module, "__path__", None), getattr(module, "__file__", None))
 
 
 def _to_be_imported() -> Path | None:
     spec = importlib.util.find_spec("hooks")
-    return None if spec is None else _place(list(spec.submodule_search_locations or ()), spec.origin)
+    return None if spec is None else _place(spec.submodule_search_locations, spec.origin)
 
 
-def _place(folders: list[str], file: str | None) -> Path | None:
+def _place(folders: Iterable[str] | None, file: str | None) -> Path | None:
     """The folder of a package, the file of a module, None for what has neither."""
-    place = folders[0] if folders else file
+    place = next(iter(folders or ()), file)
     return None if place is None else Path(place)
