@@ -1,15 +1,18 @@
 """A matrix `W: [d_in, d_out]` written as `U @ diag(S) @ Vh`: the numerical routes, which know no model.
 
-Everything runs in fp32 or better on the weight's own device, outside autograd, autocast and inference mode, so that what
-comes back may enter autograd later. `W` may carry leading axes (`[head, d_in, d_out]`), which are decomposed one by one.
+Everything runs in fp32 or better on the weight's own device, outside autograd, autocast and inference mode, so that
+what comes back may enter autograd later. `W` may carry leading axes (`[head, d_in, d_out]`), which are decomposed one
+by one.
 
-Signs: of the two choices `(u, v)` and `(-u, -v)` the one whose `v` has a positive largest entry is returned. Where the
-largest positive and negative entries agree to 0.1 %, `Σ_j (j + 1) v_j > 0` decides, so that rounding cannot. Runs and routes
-then agree on every component that stands apart from its neighbours; within a degenerate block no sign rule can help.
+Signs: of the two choices `(u, v)` and `(-u, -v)` the one whose `v` has a positive largest entry is returned. Where
+the largest positive and negative entries agree to 0.1 %, `Σ_j (j + 1) v_j > 0` decides, so that rounding cannot. Runs
+and routes then agree on every component that stands apart from its neighbours; within a degenerate block no sign rule
+can help.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -19,7 +22,7 @@ from torch import Tensor
 _PLAIN_FP32 = 1e-2
 """Down to this fraction of s_1, `A v / s` in fp32 is orthonormal to 1e-6 (its error grows as s_1 / s)."""
 _GRAM_ORTHOGONAL = 1e-4
-"""Down to this fraction, `A v / s` in fp64 is orthonormal to 1e-7 (its error grows as (s_1 / s)²); below, it is repaired."""
+"""Down to this fraction, `A v / s` in fp64 is orthonormal to 1e-7 (its error grows as (s_1 / s)²)."""
 _GRAM_NULL = 1e-7
 """Below this fraction a direction of the Gram matrix is rounding: any unit vector orthogonal to the others will do."""
 
@@ -38,8 +41,8 @@ class Factors(NamedTuple):
 def exact(W: Tensor) -> Factors:
     """The SVD of W, by whichever of the two exact routes is the faster: what the rest of the library calls.
 
-    fp64 goes to LAPACK; fp32, bf16 and fp16 to the Gram matrix in fp64, which is both faster and closer than LAPACK's own fp32
-    SVD (singular values to 1e-7 of the largest, against 1e-6).
+    fp64 goes to LAPACK; fp32, bf16 and fp16 to the Gram matrix in fp64, which is both faster and closer than LAPACK's
+    own fp32 SVD (singular values to 1e-7 of the largest, against 1e-6).
 
     Raises:
         ValueError: if W is not a matrix of finite floating-point numbers.
@@ -51,7 +54,8 @@ def exact(W: Tensor) -> Factors:
 def by_lapack(W: Tensor, *, driver: str | None = None) -> Factors:
     """The SVD of W by LAPACK's divide and conquer (cuSOLVER's Jacobi on CUDA), handed over tall.
 
-    A wide matrix is transposed first, which takes a half to a third of the time. `driver` is `torch.linalg.svd`'s, CUDA only.
+    A wide matrix is transposed first, which takes a half to a third of the time. `driver` is `torch.linalg.svd`'s,
+    CUDA only.
 
     Raises:
         ValueError: if W is not a matrix of finite floating-point numbers.
@@ -60,7 +64,7 @@ def by_lapack(W: Tensor, *, driver: str | None = None) -> Factors:
     def route(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         try:
             U, S, Vh = torch.linalg.svd(A, full_matrices=False, driver=driver)
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             # Divide and conquer in fp32 is known to give up on some matrices with many equal singular values.
             U, S, Vh = (x.to(A.dtype) for x in torch.linalg.svd(A.double(), full_matrices=False, driver=driver))
         return U, S, Vh.mT
@@ -71,9 +75,10 @@ def by_lapack(W: Tensor, *, driver: str | None = None) -> Factors:
 def by_gram(W: Tensor) -> Factors:
     """The SVD of W from the eigenvectors of its smaller Gram matrix in fp64, `AᵀA = V S² Vᵀ` and `U = A V / S`.
 
-    Squaring costs half the digits, of which fp64 has enough: singular values are exact to 3e-8 of the largest or better, so
-    for an fp32 matrix better than LAPACK's fp32. The `u` of components under 1e-4 of the largest are made orthonormal again.
-    Handed fp64, it returns fp64 numbers of that same absolute accuracy; `by_lapack` is more exact there.
+    Squaring costs half the digits, of which fp64 has enough: singular values are exact to 3e-8 of the largest or
+    better, so for an fp32 matrix better than LAPACK's fp32. The `u` of components under 1e-4 of the largest are made
+    orthonormal again. Handed fp64, it returns fp64 numbers of that same absolute accuracy; `by_lapack` is more exact
+    there.
 
     Raises:
         ValueError: if W is not a matrix of finite floating-point numbers.
@@ -81,15 +86,14 @@ def by_gram(W: Tensor) -> Factors:
     return _tall(W, _gram_route)
 
 
-def randomised(
-    W: Tensor, rank: int, *, n_iter: int = 2, oversampling: int = 0, generator: torch.Generator
-) -> Factors:
+def randomised(W: Tensor, rank: int, *, n_iter: int = 2, oversampling: int = 0, generator: torch.Generator) -> Factors:
     """The leading `rank` components, approximately: subspace iteration on a random start, repeatable by its generator.
 
-    Halko, Martinsson and Tropp, arXiv:0909.4061, algorithms 4.4 and 5.1. `n_iter=2` without oversampling is what LASER's authors
-    ran, as `torch.svd_lowrank(W, q=rank, niter=2)` without a seed: on trained weights its matrix is far from the true truncated
-    SVD and differs from run to run. From equal random numbers this returns what that call would. `oversampling` iterates on
-    that many more columns and then drops them, as the paper advises (5 to 10), which costs little and comes much closer.
+    Halko, Martinsson and Tropp, arXiv:0909.4061, algorithms 4.4 and 5.1. `n_iter=2` without oversampling is what
+    LASER's authors ran, as `torch.svd_lowrank(W, q=rank, niter=2)` without a seed: on trained weights its matrix is
+    far from the true truncated SVD and differs from run to run. From equal random numbers this returns what that call
+    would. `oversampling` iterates on that many more columns and then drops them, as the paper advises (5 to 10),
+    which costs little and comes much closer.
 
     Raises:
         ValueError: if W is not a matrix of finite floating-point numbers, or has fewer than `rank` components.
@@ -104,8 +108,8 @@ def randomised(
     def route(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if rank == 0:
             return A[..., :0], A[..., 0, :0], A.mT[..., :0]
-        start = (*A.shape[:-2], A.shape[-1], min(rank + oversampling, full))
-        random = torch.randn(start[-2:], generator=generator, device=generator.device, dtype=A.dtype).to(A.device)
+        shape = (A.shape[-1], min(rank + oversampling, full))
+        random = torch.randn(shape, generator=generator, device=generator.device, dtype=A.dtype).to(A.device)
         Q = torch.linalg.qr(A @ random).Q
         for _ in range(n_iter):
             Q = torch.linalg.qr(A @ torch.linalg.qr(A.mT @ Q).Q).Q
@@ -116,11 +120,11 @@ def randomised(
 
 
 def row_blocks(W: Tensor, blocks: int) -> Factors:
-    """The SVD of each of `blocks` groups of neighbouring rows, pooled and sorted: components of W that read one group each.
+    """The SVD of each of `blocks` groups of neighbouring rows, pooled and sorted: components that read one group each.
 
-    `W = U @ diag(S) @ Vh` holds; the columns of U are zero outside their block (`block_of` tells which it is) and orthonormal, but
-    the rows of Vh are orthonormal within a block only. Where `blocks` does not divide d_in the first groups are one row larger.
-    Source: arXiv:2510.20800, section 3.3.
+    `W = U @ diag(S) @ Vh` holds; the columns of U are zero outside their block (`block_of` tells which it is) and
+    orthonormal, but the rows of Vh are orthonormal within a block only. Where `blocks` does not divide d_in the first
+    groups are one row larger. Source: arXiv:2510.20800, section 3.3.
 
     Raises:
         ValueError: if W is not a matrix of finite floating-point numbers, or `blocks` is not between 1 and d_in.
@@ -128,7 +132,9 @@ def row_blocks(W: Tensor, blocks: int) -> Factors:
     A = _checked(W)
     d_in = A.shape[-2]
     if not 1 <= blocks <= d_in:
-        raise ValueError(f"blocks={blocks!r} for {d_in} rows: from 1 to {d_in} are possible. Choose a number in this range.")
+        raise ValueError(
+            f"blocks={blocks!r} for {d_in} rows: from 1 to {d_in} are possible. Choose a number in this range."
+        )
     with _plain_arithmetic(A):
         parts, first = [], 0
         for rows in A.tensor_split(blocks, dim=-2):
@@ -137,10 +143,9 @@ def row_blocks(W: Tensor, blocks: int) -> Factors:
             whole[..., first : first + rows.shape[-2], :] = U
             parts.append(Factors(whole, S, Vh))
             first += rows.shape[-2]
-        U, S, Vh = (torch.cat(part, dim=axis) for part, axis in zip(zip(*parts, strict=True), (-1, -1, -2), strict=True))
-        S, order = S.sort(dim=-1, descending=True, stable=True)
-        U = U.take_along_dim(order.unsqueeze(-2), dim=-1)
-        return Factors(U, S, Vh.take_along_dim(order.unsqueeze(-1), dim=-2))
+        S, order = torch.cat([part.S for part in parts], -1).sort(dim=-1, descending=True, stable=True)
+        U = torch.cat([part.U for part in parts], -1).take_along_dim(order.unsqueeze(-2), dim=-1)
+        return Factors(U, S, torch.cat([part.Vh for part in parts], -2).take_along_dim(order.unsqueeze(-1), dim=-2))
 
 
 def block_of(U: Float[Tensor, "*head d_in component"], blocks: int) -> Int[Tensor, "*head component"]:
@@ -149,10 +154,8 @@ def block_of(U: Float[Tensor, "*head d_in component"], blocks: int) -> Int[Tenso
     return torch.bucketize(U.abs().argmax(dim=-2), sizes.cumsum(0), right=True)
 
 
-def random_basis(
-    S: Float[Tensor, "*head component"], d_in: int, d_out: int, *, generator: torch.Generator
-) -> Factors:
-    """The given singular values on random directions, `U` and `Vh` uniform (Haar) and independent: a control of equal spectrum.
+def random_basis(S: Float[Tensor, "*head component"], d_in: int, d_out: int, *, generator: torch.Generator) -> Factors:
+    """The given singular values on random directions, `U` and `Vh` uniform (Haar): a control of equal spectrum.
 
     QR of a Gaussian matrix, with the signs that make it uniform (Mezzadri, arXiv:math-ph/0609050, section 5).
 
@@ -167,8 +170,9 @@ def random_basis(
         )
 
     def haar(d: int) -> Tensor:
-        gaussian = torch.randn(*S.shape[:-1], d, k, generator=generator, device=generator.device, dtype=dtype).to(S.device)
-        Q, R = torch.linalg.qr(gaussian)
+        shape = (*S.shape[:-1], d, k)
+        gaussian = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
+        Q, R = torch.linalg.qr(gaussian.to(S.device))
         return Q * R.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
     with _plain_arithmetic(S):
@@ -179,9 +183,9 @@ def random_basis(
 def degenerate_blocks(S: Float[Tensor, " component"], rtol: float = 1e-5) -> tuple[slice, ...]:
     """Runs of two or more neighbouring singular values no further apart than `rtol · S[0]`; empty if all stand apart.
 
-    Inside a run singular vectors are defined only up to a rotation: report the run as a whole. The yardstick is the largest
-    value, since rounding moves W by a fraction of that and a vector turns by about that over the gap (Davis and Kahan, 1970).
-    The default suits vectors from fp32. Zeros are a run like any other.
+    Inside a run singular vectors are defined only up to a rotation: report the run as a whole. The yardstick is the
+    largest value, since rounding moves W by a fraction of that and a vector turns by about that over the gap (Davis
+    and Kahan, 1970). The default suits vectors from fp32. Zeros are a run like any other.
     """
     close = ((S[:-1] - S[1:]) <= rtol * S[:1]).tolist()
     blocks, first = [], 0
@@ -207,16 +211,17 @@ def _checked(W: Tensor) -> Float[Tensor, "*head d_in d_out"]:
     """W in fp32 or fp64, neither an inference tensor nor part of a graph."""
     if W.ndim < 2 or 0 in W.shape or not W.dtype.is_floating_point:
         raise ValueError(
-            f"a {W.dtype} tensor of shape {tuple(W.shape)} has no SVD here: real floating-point matrices [..., d_in, d_out] with "
-            "at least one row and one column have one. Convert or reshape it."
+            f"a {W.dtype} tensor of shape {tuple(W.shape)} has no SVD here: real floating-point matrices [..., d_in, "
+            "d_out] with at least one row and one column have one. Convert or reshape it."
         )
     with _plain_arithmetic(W):
         A = (W.clone() if W.is_inference() else W.detach()).to(_at_least_fp32(W.dtype))
         if not bool(torch.isfinite(A).all()):
             nan, infinite = int(A.isnan().sum()), int(A.isinf().sum())
             raise ValueError(
-                f"{nan + infinite} of the {A.numel()} entries of a matrix of shape {tuple(W.shape)} are not finite ({nan} NaN, "
-                f"{infinite} infinite): only finite matrices have singular values. Reload the weights, or leave this one out."
+                f"{nan + infinite} of the {A.numel()} entries of a matrix of shape {tuple(W.shape)} are not finite "
+                f"({nan} NaN, {infinite} infinite): only finite matrices have singular values. Reload the weights, "
+                "or leave this one out."
             )
         return A
 
@@ -254,12 +259,12 @@ def _gram_route(A: Float[Tensor, "*head m n"]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _lower_gram(D: Float[Tensor, "*head m n"]) -> Float[Tensor, "*head n n"]:
-    """`Dᵀ D`, of which `eigh` reads the lower triangle only: in strips, the rest is not computed (a third less time)."""
+    """`Dᵀ D`; `eigh` reads its lower triangle only: in strips, the rest is not computed (a third less time)."""
     n = D.shape[-1]
     strips = 4 if n >= 256 else 1
     G = D.new_zeros(*D.shape[:-2], n, n)
     edges = [n * i // strips for i in range(strips + 1)]
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in pairwise(edges):
         G[..., a:, a:b] = D[..., a:].mT @ D[..., a:b]
     return G
 
@@ -267,9 +272,7 @@ def _lower_gram(D: Float[Tensor, "*head m n"]) -> Float[Tensor, "*head n n"]:
 def _left_vectors(A: Tensor, D: Tensor, S: Tensor, V: Tensor) -> Float[Tensor, "*head m n"]:
     """`A V / S`, in fp32 where that is exact enough; what belongs to tiny values is left for `_repaired`."""
     divisor = S.clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(-2)
-    # On CUDA a user may have allowed TF32 matrix products, which are not exact enough.
-    plain = A.dtype == torch.float32 and A.device.type == "cpu"
-    head = int((S > _PLAIN_FP32 * S[..., :1]).sum(-1).min()) if plain else 0
+    head = int((S > _PLAIN_FP32 * S[..., :1]).sum(-1).min()) if _working_dtype(A) == torch.float32 else 0
     U = torch.empty_like(A, memory_format=torch.contiguous_format)
     U[..., :head] = (A @ V[..., :head].to(A.dtype)) / divisor[..., :head].to(A.dtype)
     U[..., head:] = (D @ V[..., head:]) / divisor[..., head:]
@@ -279,15 +282,18 @@ def _left_vectors(A: Tensor, D: Tensor, S: Tensor, V: Tensor) -> Float[Tensor, "
 def _repaired(
     U: Float[Tensor, "m n"], AV: Float[Tensor, "m tail"], S: Float[Tensor, " n"], head: int
 ) -> Float[Tensor, "m n"]:
-    """U with its columns from `head` on made orthonormal, strongest first; those of null components are drawn at random."""
-    null = S[head:] <= _GRAM_NULL * S[0]
-    fixed = torch.Generator().manual_seed(0)
-    noise = torch.randn(AV.shape, generator=fixed, dtype=AV.dtype).to(AV.device)
-    tail = torch.where(null, noise, AV)
-    kept = U[:, :head].double()
+    """U with its columns from `head` on made orthonormal, strongest first; null components get random ones."""
+    dtype = _working_dtype(U)
+    noise = torch.randn(AV.shape, generator=torch.Generator().manual_seed(0), dtype=AV.dtype).to(AV.device)
+    tail = torch.where(S[head:] <= _GRAM_NULL * S[0], noise, AV)
+    tail, kept = (tail / tail.norm(dim=0)).to(dtype), U[:, :head].to(dtype)
     for _ in range(2):  # once leaves rounding behind, twice is enough (Kahan; Parlett 1980)
-        tail = tail - kept @ (kept.mT @ tail)
-        tail = tail / tail.norm(dim=0)
-    Q, R = torch.linalg.qr(tail)
-    U[:, head:] = Q * R.diagonal().sign()
+        Q, R = torch.linalg.qr(tail - kept @ (kept.mT @ tail))
+        tail = Q * torch.where(R.diagonal() < 0, -1.0, 1.0)
+    U[:, head:] = tail
     return U
+
+
+def _working_dtype(A: Tensor) -> torch.dtype:
+    """fp64 on CUDA, where a user may have allowed TF32 matrix products; those are not exact enough."""
+    return A.dtype if A.device.type == "cpu" else torch.float64
