@@ -151,7 +151,8 @@ class HookedTransformerHost(Host):
             hidden = "this architecture normalises after the matrix, not before"
         argument = _READERS[site.matrix] if site.part == "attn" else 0
         affine = norm if not hidden and name.endswith("hook_normalized") and "w" in norm._parameters else None  # type: ignore[union-attr]
-        return Wire(getattr(block, site.part), argument, "last", None if hidden else name, hidden, affine)
+        shared = site.part == "mlp" and "W_gate" in block.mlp._parameters
+        return Wire(getattr(block, site.part), argument, "last", None if hidden else name, hidden, affine, shared)
 
     def _output(self, site: Site) -> Wire:
         block = self.model.blocks[site.layer]  # type: ignore[index]
@@ -222,7 +223,7 @@ class BridgeHost(Host):
             writes = Wire(bridge.hook_out, None, "first", f"{prefix}.hook_out")  # type: ignore[union-attr, arg-type]
             if site.matrix == "W_out":
                 return Wire(bridge.hook_in, None, "last", f"{prefix}.hook_in"), writes  # type: ignore[union-attr, arg-type]
-            return Wire(container.hook_in, None, "last", f"{site.prefix}.mlp.hook_in"), writes  # type: ignore[union-attr, arg-type]
+            return Wire(container.hook_in, None, "last", f"{site.prefix}.mlp.hook_in", shared=True), writes  # type: ignore[union-attr, arg-type]
         split = [f for f in (*_SPLIT_INPUTS, "use_attn_result") if getattr(self.model.cfg, f, False)]
         hidden = f"{split[0]} bypasses {prefix}" if split and site.part == "attn" else ""
         reads = Wire(layer, 0, "last", None if hidden else f"{prefix}.hook_in", hidden)

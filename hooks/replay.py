@@ -33,20 +33,16 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Which examples of a recording to run again, and at which position: one row for each.
-
-    `position` narrows everything to one position per example, `[batch]`; None keeps all of them.
-    """
+    """Which examples of a recording to run again, one row for each, and at which positions (None: all of them)."""
 
     examples: Int[Tensor, " row"]
-    position: Int[Tensor, " batch"] | None = None
+    columns: tuple[int, ...] | None = None
 
     def take(self, activation: Float[Tensor, "batch pos *rest"]) -> Float[Tensor, "row kept *rest"]:
-        """The rows of a recorded activation, each a fresh copy."""
-        if self.position is None:
-            return activation[self.examples]
-        at = self.position.to(activation.device)
-        return activation[torch.arange(len(at), device=activation.device), at].unsqueeze(1)[self.examples]
+        """The rows of a recorded activation, a fresh copy."""
+        if self.columns is not None:
+            activation = activation[:, list(self.columns)]
+        return activation[self.examples.to(activation.device)]
 
 
 @contextmanager
@@ -85,7 +81,7 @@ def replayed(
 
     Blocks before the site's are skipped; inside its block, attention is skipped if the site is in the MLP. `change` gives a
     new output for the half that W_O or W_out ends, which is then not computed at all. Run the model on as many token rows as
-    there are rows (`tokens_for`); their contents do not matter beyond the positions they take.
+    there are rows, and as many positions as they keep.
     """
     blocks = model.blocks  # type: ignore[union-attr]
     block = blocks[site.layer]  # type: ignore[index]
@@ -102,8 +98,30 @@ def replayed(
 
 
 def is_position_wise_after(model: nn.Module, site: Site) -> bool:
-    """Whether nothing after this matrix mixes positions, so that one position can be run by itself."""
+    """Whether nothing after this matrix mixes positions, so that some positions can be run by themselves."""
     return site.layer == host_of(model).n_layers - 1 and site.matrix in ("W_O", "W_in", "W_gate", "W_out")
+
+
+@contextmanager
+def unembedding_only(model: nn.Module, columns: tuple[int, ...] | None) -> Iterator[None]:
+    """Compute logits at these positions only (None: at all), in their order."""
+    if columns is None:
+        yield
+        return
+
+    def cut(_module: nn.Module, args: tuple) -> tuple:
+        return (args[0][:, list(columns)], *args[1:])
+
+    handle = model.unembed.register_forward_pre_hook(cut)  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether somebody's hooks are on the model now: they may expect the batch and the positions they were written for."""
+    return any(point._forward_hooks or point._backward_hooks for point in model.hook_dict.values())  # type: ignore[union-attr]
 
 
 def hidden(output: object) -> Tensor:

@@ -21,7 +21,8 @@ class Wire:
     """An activation: an argument of `module`, or (`argument` None) what it returns.
 
     `name` is TransformerLens's name of the hook point that shows the same activation, None where there is none and then
-    `hidden` says why. `norm` is the normalisation whose gain and bias lie between the hook point and the wire.
+    `hidden` says why. `norm` is the normalisation whose gain and bias lie between the hook point and the wire. `shared` inputs
+    are read by another matrix too, so that the gradient at the wire is not this matrix's alone.
     """
 
     module: nn.Module
@@ -30,6 +31,7 @@ class Wire:
     name: str | None
     hidden: str = ""
     norm: nn.Module | None = None
+    shared: bool = False
 
     def from_hook(self, activation: Tensor) -> Tensor:
         """The wire's activation, from what the hook point `name` shows (before a normalisation's own gain and bias)."""

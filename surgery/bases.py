@@ -4,6 +4,7 @@ Every edit chooses gains on the components of one basis. Two edits combine on a 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from hooks.fingerprints import fingerprint
 from surgery import factorise
+from surgery.codec import build
 from surgery.factorise import Factors
 
 
@@ -95,6 +97,18 @@ class RowBlocks(Basis):
     def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Factors:
         """The components of all blocks, strongest first; each reads from the rows of its block only."""
         return factorise.row_blocks(W, self.blocks)
+
+
+def decode_basis(document: Mapping[str, object]) -> Basis:
+    """The basis that `codec.encode` wrote.
+
+    Raises:
+        ValueError: if the document names no basis, or gives it what it does not take.
+    """
+    return build(document, _KNOWN, "basis")
+
+
+_KNOWN: dict[str, type[Basis]] = {cls.__name__: cls for cls in (SVD, RandomizedSVD, HaarBasis, RowBlocks)}
 
 
 def _generator(W: Tensor, seed: int) -> torch.Generator:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import final
@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from hooks import Site, host_of, match_sites
 from hooks.editor import editor_of
 from hooks.fingerprints import fingerprint
-from surgery.bases import SVD, Basis
+from surgery.bases import SVD, Basis, decode_basis
+from surgery.codec import encode
 from surgery.factorise import Factors
 
 _FORMAT, _VERSION = "model-surgery decompositions", "1"
@@ -106,8 +107,7 @@ class Decompositions(Mapping[str, Decomposition]):
         """Write everything to one safetensors file, with what it takes to notice that the weights have changed."""
         tensors = {f"{site}|{name}": getattr(d, name).contiguous() for site, d in self.items() for name in Factors._fields}
         sites = {site: {"fingerprint": d.fingerprint, "weight_state": d.weight_state} for site, d in self.items()}
-        basis = {"name": type(self.basis).__name__, **asdict(self.basis)}  # type: ignore[call-overload]
-        metadata = {"format": _FORMAT, "version": _VERSION, "basis": json.dumps(basis), "sites": json.dumps(sites)}
+        metadata = {"format": _FORMAT, "version": _VERSION, "basis": json.dumps(encode(self.basis)), "sites": json.dumps(sites)}
         save_file(tensors, str(path), metadata=metadata)
 
     @classmethod
@@ -117,14 +117,12 @@ class Decompositions(Mapping[str, Decomposition]):
         Raises:
             ValueError: if the file is damaged or not one of ours.
         """
-        from surgery import documents  # the codec knows every basis by name
-
         try:
             with safe_open(str(path), framework="pt", device=str(device)) as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
                     raise ValueError(f"{path} is not a file of decompositions that this version wrote (version {_VERSION}).")
-                basis = documents.decode_basis(json.loads(metadata["basis"]))
+                basis = decode_basis(json.loads(metadata["basis"]))
                 sites = json.loads(metadata["sites"])
                 parts = {s: Factors(*(file.get_tensor(f"{s}|{name}") for name in Factors._fields)) for s in sites}
                 entries = [Decomposition(s, *parts[s], basis, sites[s]["fingerprint"], sites[s]["weight_state"]) for s in sites]
@@ -180,7 +178,7 @@ def decomposed(
             raise _stale(held, host.weight_state())
     missing = [site for site in matrices if site not in found]
     with tqdm(total=len(missing), desc="decomposing", unit="matrix", delay=1, disable=not progress) as bar:
-        for _, group in groupby(missing, key=lambda site: site.joint):
+        for _, group in groupby(missing, key=lambda site: (site.joint, site.head is None)):
             heads = list(group)
             for site, parts in zip(heads, _components(heads, matrices, basis), strict=True):
                 entry = Decomposition(str(site), *parts, basis, fingerprint(matrices[site]), host.weight_state())

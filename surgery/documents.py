@@ -2,22 +2,21 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import jsonschema
-from torch import Tensor, nn
+from torch import nn
 
 from hooks import host_of
 from hooks.editor import editor_of
 from hooks.fingerprints import fingerprint
-from surgery import bases, controls, cuts, edits
+from surgery import controls, cuts, edits
+from surgery.bases import decode_basis
+from surgery.codec import TAG, build, encode
 from surgery.specs import Spec, resolve
 
 _FORMAT, VERSION = "model-surgery spec", 1
-_TAG = "type"
-T = TypeVar("T")
 
 _EDITS: dict[str, type[edits.Edit]] = {
     cls.__name__: cls
@@ -26,9 +25,6 @@ _EDITS: dict[str, type[edits.Edit]] = {
         edits.Compensated, controls.RandomComponents, controls.RandomBasis,
     )
 }  # fmt: skip
-_BASES: dict[str, type[bases.Basis]] = {
-    cls.__name__: cls for cls in (bases.SVD, bases.RandomizedSVD, bases.HaarBasis, bases.RowBlocks)
-}
 _HEX = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
 _SCHEMA = {
     "type": "object",
@@ -38,7 +34,7 @@ _SCHEMA = {
         "format": {"const": _FORMAT},
         "version": {"type": "integer"},
         "weight_state": {"type": "string"},
-        "edits": {"type": "object", "additionalProperties": {"type": "object", "required": [_TAG]}},
+        "edits": {"type": "object", "additionalProperties": {"type": "object", "required": [TAG]}},
         "fingerprints": {"type": "object", "additionalProperties": _HEX},
     },
 }
@@ -79,16 +75,6 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> dict[str, edits
     return spec
 
 
-def encode(value: edits.Edit | bases.Basis) -> dict[str, object]:
-    """An edit or a basis as JSON: its type and whatever differs from the default."""
-    document: dict[str, object] = {_TAG: type(value).__name__}
-    for field in fields(value):  # type: ignore[arg-type]
-        held = getattr(value, field.name)
-        if isinstance(held, Tensor) or held != field.default:
-            document[field.name] = _plain(held)
-    return document
-
-
 def decode_edit(document: Mapping[str, object]) -> edits.Edit:
     """The edit that `encode` wrote.
 
@@ -102,46 +88,12 @@ def decode_edit(document: Mapping[str, object]) -> edits.Edit:
         values["basis"] = decode_basis(_mapping(values["basis"]))
     if isinstance(values.get("gain"), Mapping):
         values["gain"] = {int(index): gain for index, gain in values["gain"].items()}  # type: ignore[union-attr]
-    return _build(values, _EDITS, "edit")
-
-
-def decode_basis(document: Mapping[str, object]) -> bases.Basis:
-    """The basis that `encode` wrote.
-
-    Raises:
-        ValueError: if the document names no basis, or gives it what it does not take.
-    """
-    return _build(dict(document), _BASES, "basis")
-
-
-def _build(values: dict[str, object], known: Mapping[str, type[T]], what: str) -> T:
-    name = values.pop(_TAG, None)
-    if name not in known:
-        raise ValueError(f"{name!r} is no {what}: known are {', '.join(known)}")
-    cls = known[str(name)]
-    allowed = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - allowed):
-        raise ValueError(f"{name} takes {', '.join(sorted(allowed))}, not {', '.join(unknown)}")
-    return cls(**values)
-
-
-def _plain(value: object) -> object:
-    match value:
-        case edits.Edit() | bases.Basis():
-            return encode(value)
-        case Tensor():
-            return value.detach().tolist()
-        case tuple() | list():
-            return list(value)
-        case Mapping():
-            return {str(key): item for key, item in value.items()}
-        case _:
-            return value
+    return build(values, _EDITS, "edit")
 
 
 def _mapping(value: object) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{value!r} stands where an object with a {_TAG!r} belongs")
+        raise ValueError(f"{value!r} stands where an object with a {TAG!r} belongs")
     return value
 
 

@@ -1,6 +1,7 @@
 """Applying a spec to a model and taking it back: all or nothing, in any order, bit for bit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import final
 from weakref import WeakKeyDictionary
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from hooks import Site, host_of, place_of
 from hooks.editor import editor_of, guard, strip, unguard
-from surgery.decompositions import Decompositions
+from surgery.bases import SVD
+from surgery.decompositions import Decomposition, Decompositions, decomposed
 from surgery.rendering import Rendering, install, render
 from surgery.report import table
-from surgery.specs import Change, Spec, check_compatible, plan
+from surgery.specs import Change, Spec, check_compatible, combine, plan
 
 _operations: WeakKeyDictionary[nn.Module, list["Operation"]] = WeakKeyDictionary()
 
@@ -114,6 +116,26 @@ def undo_all(model: nn.Module) -> None:
 def changes_in_force(model: nn.Module, site: Site) -> list[Change]:
     """The active changes of exactly this site, oldest first."""
     return [change for operation in active(model) for change in operation.changes if change.site == site]
+
+
+def components_in_force(
+    model: nn.Module, sites: Iterable[Site], *, svds: Decompositions | None = None, progress: bool = True
+) -> dict[Site, Decomposition]:
+    """The components that make up each matrix now: its singular components, their strengths times the gains in force.
+
+    Raises:
+        ValueError: if an operation in force edits a matrix in another basis, or its heads where the whole is asked for.
+    """
+    found = decomposed(model, sites, basis=svds.basis if svds else SVD(), svds=svds, progress=progress)
+    in_force = [(change.site, change.edit.basis) for change in _changes(active(model))]
+    for site, entry in found.items():
+        check_compatible([*in_force, (site, entry.basis)])
+    return {
+        site: replace(entry, S=entry.S * combine(changes).values.detach())
+        if (changes := changes_in_force(model, site))
+        else entry
+        for site, entry in found.items()
+    }
 
 
 def _put_in_force(

@@ -1,0 +1,298 @@
+"""What an attribution found: the effect of single components on a metric, with its evidence, and the specs it suggests.
+
+One sign convention everywhere: **effect = metric with the component removed − metric now**. A component whose removal lowers
+a metric that should be high has a negative effect and is helpful; `drop_most_harmful` follows the metric's direction.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import nan
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hooks import Site
+from surgery import Drop, Edit, Keep
+from surgery.factorise import degenerate_blocks
+
+Unit = tuple[int, ...]
+"""Components that are removed together: usually one, or a degenerate block."""
+
+OrderKey = Callable[[np.ndarray], np.ndarray]
+_FORMAT, _VERSION = "model-surgery effects", "1"
+
+
+@final
+class Selection(Mapping[str, tuple[Unit, ...]]):
+    """Chosen components of chosen matrices: what `sites=` takes where only some components are wanted."""
+
+    def __init__(self, units: Mapping[str, Sequence[int | Sequence[int]]]) -> None:
+        self._units = {
+            site: tuple((u,) if isinstance(u, int) else tuple(u) for u in chosen) for site, chosen in units.items()
+        }
+        for site, chosen in self._units.items():
+            members = [i for unit in chosen for i in unit]
+            if len(set(members)) < len(members) or any(i < 0 for i in members):
+                raise ValueError(
+                    f"the selection of '{site}' is {list(chosen)!r}: name each component once, counting from 0, the strongest."
+                )
+
+    def __getitem__(self, site: str) -> tuple[Unit, ...]:
+        return self._units[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._units)
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    @property
+    def n_components(self) -> int:
+        """How many components are chosen, over all matrices."""
+        return sum(len(unit) for chosen in self._units.values() for unit in chosen)
+
+    def drop(self) -> dict[str, Edit]:
+        """The spec that removes them."""
+        return {site: Drop(self._members(site)) for site in self}
+
+    def keep(self) -> dict[str, Edit]:
+        """The spec that keeps them and removes every other component of these matrices."""
+        return {site: Keep(self._members(site)) for site in self}
+
+    def _members(self, site: str) -> list[int]:
+        return sorted(i for unit in self[site] for i in unit)
+
+    def __repr__(self) -> str:
+        lines = [f"  {site}: {', '.join('+'.join(map(str, unit)) for unit in chosen)}" for site, chosen in self.items()]
+        return "\n".join([f"Selection of {self.n_components} components", *lines])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """The metric behind an attribution: its name, unit and direction, and its value now, per example."""
+
+    name: str
+    unit: str
+    higher_is_better: bool | None
+    baseline: Float[Tensor, " example"]
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class Effects:
+    """The effect of removing components, in the metric's unit, one row for each example.
+
+    `examples[site]` is `[example, unit]`; `units[site]` says which components a column stands for. `strengths[site]` are all of
+    the matrix's singular values in force. `noise[site]` is the standard error of a column's mean that comes from the method
+    itself (random probes, permutations), 0 for exact methods. `passes` counts the work in forward passes of the whole model
+    over all examples.
+    """
+
+    method: str
+    measure: Measure
+    units: dict[str, tuple[Unit, ...]]
+    examples: dict[str, Float[Tensor, "example unit"]]
+    strengths: dict[str, Float[Tensor, " component"]]
+    weight_state: str
+    passes: float
+    noise: dict[str, Float[Tensor, " unit"]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for site, rows in self.examples.items():
+            if not bool(torch.isfinite(rows).all()):
+                raise ValueError(
+                    f"{int((~torch.isfinite(rows)).sum())} effects on '{site}' are not finite: the metric {self.measure.name!r} or "
+                    "the model gives NaN or infinity on these inputs. Check metric(model(tokens)) first."
+                )
+
+    def __getitem__(self, site: str) -> Tensor:
+        """The mean effects of a matrix, `[component]`, or of all its heads for a final `[*]`, `[head component]`.
+
+        NaN where a component was not attributed; components of one unit all show the unit's effect.
+        """
+        if site.endswith("[*]"):
+            heads = sorted((Site.parse(s) for s in self.units if s.startswith(f"{site[:-3]}[")))
+            if heads:
+                return torch.stack([self[str(head)] for head in heads])
+        if site not in self.units:
+            raise KeyError(f"'{site}' was not attributed; there are {', '.join(self.units)}.")
+        return self._spread(site, self.examples[site].mean(0))
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The matrices that were attributed."""
+        return tuple(self.units)
+
+    def stderr(self, site: str) -> Float[Tensor, " component"]:
+        """The standard error of each mean effect: over examples and, where the method is random, over its draws."""
+        rows = self.examples[site]
+        over_examples = rows.std(0) / len(rows) ** 0.5 if len(rows) > 1 else torch.full_like(rows[0], nan)
+        return self._spread(site, (over_examples.square() + self._noise(site).square()).sqrt())
+
+    def interval(
+        self, site: str, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
+    ) -> Float[Tensor, "2 component"]:
+        """Bootstrap percentile interval of each mean effect over examples, `[lower, upper]`."""
+        if not 0 < level < 1:
+            raise ValueError(f"level={level!r}: a confidence level lies between 0 and 1, such as 0.95.")
+        rows = self.examples[site].double()
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.zeros(resamples, len(rows), dtype=rows.dtype)
+        draws = torch.randint(len(rows), (resamples, len(rows)), generator=generator)
+        weights.scatter_add_(1, draws, torch.ones_like(draws, dtype=rows.dtype))
+        means = weights @ rows / len(rows)
+        tail = (1 - level) / 2
+        bounds = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=rows.dtype), dim=0)
+        return torch.stack([self._spread(site, bound) for bound in bounds.to(self.examples[site].dtype)])
+
+    def top(self, k: int) -> Selection:
+        """The k units with the largest effects in absolute value, over all matrices, largest first in each matrix."""
+        return self._selected(k, lambda effect: -np.abs(effect))
+
+    def drop(self, k: int) -> dict[str, Edit]:
+        """The spec that removes `top(k)`."""
+        return self.top(k).drop()
+
+    def keep(self, k: int) -> dict[str, Edit]:
+        """The spec that keeps `top(k)` and removes every other component of the attributed matrices."""
+        chosen = self.top(k)
+        return {site: Keep([i for unit in chosen.get(site, ()) for i in unit]) for site in self.sites}
+
+    def most_harmful(self, k: int) -> Selection:
+        """The k units whose removal improves the metric most; fewer if fewer improve it.
+
+        Raises:
+            ValueError: if the metric has no direction.
+        """
+        sign = self._direction()
+        improving = int(sum((sign * self.examples[site].mean(0) > 0).sum() for site in self.sites))
+        return self._selected(min(k, improving), lambda effect: -sign * effect)
+
+    def drop_most_harmful(self, k: int) -> dict[str, Edit]:
+        """The spec that removes `most_harmful(k)`.
+
+        Raises:
+            ValueError: if the metric has no direction.
+        """
+        return self.most_harmful(k).drop()
+
+    def degenerate(self, rtol: float = 1e-5) -> Selection:
+        """The (near-)equal singular values of each matrix, a unit for each block of them: attribute these as one.
+
+        Inside a block singular vectors are defined only up to a rotation, and so are the effects of single ones.
+        """
+        found = {site: degenerate_blocks(S, rtol) for site, S in self.strengths.items()}
+        return Selection({site: [tuple(range(b.start, b.stop)) for b in blocks] for site, blocks in found.items() if blocks})
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row for each component: site, layer, matrix, head, component, strength, effect, stderr, degenerate."""
+        frames = [self._frame(site) for site in self.sites]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one safetensors file."""
+        tensors = {f"{site}|examples": rows.contiguous() for site, rows in self.examples.items()}
+        tensors |= {f"{site}|strengths": S.contiguous() for site, S in self.strengths.items()}
+        tensors |= {f"{site}|noise": n.contiguous() for site, n in self.noise.items()}
+        tensors["baseline"] = self.measure.baseline.contiguous()
+        about = {
+            "method": self.method, "units": self.units, "weight_state": self.weight_state, "passes": self.passes,
+            "notes": self.notes, "name": self.measure.name, "unit": self.measure.unit,
+            "higher_is_better": self.measure.higher_is_better,
+        }  # fmt: skip
+        save_file(tensors, str(path), metadata={"format": _FORMAT, "version": _VERSION, "about": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Effects":
+        """What `save` wrote.
+
+        Raises:
+            ValueError: if the file is damaged or not one of ours.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                if (metadata.get("format"), metadata.get("version")) != (_FORMAT, _VERSION):
+                    raise ValueError(f"{path} is not a file of effects that this version wrote (version {_VERSION}).")
+                about = json.loads(metadata["about"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        except FileNotFoundError:
+            raise
+        except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is damaged or not a file of effects ({error}): attribute again and save.") from error
+        units = {site: tuple(tuple(u) for u in chosen) for site, chosen in about["units"].items()}
+        parts = {
+            name: {site: tensors[f"{site}|{name}"] for site in units if f"{site}|{name}" in tensors}
+            for name in ("examples", "strengths", "noise")
+        }
+        measure = Measure(about["name"], about["unit"], about["higher_is_better"], tensors["baseline"])
+        state, notes = about["weight_state"], tuple(about["notes"])
+        return cls(about["method"], measure, units, parts["examples"], parts["strengths"], state, about["passes"],
+                   parts["noise"], notes)  # fmt: skip
+
+    def __repr__(self) -> str:
+        measure = self.measure
+        count = sum(len(chosen) for chosen in self.units.values())
+        frame = self.to_dataframe().dropna(subset="effect")
+        frame = frame.reindex(frame["effect"].abs().sort_values(ascending=False).index).head(5)
+        shown = frame[["site", "component", "strength", "effect", "stderr"]].to_string(index=False)
+        lines = [
+            f"effect of removal on {measure.name} [{measure.unit}], by {self.method}: {count} components of {len(self.sites)} "
+            f"matrices, {len(measure.baseline)} examples, {self.passes:.3g} forward passes, weights {self.weight_state}",
+            f"{measure.name} now: {float(measure.baseline.mean()):.4g}; largest effects:",
+            shown,
+            *self.notes,
+        ]
+        return "\n".join(lines)
+
+    def _noise(self, site: str) -> Tensor:
+        return self.noise.get(site, torch.zeros(len(self.units[site])))
+
+    def _direction(self) -> int:
+        if self.measure.higher_is_better is None:
+            raise ValueError(
+                f"the metric {self.measure.name!r} has no direction, so nothing is harmful to it: give it "
+                "higher_is_better=True or False, or choose by size with top(k) or drop(k)."
+            )
+        return 1 if self.measure.higher_is_better else -1
+
+    def _selected(self, k: int, order: OrderKey) -> Selection:
+        if k < 0:
+            raise ValueError(f"k={k!r}: a number of components is 0 or more.")
+        flat = [(site, unit) for site in self.sites for unit in self.units[site]]
+        effects = np.concatenate([self.examples[site].mean(0).numpy() for site in self.sites]) if flat else np.empty(0)
+        chosen: dict[str, list[Unit]] = {}
+        for at in np.argsort(order(effects), kind="stable")[:k]:
+            site, unit = flat[at]
+            chosen.setdefault(site, []).append(unit)
+        return Selection({site: chosen[site] for site in self.sites if site in chosen})
+
+    def _spread(self, site: str, values: Float[Tensor, " unit"]) -> Float[Tensor, " component"]:
+        spread = torch.full_like(self.strengths[site], nan, dtype=values.dtype)
+        for unit, value in zip(self.units[site], values.tolist(), strict=True):
+            spread[list(unit)] = value
+        return spread
+
+    def _frame(self, site: str) -> pd.DataFrame:
+        parsed, S = Site.parse(site), self.strengths[site]
+        block = torch.full((len(S),), -1, dtype=torch.long)
+        for number, members in enumerate(degenerate_blocks(S)):
+            block[members] = number
+        frame = pd.DataFrame({
+            "site": site, "layer": parsed.layer, "matrix": parsed.matrix, "head": parsed.head,
+            "component": range(len(S)), "strength": S.numpy(), "effect": self[site].numpy(),
+            "stderr": self.stderr(site).numpy(), "degenerate": block.numpy(),
+        })  # fmt: skip
+        frame["head"] = frame["head"].astype("Int64")
+        frame["degenerate"] = frame["degenerate"].astype("Int64").where(frame["degenerate"] >= 0)
+        return frame
