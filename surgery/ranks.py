@@ -22,7 +22,7 @@ _TRACY_WIDOM_99 = 2.02
 """The 99 % point of the Tracy–Widom law for real matrices (Johnstone, Annals of Statistics 29, 2001, table 1)."""
 
 
-def rank_from_rho(rho: float, d: int) -> int:
+def rank_from_rho(rho: float | int, d: int) -> int:
     """LASER's rank, `floor(rho · d)`, for the fraction `rho` of the full rank `d = min(d_in, d_out)` that is kept.
 
     1e-9 is added before rounding down, so that 0.29 · 100 is 29. Source: arXiv:2312.13558, section 3.
@@ -34,7 +34,7 @@ def rank_from_rho(rho: float, d: int) -> int:
     return min(int(rho * d + 1e-9), d)
 
 
-def rank_from_energy(S: Float[Tensor, " component"], energy: float) -> int:
+def rank_from_energy(S: Float[Tensor, " component"], energy: float | int) -> int:
     """The fewest leading components, in the order given, that hold the fraction `energy` of the squared Frobenius norm.
 
     Summed from the small end in fp64, so that `energy=1` keeps everything that is not zero.
@@ -65,11 +65,14 @@ def noise_edge(S: Float[Tensor, " component"], d_in: int, d_out: int) -> float:
     """The largest singular value of noise, `σ(√d_in + √d_out)`, with σ estimated from the spectrum of the noisy matrix.
 
     σ is `median(s) / √(μ_β · max(d_in, d_out))`, with μ_β the median of the Marchenko–Pastur law. The median is taken
-    over the values not clearly above the edge, with the dimensions lowered by the number that are, until the edge
-    stands still: many spikes, short of half of all components, then raise neither the median nor the edge. Values
-    that are zero (or missing, where S is shorter than the shape allows) belong to dead rows or to a factored matrix
-    and say nothing about noise, so the rest is read as a matrix with that many fewer rows; where only a handful is
-    left, nothing is called noise and the edge is 0.
+    over the values not clearly above the edge, and both dimensions are lowered by the number that are (what k spikes
+    leave behaves as noise k rows and columns smaller), until the edge stands still: many spikes, short of half of all
+    components, then do not raise it.
+
+    Values that are zero, or missing where S is shorter than the shape allows, come from dead rows or columns on the
+    smaller side or from a factored matrix. They say nothing about noise: the rest is read as a matrix that much
+    smaller; where only a handful is left, nothing is called noise and the edge is 0. Dead ones on the larger side leave
+    no zeros: leave them out of d_in and d_out yourself.
 
     Raises:
         ValueError: if S is not a falling, non-negative spectrum that fits the shape.
@@ -228,6 +231,6 @@ def _values(S: Float[Tensor, " component"]) -> Float[Tensor, " component"]:
     return values
 
 
-def _check_fraction(name: str, value: float, meaning: str) -> None:
+def _check_fraction(name: str, value: float | int, meaning: str) -> None:
     if not isfinite(value) or not 0 <= value <= 1:
         raise ValueError(f"{name}={value!r}: {name} goes from 0 to 1. Give {meaning}.")

@@ -209,7 +209,7 @@ def test_what_has_no_svd_is_refused(route: Route) -> None:
 @pytest.mark.parametrize("shape", [(5,), (0, 5), (5, 0)])
 def test_what_is_no_matrix_is_refused(shape: tuple[int, ...]) -> None:
     for route in ROUTES:
-        with pytest.raises(ValueError, match="has no SVD here: real floating-point matrices .* at least one row"):
+        with pytest.raises(ValueError, match=r"has no SVD here: real floating-point matrices .* at least one row"):
             route(torch.ones(shape))
 
 
@@ -302,7 +302,7 @@ def test_a_random_basis_has_the_spectrum_and_uniform_directions() -> None:
     np.testing.assert_allclose(spectrum, [3, 2, 1, 0], atol=1e-6)
     many = factorise.random_basis(S.expand(20_000, 3), 7, 4, generator=generator)
     assert off_orthonormal(many) < 1e-5
-    # Uniform: every entry has mean 0 and variance 1/d, in any rotated frame, and U and Vh have nothing to do with each other.
+    # Uniform: entries have mean 0 and variance 1/d in any rotated frame, and U and Vh are independent.
     turn = torch.from_numpy(np.linalg.qr(np.random.default_rng(0).standard_normal((7, 7)))[0]).float()
     for U in (many.U, turn @ many.U):
         torch.testing.assert_close(U.mean(0), torch.zeros(7, 3), rtol=0, atol=0.015)
@@ -317,7 +317,7 @@ def test_a_random_basis_is_repeatable_and_needs_room() -> None:
     a, b = (factorise.random_basis(S, 5, 4, generator=torch.Generator().manual_seed(3)) for _ in range(2))
     assert all(torch.equal(x, y) and x.dtype == torch.float64 for x, y in zip(a, b, strict=True))
     with pytest.raises(
-        ValueError, match="2 singular values for a 5 x 1 matrix: it has 1 components. Pass at most that"
+        ValueError, match=r"2 singular values for a 5 x 1 matrix: it has 1 components. Pass at most that"
     ):
         factorise.random_basis(S, 5, 1, generator=torch.Generator())
 
