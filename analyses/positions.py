@@ -1,0 +1,224 @@
+"""Where in a text a model's output is read: at the last real token, at given columns, or over a stretch of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Position = int | slice | Sequence[int] | Tensor | None
+"""None is the last real token; an int is a column; a tensor has one for each example; a slice is averaged over."""
+Indices = Sequence[int] | Tensor
+"""Which examples, in which order; repeats are welcome."""
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """The columns read in each example; one row for all examples alike. Where `weight` is False, a column is filler."""
+
+    index: Int[Tensor, "rows chosen"]
+    weight: Bool[Tensor, "rows chosen"]
+    n_pos: int
+
+    @property
+    def n_examples(self) -> int | None:
+        """The number of rows, None if one serves all."""
+        return rows_in("the positions", self.index)
+
+    @property
+    def needed(self) -> tuple[int, ...]:
+        """Every column that some example reads."""
+        return tuple(self.index.unique().tolist())
+
+    @property
+    def last_only(self) -> bool:
+        """Whether that is the last one alone."""
+        return self.needed == (self.n_pos - 1,)
+
+    def resolve(self, n_pos: int) -> "Chosen":
+        """Itself, if made for that many columns."""
+        if n_pos != self.n_pos:
+            raise ValueError(
+                f"logits of {n_pos} positions, while this metric was made for {self.n_pos}: they have to agree. "
+                "Pass logits of the same tokens, or make the metric anew."
+            )
+        return self
+
+    def select(self, indices: Indices) -> "Chosen":
+        """The rows of the chosen examples."""
+        return Chosen(rows_of(self.index, indices), rows_of(self.weight, indices), self.n_pos)
+
+    def narrow(self) -> "Chosen":
+        """The same, for logits at the needed columns only."""
+        with torch.inference_mode(False):
+            needed = torch.tensor(self.needed)
+            return Chosen(torch.searchsorted(needed, self.index), self.weight, len(needed))
+
+    def gather(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch chosen d_vocab"]:
+        """The logits at the chosen columns, in fp32 or better."""
+        rows, columns = self.index.shape
+        if rows == 1 and columns == 1:
+            at = int(self.index)
+            return widened(logits[:, at : at + 1])
+        if rows == 1:
+            return widened(logits[:, self.index[0].to(logits.device)])
+        batch = torch.arange(rows, device=logits.device).unsqueeze(1)
+        return widened(logits[batch, self.index.to(logits.device)])
+
+    def mean(self, values: Float[Tensor, "batch chosen"]) -> Float[Tensor, " batch"]:
+        """The mean of each example over its own positions."""
+        weight = self.weight.to(values.device)
+        return torch.where(weight, values, 0).sum(1) / weight.sum(1)
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Positions:
+    """Where to read, before the number of columns is known."""
+
+    where: int | slice | Int[Tensor, " rows"] | None
+    attention_mask: Bool[Tensor, "rows2 pos"] | None
+
+    @property
+    def n_examples(self) -> int | None:
+        """How many examples have a position or a mask of their own."""
+        own = self.where if isinstance(self.where, Tensor) else None
+        return rows_in("positions and attention_mask", own, self.attention_mask)
+
+    @property
+    def last_only(self) -> bool:
+        """Whether every example reads the last column alone."""
+        if self.attention_mask is not None:
+            return self.resolve(self.attention_mask.shape[1]).last_only
+        if isinstance(self.where, Tensor):
+            return bool((self.where == -1).all())
+        return self.where in (None, -1, slice(-1, None))
+
+    def select(self, indices: Indices) -> "Positions":
+        """Those of the chosen examples."""
+        where = rows_of(self.where, indices) if isinstance(self.where, Tensor) else self.where
+        mask = self.attention_mask
+        return Positions(where, None if mask is None else rows_of(mask, indices))
+
+    @torch.inference_mode(False)  # what it makes may be saved for a backward pass
+    def resolve(self, n_pos: int) -> Chosen:
+        """The columns, in logits of `n_pos` of them.
+
+        Raises:
+            ValueError: if a position is outside, or on padding, or a slice leaves an example nothing.
+        """
+        mask = self.attention_mask
+        if mask is None:
+            mask = torch.ones(1, n_pos, dtype=torch.bool)
+        elif mask.shape[1] != n_pos:
+            raise ValueError(
+                f"an attention_mask of {mask.shape[1]} positions for logits of {n_pos}: they have to agree. "
+                "Pass the mask of these tokens."
+            )
+        columns = torch.arange(n_pos)
+        match self.where:
+            case None:
+                index = torch.where(mask, columns, -1).amax(1, keepdim=True)
+            case slice():
+                index = torch.tensor(range(n_pos)[self.where], dtype=torch.long).expand(len(mask), -1)
+            case where:
+                index = _inside(torch.as_tensor(where).reshape(-1, 1), n_pos)
+        rows = max(len(index), len(mask))
+        index, mask = index.expand(rows, -1), mask.expand(rows, -1)
+        real = mask.gather(1, index.clamp_min(0)) & (index >= 0)
+        if not bool(real.any(1).all()):
+            raise ValueError(
+                f"position={self.where!r} leaves examples {numbers(~real.any(1))} no real token: every example is "
+                "read at one or more tokens that are not padding. Choose other positions, or leave these examples out."
+            )
+        # A column on padding is replaced by the example's first real one, so that no value on padding is ever read.
+        first = index.gather(1, real.int().argmax(1, keepdim=True))
+        return Chosen(torch.where(real, index, first), real, n_pos)
+
+
+def positions(position: Position, attention_mask: Tensor | None) -> Positions:
+    """Where to read, from what a user writes.
+
+    Raises:
+        ValueError: if the mask is not `[batch pos]`, or positions are not whole numbers, one for each example.
+    """
+    if attention_mask is not None and attention_mask.ndim != 2:
+        raise ValueError(
+            f"an attention_mask of shape {tuple(attention_mask.shape)}: it is [batch pos], 1 on tokens and 0 on "
+            "padding. Pass the one that goes with the tokens."
+        )
+    mask = None if attention_mask is None else kept(attention_mask).bool().cpu()
+    if position is None or isinstance(position, int | slice):
+        return Positions(position, mask)
+    where = kept(position).cpu()
+    if where.ndim > 1 or where.numel() == 0 or where.is_floating_point() or where.dtype == torch.bool:
+        raise ValueError(
+            f"positions of dtype {where.dtype} and shape {tuple(where.shape)}: they are columns, one whole number "
+            "for each example. Pass a tensor [batch], an int for all examples, or a slice."
+        )
+    return Positions(where.long().reshape(-1), mask)
+
+
+def rows_of(x: Tensor, indices: Indices) -> Tensor:
+    """The chosen rows of x; x itself if it has one row, which serves every example.
+
+    Raises:
+        ValueError: if an index is outside.
+    """
+    if len(x) == 1:
+        return x
+    at = kept(indices).to(x.device)
+    if at.dtype != torch.bool and at.numel() and not -len(x) <= int(at.min()) <= int(at.max()) < len(x):
+        raise ValueError(
+            f"select(indices from {int(at.min())} to {int(at.max())}) of {len(x)} examples: they are counted from 0 to "
+            f"{len(x) - 1}. Choose among them."
+        )
+    with torch.inference_mode(False):
+        return x[at if at.dtype == torch.bool else at.long()]
+
+
+def kept(x: Tensor | Sequence[int] | int) -> Tensor:
+    """x as a tensor that autograd may save, also where it is made or comes from inference mode."""
+    with torch.inference_mode(False):
+        x = torch.as_tensor(x)
+        return x.clone() if x.is_inference() else x.detach()
+
+
+def rows_in(what: str, *parts: Tensor | None, rows: int | None = None) -> int | None:
+    """How many examples the parts, and what already has `rows`, are about; None if one row serves all.
+
+    Raises:
+        ValueError: if they disagree.
+    """
+    counts = {len(part) for part in parts if part is not None and len(part) != 1} | (
+        {rows} if rows is not None else set()
+    )
+    if len(counts) > 1:
+        raise ValueError(
+            f"{what} are for {' and '.join(map(str, sorted(counts)))} examples: they have to agree, or be one for all. "
+            "Pass one row for each example."
+        )
+    return counts.pop() if counts else None
+
+
+def numbers(rows: Tensor) -> str:
+    """Which rows are True, in words: the first few by number."""
+    at = rows.nonzero().flatten().tolist()
+    return ", ".join(map(str, at[:8])) + (f" and {len(at) - 8} more" if len(at) > 8 else "")
+
+
+def widened(logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The logits in fp32, or fp64 where they are."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _inside(where: Int[Tensor, "rows 1"], n_pos: int) -> Int[Tensor, "rows 1"]:
+    if int(where.min()) < -n_pos or int(where.max()) >= n_pos:
+        raise ValueError(
+            f"positions from {int(where.min())} to {int(where.max())} in logits of {n_pos}: columns go from 0 to "
+            f"{n_pos - 1}, or from -{n_pos} to -1 counted from the end. Choose among them."
+        )
+    return where % n_pos
