@@ -211,6 +211,24 @@ def test_gradients_are_central_differences_where_promised(name: str) -> None:
         assert not gradient[[i for i in range(BATCH) if i != b]].any()
 
 
+@pytest.mark.parametrize("name", ["logit difference", "log_prob", "prob", "loss", "kl", "kl over positions"])
+def test_second_derivatives_are_differences_of_first_ones(name: str) -> None:
+    """Curvature estimates differentiate twice."""
+    metric, logits = ALL[name], LOGITS.double().requires_grad_()
+    direction = torch.randn(LOGITS.shape, dtype=torch.float64)
+
+    def slope(at: Tensor) -> Tensor:
+        return torch.autograd.grad(metric(at).sum(), at, create_graph=True)[0]
+
+    if not slope(logits).requires_grad:  # linear
+        assert name == "logit difference"
+        return
+    (twice,) = torch.autograd.grad((slope(logits) * direction).sum(), logits)
+    ahead, behind = (logits.detach() + step * direction for step in (1e-4, -1e-4))
+    difference = (slope(ahead.requires_grad_()) - slope(behind.requires_grad_())).detach() / 2e-4
+    torch.testing.assert_close(twice, difference, rtol=1e-5, atol=1e-7)
+
+
 def test_what_each_metric_says_of_itself() -> None:
     said = {n: (m.name, m.unit, m.higher_is_better, m.differentiable, m.n_examples) for n, m in ALL.items()}
     assert said == {
