@@ -1,0 +1,132 @@
+"""How well a model does a task, and what it loses elsewhere.
+
+Three steps, each usable alone: `encode` turns a task into batches once for a model; a *forward* gives the logits at a
+batch's places; `read` and `judge` turn logits into scores. Whoever can compute the same logits more cheaply passes
+their own forward to `score_encoded`. The models are causal: what begins another sequence is read off that one.
+"""
+
+from functools import partial
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from analyses.task_batches import Batch, EncodedTask, PaddingSide, encode
+from analyses.task_comparison import Change, Comparison, bootstrap, compare, mcnemar
+from analyses.task_judgement import judge
+from analyses.task_readings import Forward, Readings, forward, generate, log_probs, ranks, read
+from analyses.task_rules import Contains, Likeliest, Rule, StartsWith
+from analyses.task_scores import Scores, Summary
+from analyses.task_set import Task
+from analyses.task_texts import EncodedText, encode_text
+from analyses.task_tokens import UnscorableItems
+
+__all__ = [
+    "Batch",
+    "Change",
+    "Comparison",
+    "Contains",
+    "EncodedTask",
+    "EncodedText",
+    "Forward",
+    "Likeliest",
+    "Readings",
+    "Rule",
+    "Scores",
+    "StartsWith",
+    "Summary",
+    "UnscorableItems",
+    "bootstrap",
+    "compare",
+    "encode",
+    "encode_text",
+    "forward",
+    "generate",
+    "judge",
+    "log_probs",
+    "mcnemar",
+    "ranks",
+    "read",
+    "score",
+    "score_encoded",
+    "text_loss",
+    "text_loss_encoded",
+]
+
+
+def score(
+    model: nn.Module,
+    task: Task,
+    *,
+    rule: Rule | None = None,
+    batch_size: int = 32,
+    padding: PaddingSide = "right",
+    prepend_bos: bool | None = None,
+) -> Scores:
+    """How the model does on every item of the task.
+
+    Args:
+        model: a HookedTransformer or a TransformerBridge, in evaluation mode.
+        task: any task.
+        rule: what counts as right; by default `StartsWith()` for answers, `Likeliest()` for choices and pairs.
+        batch_size: sequences a batch.
+        padding: the side to pad on; the numbers do not depend on it.
+        prepend_bos: overrides `model.cfg.default_prepend_bos`.
+
+    Raises:
+        UnscorableItems: if there are items that this model cannot be asked; `tasks.scorable` leaves them out in the
+            open.
+        ValueError: if the task is empty, or the rule is not for items of its kind.
+        FloatingPointError: if a logit is not a number.
+    """
+    encoded = encode(model, task, rule=rule, batch_size=batch_size, padding=padding, prepend_bos=prepend_bos)
+    return score_encoded(encoded, partial(forward, model))
+
+
+@torch.no_grad()
+def score_encoded(encoded: EncodedTask, run: Forward) -> Scores:
+    """The scores that follow from a forward's logits, by the task's rule.
+
+    Args:
+        encoded: the task, from `encode`.
+        run: from a batch to its logits. A rule that generates also calls it with batches that are not among the task's.
+
+    Raises:
+        FloatingPointError: if a logit is not a number.
+    """
+    readings = read(encoded, run)
+    if not encoded.rule.new_tokens:
+        return judge(encoded, readings)
+    widest = max(len(batch.tokens) for batch in encoded.batches)
+    return judge(encoded, readings, generate(encoded, run, batch_size=widest))
+
+
+def text_loss(
+    model: nn.Module,
+    text: str | Int[Tensor, " pos"] | Int[Tensor, "batch pos"],
+    *,
+    context: int | None = None,
+    batch_size: int = 4,
+    prepend_bos: bool | None = None,
+) -> float:
+    """The mean next-token loss on a plain text, in nats per token: what an edit costs where nothing should change.
+
+    Args:
+        model: a HookedTransformer or a TransformerBridge, in evaluation mode.
+        text: a string, one long row of token ids, or rows of them.
+        context: tokens a window; 512, or what the model reads if that is less, by default.
+        batch_size: windows a batch.
+        prepend_bos: overrides `model.cfg.default_prepend_bos` for a string.
+
+    Raises:
+        ValueError: if there is nothing to predict, or a window is longer than the model reads.
+    """
+    encoded = encode_text(model, text, context=context, batch_size=batch_size, prepend_bos=prepend_bos)
+    return text_loss_encoded(encoded, partial(forward, model))
+
+
+@torch.no_grad()
+def text_loss_encoded(encoded: EncodedText, run: Forward) -> float:
+    """The mean next-token loss, in nats per token, that follows from a forward's logits."""
+    total = sum(log_probs(run(batch), batch).double().sum().item() for batch in encoded.batches)
+    return -total / encoded.n_targets
