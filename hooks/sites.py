@@ -37,9 +37,16 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.matrix not in MATRICES:
-            raise SiteError(f"no matrix is called {self.matrix!r}: sites are {', '.join(MATRICES)}.")
+            raise _no_such_matrix(self.matrix)
         if self.head is not None and self.matrix not in ATTENTION_MATRICES:
             raise SiteError(f"{self.matrix!r} has no heads: only {', '.join(ATTENTION_MATRICES)} take a head index.")
+        if self.layer < 0:
+            raise SiteError(f"blocks.{self.layer} names no block: layers count from 0. Count from the first one.")
+        if self.head is not None and self.head < 0:
+            raise SiteError(
+                f"'{self.matrix}[{self.head}]' names no head: heads count from 0. Patterns may count from the end "
+                "(surgery.sites(model, pattern))."
+            )
 
     def __str__(self) -> str:
         head = "" if self.head is None else f"[{self.head}]"
@@ -84,8 +91,14 @@ class Site:
                 f"{address!r} is not the address of one matrix: "
                 "write blocks.LAYER.attn.W_Q, blocks.LAYER.attn.W_Q[HEAD] or blocks.LAYER.mlp.W_in."
             )
-        head = match["head"]
-        site = cls(int(match["layer"]), match["matrix"], None if head is None else int(head))  # type: ignore[arg-type]
+        matrix, head = match["matrix"], match["head"]
+        if matrix not in MATRICES:
+            raise _no_such_matrix(matrix)
+        site = cls(int(match["layer"]), matrix, None if head is None else int(head))
         if site.part != match["part"]:
             raise SiteError(f"{address!r} names no matrix: {site.matrix} lives in {site.prefix}.{site.part}.")
         return site
+
+
+def _no_such_matrix(name: str) -> SiteError:
+    return SiteError(f"no matrix is called {name!r}: sites are {', '.join(MATRICES)}. Use one of these names.")
