@@ -13,7 +13,7 @@ from torch import nn
 from hooks.aliases import canonical
 from hooks.hosts import Host, host_of
 from hooks.places import Place
-from hooks.sites import ATTENTION_MATRICES, Site, SiteError
+from hooks.sites import ATTENTION_MATRICES, MATRICES, Site, SiteError
 
 _HEAD = re.compile(r"(?P<joint>.*)\[(?P<index>-?\d+|\*|-?\d*:-?\d*)\]")
 
@@ -44,10 +44,10 @@ def match_on(host: Host, pattern: str) -> list[Site]:
     known = canonical(pattern, gated=gated)
     head = _HEAD.fullmatch(known)
     joint, index = (head["joint"], head["index"]) if head else (known, None)
-    expression = re.compile(_regex(joint, pattern))
+    expression = _expression(joint, pattern)
     sites = [site for site in joint_sites if expression.fullmatch(str(site))]
     if not sites:
-        raise _nothing(host, pattern, joint, joint_sites)
+        raise _nothing(host, pattern, joint, expression)
     if index is None:
         return sites
     return [site.at_head(h) for site in sites for h in _heads(host, site, index, pattern)]
@@ -72,6 +72,13 @@ def _heads(host: Host, site: Site, index: str, pattern: str) -> list[int]:
     raise SiteError(f"{pattern!r} names no head: {site} has {n} heads, 0 to {n - 1}.")
 
 
+def _expression(glob: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(_regex(glob, pattern))
+    except re.error as error:
+        raise SiteError(f"{pattern!r} has a class that cannot be read ({error}): write [QK] or [0-3].") from None
+
+
 def _regex(glob: str, pattern: str) -> str:
     """The glob as a regular expression; alternatives nest."""
     parts, depth, i = [], 0, 0
@@ -85,8 +92,9 @@ def _regex(glob: str, pattern: str) -> str:
             end = glob.find("]", i + 2)
             if end < 0:
                 raise SiteError(f"{pattern!r} has a '[' that is never closed: write classes as [QK], heads as a final [3].")
-            inside = glob[i + 1 : end].replace("\\", r"\\").replace("[", r"\[")
-            parts.append(f"[^{inside[1:]}]" if inside[0] in "!^" else f"[{inside}]")
+            negated = glob[i + 1] in "!^"
+            inside = "".join(c if c == "-" else re.escape(c) for c in glob[i + 1 + negated : end])
+            parts.append(f"[{'^' * negated}{inside}]")
             i = end
         elif char == "{":
             parts.append("(?:")
@@ -104,16 +112,16 @@ def _regex(glob: str, pattern: str) -> str:
     return "".join(parts)
 
 
-def _nothing(host: Host, pattern: str, joint: str, joint_sites: list[Site]) -> SiteError:
-    """Why nothing matched: no such layer, a matrix that cannot be edited, or a slip of the pen."""
+def _nothing(host: Host, pattern: str, joint: str, expression: re.Pattern[str]) -> SiteError:
+    """Why nothing matched: a matrix that cannot be edited, no such layer, or a slip of the pen."""
     what = f"no matrix is named {pattern!r}" if pattern.strip() else "an empty pattern names no matrix"
-    layers = f"this model has {host.n_layers} layers, blocks.0 to blocks.{host.n_layers - 1}"
-    try:
-        reason = host.why_not(Site.parse(joint))
-    except (SiteError, IndexError):
-        reason = None
-    if reason is not None:
-        return SiteError(f"{what}: {reason}. List what can be edited with surgery.sites(model).")
-    near = get_close_matches(joint, [str(site) for site in joint_sites], n=3, cutoff=0.6)
+    every = [Site(layer, matrix) for layer in range(host.n_layers) for matrix in MATRICES]
+    meant = next((site for site in every if expression.fullmatch(str(site))), None)
+    if meant is not None:
+        return SiteError(f"{what}: {host.why_not(meant)}. List what can be edited with surgery.sites(model).")
+    near = get_close_matches(joint, map(str, host.joint_sites()), n=3, cutoff=0.6)
     hint = f"Nearest: {', '.join(near)}. " if near else ""
-    return SiteError(f"{what}: {layers}. {hint}List all with surgery.sites(model).")
+    return SiteError(
+        f"{what}: this model has {host.n_layers} layers, blocks.0 to blocks.{host.n_layers - 1}. "
+        f"{hint}List all with surgery.sites(model)."
+    )
