@@ -12,7 +12,8 @@
 
 LASER's published code calls `gate_proj` `fc_in` on Llama, so on a model with gates `fc_in` is `W_gate`, and `U_in`, the paper's
 own name, is `W_in`. A leading `model.layers.3`, `transformer.h.3`, `gpt_neox.layers.3` or `model.decoder.layers.3` is
-`blocks.3`; a trailing `.weight` is ignored. Without a layer, an alias means every layer.
+`blocks.3`; a trailing `.weight` is ignored. Without a layer, or after a `*`, an alias means every layer; after anything else
+it is not taken for one, so that a slip in `model.layers.3` does not become an edit of every layer.
 """
 
 import re
@@ -29,7 +30,8 @@ _PLAIN: dict[str, Matrix] = {
     **dict.fromkeys(("U_out", "down_proj", "mlp.c_proj", "fc_out", "fc2", "dense_4h_to_h"), "W_out"),
 }
 _FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "gate_up_proj")
-_LAYER = re.compile(r"^(?:(?:transformer|model|gpt_neox|decoder)\.)*(?:h|layers|blocks)\.(?P<layer>[^.]+)\.")
+_LAYER = r"(?:(?:(?:transformer|model|gpt_neox|decoder)\.)*(?:h|layers|blocks)\.(?P<layer>[^.]+)\.|\*\.?)?"
+_PART = r"(?:(?:self_attn|attn|attention|mlp)\.)*"
 
 
 def canonical(pattern: str, *, gated: bool) -> str:
@@ -45,19 +47,10 @@ def canonical(pattern: str, *, gated: bool) -> str:
         raise SiteError(f"{pattern!r} names a fused matrix: name its parts, {parts}, instead.")
     if last == "c_proj" and not name.endswith(("attn.c_proj", "mlp.c_proj")):
         raise SiteError(f"{pattern!r} is ambiguous: write attn.c_proj (W_O) or mlp.c_proj (W_out).")
-    matrix = _matrix(name, gated=gated)
-    if matrix is None:
-        return pattern
-    found = _LAYER.match(name)
-    layer = found["layer"] if found else "*"
-    part = "attn" if matrix in ATTENTION_MATRICES else "mlp"
-    return f"blocks.{layer}.{part}.{matrix}{head}"
-
-
-def _matrix(name: str, *, gated: bool) -> Matrix | None:
-    if name.rsplit(".", 1)[-1] == "fc_in":
-        return "W_gate" if gated else "W_in"
-    for alias, matrix in _PLAIN.items():
-        if name == alias or name.endswith(f".{alias}"):
-            return matrix
-    return None
+    aliases: dict[str, Matrix] = {**_PLAIN, "fc_in": "W_gate" if gated else "W_in"}
+    for alias, matrix in aliases.items():
+        found = re.fullmatch(_LAYER + _PART + re.escape(alias), name)
+        if found is not None:
+            part = "attn" if matrix in ATTENTION_MATRICES else "mlp"
+            return f"blocks.{found['layer'] or '*'}.{part}.{matrix}{head}"
+    return pattern
