@@ -136,17 +136,18 @@ class HookedTransformerHost(Host):
         if site.matrix == "W_out":
             return Wire(block.mlp.hook_post, None, "last", f"{site.prefix}.mlp.hook_post")
         reads = "ln1" if site.part == "attn" else "ln2"
-        split = [flag for flag in (*_SPLIT_INPUTS, "use_hook_mlp_in") if getattr(cfg, flag, False)]
+        split = [flag for flag in _SPLIT_INPUTS if site.part == "attn" and getattr(cfg, flag, False)]
         name, hidden = f"{site.prefix}.{reads}.hook_normalized", ""
         norm = getattr(block, reads, None)
         if cfg.positional_embedding_type == "shortformer" and site.matrix in ("W_Q", "W_K"):
             hidden = "positions are added after the normalisation"
-        elif site.part == "attn" and any(flag in split for flag in _SPLIT_INPUTS):
+        elif split:
             hidden = f"{split[0]} gives every head an input of its own"
         elif not hasattr(norm, "hook_normalized"):
             resid = "hook_resid_pre" if site.part == "attn" or cfg.parallel_attn_mlp else "hook_resid_mid"
             name = f"{site.prefix}.{resid}"
-            hidden = "use_hook_mlp_in copies the input before the matrix reads it" if split else ""
+            copied = site.part == "mlp" and getattr(cfg, "use_hook_mlp_in", False)
+            hidden = "use_hook_mlp_in copies the input before the matrix reads it" if copied else ""
         elif _is_post_norm(cfg):
             hidden = "this architecture normalises after the matrix, not before"
         argument = _READERS[site.matrix] if site.part == "attn" else 0

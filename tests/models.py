@@ -1,8 +1,10 @@
 """Tiny random models of every supported kind, built in memory: nothing is downloaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
+import pytest
 import torch
 import transformers as hf
 from torch import Tensor, nn
@@ -52,17 +54,120 @@ HOOKED: dict[str, dict] = {
         "rotary_dim": 4,
     },
     "post-norm": {"normalization_type": "RMS", "use_normalization_before_and_after": True, "gated_mlp": True},
+    "experts": {"normalization_type": "RMS", "gated_mlp": True, "num_experts": 4, "experts_per_token": 2},
 }
-"""Settings of small HookedTransformers."""
+"""Settings of small HookedTransformers; the MLPs of "experts" cannot be edited."""
+
+_HOOKED_NAMES = [f"hooked {kind}" for kind in HOOKED]
+_BRIDGE_NAMES = [f"bridge {architecture}{form}" for form in ("", " compatible") for architecture in ARCHITECTURES]
 
 
-def bridge(architecture: str, *, compatible: bool = False, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A TransformerBridge around a small random Hugging Face model; with `compatible`, in compatibility mode (processed)."""
-    from transformer_lens.model_bridge.sources import build_bridge_from_module
+def kinds(*names: str) -> list:
+    """Names that `build` takes, as parameters; those of HookedTransformer are skipped where there is none."""
+    return [pytest.param(name, marks=pytest.mark.hooked) if name.startswith("hooked") else name for name in names]
 
+
+EVERY_KIND = kinds(*_HOOKED_NAMES, *_BRIDGE_NAMES)
+"""Every supported kind of model."""
+SOME_KINDS = kinds("hooked ln", "hooked rms-folded-grouped-rotary", "bridge gpt2", "bridge llama compatible")
+"""A few that differ in everything: host, layout, gates, grouped heads, processed weights."""
+ONE_OF_EACH = kinds("hooked ln", "bridge gpt2")
+"""The two hosts."""
+
+
+def build(kind: str, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A new model of a kind, such as "hooked ln", "bridge gpt2" or "bridge gpt2 compatible"."""
+    host, name, *form = kind.split()
+    if host == "hooked":
+        return hooked(name, dtype=dtype)
+    return bridge(name, compatible=bool(form), dtype=dtype)
+
+
+_built: dict[str, nn.Module] = {}
+
+
+@contextmanager
+def borrowed(kind: str) -> Iterator[nn.Module]:
+    """A model of this kind that tests share, and the check that it is given back as it was, to the last bit."""
+    model = _built.pop(kind, None) or _warm(build(kind))
+    before = State(model)
+    yield model
+    before.assert_unchanged(model)
+    _built[kind] = model
+
+
+def _warm(model: nn.Module) -> nn.Module:
+    """The model after one use: a bridge sets up attributes and hooks of its own when it first runs."""
+    with torch.no_grad():
+        model.run_with_cache(tokens())
+    return model
+
+
+class State:
+    """Everything of a model that has to be as it was after an edit."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.tensors = [(name, tensor, tensor.detach().clone()) for name, tensor in _tensors(model)]
+        self.plain = [(key, tensor, tensor.detach().clone()) for key, tensor in _plain_tensors(model)]
+        self.structure = _structure(model)
+
+    def assert_unchanged(self, model: nn.Module, *, same_tensors: bool = True) -> None:
+        """Fails on any difference; with `same_tensors` the parameters have to be the same objects too."""
+        assert _structure(model) == self.structure
+        for (name, was, value), (_, tensor) in zip(self.tensors, _tensors(model), strict=True):
+            assert tensor is was or not same_tensors, name
+            assert (tensor.dtype, tensor.shape) == (value.dtype, value.shape), name
+            assert torch.equal(tensor, value), name
+        for (key, was, value), (_, tensor) in zip(self.plain, _plain_tensors(model), strict=True):
+            assert tensor is was or not same_tensors, key
+            assert torch.equal(tensor, value), key
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    found = [(f"{i}.{name}", p) for i, module in enumerate(model.modules()) for name, p in module._parameters.items()]
+    found += [(f"{i}.{name}", b) for i, module in enumerate(model.modules()) for name, b in module._buffers.items()]
+    return [(name, tensor) for name, tensor in found if tensor is not None]
+
+
+def _plain_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Weights that a bridge keeps as plain attributes, and whatever somebody has laid over a parameter."""
+    held = [
+        (i, m, key, v) for i, m in enumerate(model.modules()) for key, v in m.__dict__.items() if isinstance(v, Tensor)
+    ]
+    return [(f"{i}.{key}", value) for i, m, key, value in held if key.startswith("_processed_") or key in m._parameters]
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
+          "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks")  # fmt: skip
+
+
+def _structure(model: nn.Module) -> list:
+    modules = [
+        (
+            type(m).__name__,
+            sorted(m.__dict__),
+            list(m._parameters),
+            list(m._buffers),
+            [list(getattr(m, h)) for h in _HOOKS],
+        )
+        for m in model.modules()
+    ]
+    return [list(model.state_dict()), modules]
+
+
+def hugging_face(architecture: str, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A small random Hugging Face model, the one that `bridge` wraps."""
     torch.manual_seed(0)
     model = ARCHITECTURES[architecture]().to(dtype).eval()
     _unsettle(model)
+    return model
+
+
+def bridge(architecture: str, *, compatible: bool = False, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A TransformerBridge around a small random Hugging Face model; with `compatible`, in compatibility mode."""
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    model = hugging_face(architecture, dtype=dtype)
     wrapped = build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
     if compatible:
         wrapped.enable_compatibility_mode(disable_warnings=True)
@@ -73,7 +178,14 @@ def hooked(kind: str = "ln", **settings: object) -> nn.Module:
     """A small random HookedTransformer."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-    shape = {"n_layers": N_LAYERS, "d_model": D_MODEL, "d_head": D_HEAD, "n_heads": N_HEADS, "n_ctx": N_CTX, "d_vocab": D_VOCAB}
+    shape = {
+        "n_layers": N_LAYERS,
+        "d_model": D_MODEL,
+        "d_head": D_HEAD,
+        "n_heads": N_HEADS,
+        "n_ctx": N_CTX,
+        "d_vocab": D_VOCAB,
+    }
     cfg = HookedTransformerConfig(**{**shape, "act_fn": "gelu", "seed": 0, **HOOKED[kind], **settings})
     model = HookedTransformer(cfg).eval()
     _unsettle(model)
