@@ -94,7 +94,7 @@ class Effects:
     `examples[site]` is `[example, unit]`; `units[site]` says which components a column stands for. `strengths[site]` are all of
     the matrix's singular values in force. `noise[site]` is the standard error of a column's mean that comes from the method
     itself (random probes, permutations), 0 for exact methods. `passes` counts the work in forward passes of the whole model
-    over all examples.
+    over all examples. `change` is what all of it together does to the metric, where the effects are shares of that.
     """
 
     method: str
@@ -106,6 +106,7 @@ class Effects:
     passes: float
     noise: dict[str, Float[Tensor, " unit"]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    change: Float[Tensor, " example"] | None = None
 
     def __post_init__(self) -> None:
         for site, rows in self.examples.items():
@@ -127,6 +128,19 @@ class Effects:
         if site not in self.units:
             raise KeyError(f"'{site}' was not attributed; there are {', '.join(self.units)}.")
         return self._spread(site, self.examples[site].mean(0))
+
+    @property
+    def residual(self) -> float:
+        """How far shares are from the change they are shares of, relative to it: the certificate of `by_path`, `by_shapley`.
+
+        Raises:
+            ValueError: if these are effects of single components, which need not sum to anything.
+        """
+        if self.change is None:
+            raise ValueError(f"effects by {self.method} are not shares of a change: only by_path and by_shapley give shares.")
+        total = float(self.change.mean())
+        gap = abs(sum(float(rows.sum(1).mean()) for rows in self.examples.values()) - total)
+        return gap / abs(total) if total else float("inf" if gap else 0)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -205,6 +219,8 @@ class Effects:
         tensors |= {f"{site}|strengths": S.contiguous() for site, S in self.strengths.items()}
         tensors |= {f"{site}|noise": n.contiguous() for site, n in self.noise.items()}
         tensors["baseline"] = self.measure.baseline.contiguous()
+        if self.change is not None:
+            tensors["change"] = self.change.contiguous()
         about = {
             "method": self.method, "units": self.units, "weight_state": self.weight_state, "passes": self.passes,
             "notes": self.notes, "name": self.measure.name, "unit": self.measure.unit,
@@ -238,7 +254,7 @@ class Effects:
         measure = Measure(about["name"], about["unit"], about["higher_is_better"], tensors["baseline"])
         state, notes = about["weight_state"], tuple(about["notes"])
         return cls(about["method"], measure, units, parts["examples"], parts["strengths"], state, about["passes"],
-                   parts["noise"], notes)  # fmt: skip
+                   parts["noise"], notes, tensors.get("change"))  # fmt: skip
 
     def __repr__(self) -> str:
         measure = self.measure

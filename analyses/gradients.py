@@ -80,10 +80,15 @@ class Backward:
     input_gradients: dict[Site, Tensor] = field(default_factory=dict)
     output_gradients: dict[Site, Tensor] = field(default_factory=dict)
 
-    def score(self, target: Target, reference: Tensor | None = None) -> Float[Tensor, "example pos component"]:
-        """`−s_i (x_t·u_i) (g_t·v_i)`, or with a reference input `s_i ((x'_t − x_t)·u_i) (g_t·v_i)`.
+    direct: bool = False
 
-        Each factor is taken from the smaller side of the matrix: `s (x·u) = (y − b)·v` and `s (g·v) = (∂m/∂x)·u`.
+    def score(
+        self, target: Target, reference: Tensor | None = None, *, constants: Tensor | None = None
+    ) -> Float[Tensor, "example pos component"]:
+        """`−s_i (x_t·u_i) (g_t·v_i)`; from a reference input, `s_i ((x'_t − x_t)·u_i) (g_t·v_i)`, or constants, with `c_i` for `x'·u_i`.
+
+        Each factor is taken from the smaller side of the matrix, `s (x·u) = (y − b)·v` and `s (g·v) = (∂m/∂x)·u`, unless `direct`:
+        both hold with the gains in force only.
         """
         site, parts = target.place.site, target.components
         dtype = parts.S.dtype
@@ -94,27 +99,29 @@ class Backward:
             read = -x if reference is None else reference - x
             return (read.to(dtype) @ U) * (dx.to(dtype) @ U)
         g = target.place.read_output(self.output_gradients[site.joint]).to(dtype) @ V
-        if reference is None and target.place.d_out < target.place.d_in:
+        if reference is None and not self.direct and target.place.d_out < target.place.d_in:
             y = target.place.read_output(self.outputs[site.joint]).detach()
             bias = bias_of(target)
             return ((-y if bias is None else bias - y).to(dtype) @ V) * g
         x = target.place.read_input(self.inputs[site.joint]).detach()
-        read = -x if reference is None else reference - x
-        return ((read.to(dtype) @ U) * parts.S) * g
+        read = (-x if reference is None else reference - x).to(dtype) @ U
+        return ((read if constants is None else read + constants) * parts.S) * g
 
 
-def backward(question: Question, part: Examples) -> Backward:
+def backward(question: Question, part: Examples, *, direct: bool = False) -> Backward:
     """One forward and one backward pass, without gradients of any parameter.
+
+    With `direct`, the scores may be read with other gains than are in force in the pass.
 
     Raises:
         ValueError: if the metric does not depend differentiably on the logits.
     """
-    found = Backward(torch.empty(0))
+    found = Backward(torch.empty(0), direct=direct)
     wanted: list[tuple[dict[Site, Tensor], Site, Tensor]] = []
     with ExitStack() as stack:
         places = places_of(question)
         for joint, narrow_input in _routes(question).items():
-            stack.enter_context(_tapped(joint, places[joint], narrow_input, found, wanted))
+            stack.enter_context(_tapped(joint, places[joint], narrow_input and not direct, found, wanted))
         found.values = metric_of(question, part, differentiable=True)
     if not found.values.requires_grad:
         raise ValueError(
