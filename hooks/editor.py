@@ -1,7 +1,8 @@
 """The weights of one model under edits: what is shown instead of each matrix, and how the model is guarded meanwhile.
 
-`show` lays a matrix over the stored one, `write` puts it into the parameter itself; `release` takes either back, bit for
-bit. While anything is edited, the model refuses to reprocess its weights, and a forward pass refuses to run after `.to()`.
+`show` lays a matrix over the stored one, `write` puts it into the parameter itself; `release` takes either back, bit
+for bit. While anything is edited, the model refuses to reprocess its weights, and a forward pass refuses to run after
+`.to()`.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,13 +11,14 @@ from functools import partial
 from typing import NoReturn
 from weakref import WeakKeyDictionary
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hooks.hosts import host_of
 from hooks.places import Place
-from hooks.slots import EditedModelError, Shadow, Slot, check_fits, refuse_moved_shadow, write
+from hooks.slots import EditedModelError, Shadow, Slot, check_fits, refuse_moved_shadow
 
 _REPROCESSING = ("enable_compatibility_mode", "process_weights", "process_weights_", "load_and_process_state_dict")
 
@@ -58,8 +60,9 @@ class Editor:
         shadow = Shadow(slot, tensor)
         shadow.install()
         self._shadows[slot.key] = shadow
-        if id(slot.owner) not in self._guards:
-            self._guards[id(slot.owner)] = slot.owner.register_forward_pre_hook(refuse_moved_shadow)
+        reader = _reader(slot)
+        if id(reader) not in self._guards:
+            self._guards[id(reader)] = reader.register_forward_pre_hook(refuse_moved_shadow)
 
     def hide(self, slot: Slot) -> None:
         """Take back what `show` laid over the slot, if anything."""
@@ -67,8 +70,9 @@ class Editor:
         if shadow is None:
             return
         shadow.remove()
-        if not any(other.slot.owner is slot.owner for other in self._shadows.values()):
-            self._guards.pop(id(slot.owner)).remove()
+        reader = _reader(slot)
+        if not any(_reader(other.slot) is reader for other in self._shadows.values()):
+            self._guards.pop(id(reader)).remove()
 
     def write(self, new: Iterable[tuple[Slot, Tensor]]) -> None:
         """Overwrite parameters themselves, keeping the originals for `restore`.
@@ -82,24 +86,33 @@ class Editor:
             if held is not None and slot.key not in self._originals:
                 self._originals[slot.key] = slot, held.detach().clone()
         for slot, tensor in pairs:
-            write(slot, tensor)
+            self._overwrite(slot, tensor)
 
     def restore(self, slot: Slot) -> None:
         """Put back what `write` overwrote, if anything."""
         kept = self._originals.pop(slot.key, None)
         if kept is not None:
-            write(slot, kept[1])
+            self._overwrite(slot, kept[1])
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is edited."""
         return not self._shadows and not self._originals
 
+    def _overwrite(self, slot: Slot, tensor: Tensor) -> None:
+        """Change the stored tensor itself, in place, under any shadow."""
+        held = slot.registered()
+        if slot.mirrors is not None:
+            shadow = self._shadows.get(slot.key)
+            held = slot.current() if shadow is None else shadow.covered
+        if held is None:
+            raise ValueError(f"{slot.label} holds no parameter to write to: use a temporary edit instead.")
+        with torch.no_grad():
+            held.copy_(tensor)
+
     def _before(self, slot: Slot) -> Tensor | None:
         """What the slot held before shadows and written edits alike."""
-        shadow = self._shadows.get(slot.key)
-        plain = slot.name not in slot.owner._parameters
-        held = shadow.covered if shadow is not None and plain else slot.registered()
+        held = slot.registered()
         if slot.key in self._originals:
             kept = self._originals[slot.key][1]
             return kept if held is None else kept.to(device=held.device, dtype=held.dtype)
@@ -137,9 +150,8 @@ def strip(model: nn.Module) -> None:
     for site in host.joint_sites():
         place = host.place(site)
         for slot in _slots(place):
-            if slot.name in slot.owner._parameters and isinstance(slot.owner.__dict__.get(slot.name), Tensor):
-                object.__delattr__(slot.owner, slot.name)
-            _remove_guards(slot.owner)
+            slot.strip()
+            _remove_guards(_reader(slot))
     unguard(model)
 
 
@@ -147,8 +159,12 @@ def _slots(place: Place) -> Iterable[Slot]:
     return place.slots if place.bias is None else (*place.slots, place.bias)
 
 
-def _remove_guards(owner: nn.Module) -> None:
-    hooks: dict[int, Callable] = owner._forward_pre_hooks
+def _reader(slot: Slot) -> nn.Module:
+    return slot.owner if slot.reader is None else slot.reader
+
+
+def _remove_guards(reader: nn.Module) -> None:
+    hooks: dict[int, Callable] = reader._forward_pre_hooks
     for key in [key for key, hook in hooks.items() if hook is refuse_moved_shadow]:
         del hooks[key]
 

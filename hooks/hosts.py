@@ -1,7 +1,7 @@
 """The models that can be operated on, and where each keeps its matrices: the only module that knows.
 
-`HookedTransformer` and `TransformerBridge` (TransformerLens 3.9 has both, 4.x the bridge only) are recognised by the names
-of their classes, so that neither has to be imported.
+`HookedTransformer` and `TransformerBridge` (TransformerLens 3.9 has both, 4.x the bridge only) are recognised by the
+names of their classes, so that neither has to be imported.
 """
 
 from abc import ABC, abstractmethod
@@ -62,7 +62,8 @@ class Host(ABC):
         if site.head is None:
             return place
         if place.n_heads is None or site.head >= place.n_heads:
-            raise SiteError(f"no head is named '{site}': {site.joint} has {place.n_heads} heads, 0 to {place.n_heads - 1}.")  # type: ignore[operator]
+            heads = f"{place.n_heads} heads, 0 to {place.n_heads - 1}" if place.n_heads else "no heads"
+            raise SiteError(f"no head is named '{site}': {site.joint} has {heads}. List all with surgery.sites(model).")
         return place.at_head(site.head)
 
     def n_heads(self, matrix: Matrix) -> int:
@@ -173,7 +174,7 @@ class HookedTransformerHost(Host):
 
 @final
 class BridgeHost(Host):
-    """TransformerBridge: the Hugging Face model's own layers, wrapped; `[d_out, d_in]` in Linear, `[d_in, d_out]` in Conv1D."""
+    """TransformerBridge: Hugging Face's own layers, wrapped; `[d_out, d_in]` in Linear, `[d_in, d_out]` in Conv1D."""
 
     def why_not(self, site: Site) -> str | None:
         block = self.model.blocks[site.layer]  # type: ignore[index]
@@ -186,7 +187,8 @@ class BridgeHost(Host):
         if layer is None:
             return f"{site.prefix}.{site.part} is a {type(container).__name__}, which holds {_held_bridged(container)}"
         if _orientation(layer) is None:
-            return f"{site.prefix}.{site.part}.{_PROJECTIONS[site.matrix]} is a {type(layer).__name__}, not a plain linear layer"
+            name = f"{site.prefix}.{site.part}.{_PROJECTIONS[site.matrix]}"
+            return f"{name} is a {type(layer).__name__}, not a plain linear layer"
         return _quantised(layer.weight, site)  # type: ignore[arg-type]
 
     def weight_state(self) -> str:
@@ -205,11 +207,13 @@ class BridgeHost(Host):
         assert layer is not None and container is not None
         projection = _PROJECTIONS[site.matrix]
         label = f"{site.prefix}.{site.part}.{projection}.original_component"
-        slots, bias = (Slot(layer, "weight", f"{label}.weight"),), Slot(layer, "bias", f"{label}.bias")
+        reader = container if getattr(container, "_use_processed_weights", False) else None
+        weight, bias = (Slot(layer, name, f"{label}.{name}", reader) for name in ("weight", "bias"))
+        slots = (weight,)
         if f"_processed_{site.matrix}" in container.__dict__:  # gated MLPs of 3.9.0 in compatibility mode
             names = f"_processed_{site.matrix}", f"_processed_{site.matrix.replace('W_', 'b_')}"
-            slots = (Slot(container, names[0], f"{site.prefix}.mlp.{names[0]}"), *slots)
-            bias = Slot(container, names[1], f"{site.prefix}.mlp.{names[1]}")
+            slots = (Slot(container, names[0], f"{site.prefix}.mlp.{names[0]}", reader, weight), weight)
+            bias = Slot(container, names[1], f"{site.prefix}.mlp.{names[1]}", reader, bias)
         layout = Layout(_orientation(layer) or "")
         d_in, d_out = layout.to_matrix(slots[0].registered()).shape  # type: ignore[arg-type]
         n_heads = self.n_heads(site.matrix) if site.part == "attn" else None
@@ -238,18 +242,32 @@ def host_of(model: nn.Module) -> Host:
         TypeError: if the model is compiled, or neither a HookedTransformer nor a TransformerBridge.
     """
     names = {cls.__name__ for cls in type(model).__mro__}
-    if "OptimizedModule" in names or getattr(model, "_compiled_call_impl", None) is not None:
-        raise TypeError(
-            f"a compiled model ({type(model).__name__}) keeps the weights it was compiled with and would ignore an edit. "
-            "Edit the model before torch.compile, or write the edit into the weights with surgery.commit(model, spec)."
-        )
+    if "OptimizedModule" in names:
+        raise _compiled(model)
     if "HookedTransformer" in names:
         return HookedTransformerHost(model)
     if "TransformerBridge" in names:
         return BridgeHost(model)
     raise TypeError(
-        f"cannot operate on a {type(model).__name__}: a transformer_lens HookedTransformer or TransformerBridge is needed. "
-        "Wrap a Hugging Face model with TransformerBridge.boot_transformers or build_bridge_from_module."
+        f"cannot operate on a {type(model).__name__}: a transformer_lens HookedTransformer or TransformerBridge is "
+        "needed. Wrap a Hugging Face model with TransformerBridge.boot_transformers or build_bridge_from_module."
+    )
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Refuse a model that was compiled in place, which reads its parameters and nothing that is laid over them.
+
+    Raises:
+        TypeError: if `model.compile()` was called.
+    """
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        raise _compiled(model)
+
+
+def _compiled(model: nn.Module) -> TypeError:
+    return TypeError(
+        f"a compiled model ({type(model).__name__}) would ignore an edit that is laid over its weights. Write the edit "
+        "into the weights of the model that was compiled, surgery.commit(model, spec), or apply it without compiling."
     )
 
 
@@ -268,7 +286,7 @@ def _orientation(layer: nn.Module) -> str | None:
 
 def _quantised(weight: Tensor | None, site: Site) -> str | None:
     if weight is None or not weight.dtype.is_floating_point or weight.ndim > 3:
-        held = "nothing" if weight is None else f"{str(weight.dtype).removeprefix('torch.')} of shape {tuple(weight.shape)}"
+        held = "nothing" if weight is None else f"{weight.dtype} of shape {tuple(weight.shape)}".removeprefix("torch.")
         return f"its weight is stored as {held} (quantised, or one tensor for many experts), not as a matrix of floats"
     if weight.ndim == 3 and site.part == "mlp":
         return f"its weight holds {weight.shape[0]} experts in one tensor"

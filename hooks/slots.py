@@ -1,13 +1,12 @@
 """Where a tensor is stored, and how another one is put in its place and taken out again.
 
-A *shadow* is an entry of the owning module's instance dictionary: Python finds it before the registered parameter of the
-same name, so everything that reads the weight sees it, while `parameters()`, `state_dict()` and class names stay as they
-are, and taking it out restores the model bit for bit.
+A *shadow* is an entry of the owning module's instance dictionary: Python finds it before the registered parameter of
+the same name, so everything that reads the weight sees it, while `parameters()`, `state_dict()` and class names stay as
+they are, and taking it out restores the model bit for bit.
 """
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 _ABSENT = object()
@@ -19,11 +18,17 @@ class EditedModelError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The attribute `name` of the module `owner`, whose TransformerLens name is `label`."""
+    """The attribute `name` of the module `owner`, whose TransformerLens name is `label`.
+
+    `reader` is the module whose forward pass reads it, where that is not the owner. `mirrors` is, for a plain attribute
+    that repeats a parameter, the slot of that parameter.
+    """
 
     owner: nn.Module
     name: str
     label: str
+    reader: nn.Module | None = None
+    mirrors: "Slot | None" = None
 
     @property
     def key(self) -> tuple[int, str]:
@@ -35,10 +40,19 @@ class Slot:
         return getattr(self.owner, self.name)
 
     def registered(self) -> Tensor | None:
-        """The parameter behind any shadow, or the current value where the host keeps a plain attribute."""
-        if self.name in self.owner._parameters:
-            return self.owner._parameters[self.name]
-        return self.current()
+        """The parameter behind any shadow (the one that a plain attribute repeats)."""
+        if self.mirrors is not None:
+            return self.mirrors.registered()
+        return self.owner._parameters[self.name]
+
+    def strip(self) -> None:
+        """Take out whatever shadow lies here, whoever laid it."""
+        held = self.owner.__dict__.get(self.name)
+        if self.mirrors is not None:
+            parameter = self.registered()
+            object.__setattr__(self.owner, self.name, None if parameter is None else parameter.detach())
+        elif isinstance(held, Tensor):
+            object.__delattr__(self.owner, self.name)
 
 
 @dataclass(slots=True)
@@ -81,20 +95,22 @@ class Shadow:
 
 
 def refuse_moved_shadow(module: nn.Module, args: object) -> None:
-    """Forward pre-hook of every module that carries a shadow: `.to()` moves parameters, never shadows.
+    """Forward pre-hook of every module that reads a shadow: `.to()` moves parameters, never shadows.
 
     Stateless and at module level, so that a deep copy or a pickle of an edited model carries it along.
     """
-    for name, parameter in module._parameters.items():
-        shadow = module.__dict__.get(name)
-        if parameter is None or not isinstance(shadow, Tensor):
-            continue
-        if shadow.dtype != parameter.dtype or shadow.device != parameter.device:
-            raise EditedModelError(
-                f"the model was moved or cast while an edit was active: {type(module).__name__}.{name} is now "
-                f"{_kind(parameter)}, its edited version {_kind(shadow)}. "
-                "Undo the edit first (operation.undo() or surgery.undo_all(model)), move the model, and apply it again."
-            )
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            shadow = part.__dict__.get(name)
+            if parameter is None or not isinstance(shadow, Tensor):
+                continue
+            if shadow.dtype != parameter.dtype or shadow.device != parameter.device:
+                raise EditedModelError(
+                    f"the model was moved or cast while an edit was active: {type(part).__name__}.{name} is now "
+                    f"{_kind(parameter)}, its edited version {_kind(shadow)}. "
+                    "Undo the edit first (operation.undo() or surgery.undo_all(model)), move the model, and apply it "
+                    "again."
+                )
 
 
 def check_fits(slot: Slot, tensor: Tensor) -> None:
@@ -111,15 +127,6 @@ def check_fits(slot: Slot, tensor: Tensor) -> None:
             f"cannot lay a tensor of shape {tuple(tensor.shape)}, {_kind(tensor)} over {slot.label}: it holds "
             f"{tuple(held.shape)}, {_kind(held)}. Reshape, cast or move the tensor first."
         )
-
-
-def write(slot: Slot, tensor: Tensor) -> None:
-    """Overwrite the registered parameter itself, in place."""
-    held = slot.registered()
-    if held is None:
-        raise ValueError(f"{slot.label} holds no parameter to write to: use a temporary edit instead.")
-    with torch.no_grad():
-        held.copy_(tensor)
 
 
 def _kind(tensor: Tensor) -> str:
