@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hooks import Site, host_of, place_of
 from hooks.editor import editor_of, guard, strip, unguard
+from hooks.hosts import refuse_compiled
 from surgery.bases import SVD
 from surgery.decompositions import Decomposition, Decompositions, decomposed
 from surgery.rendering import Rendering, install, render
@@ -76,14 +77,13 @@ class Operation:
 def apply(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, progress: bool = True) -> Operation:
     """The model under the edits of a spec, until the returned operation is undone.
 
-    The edited weights are shown in place of the parameters, which stay as they are. Everything is checked and computed before
-    anything is changed. Gains multiply with those of operations already in force.
+    The edited weights are shown in place of the parameters, which stay as they are. Everything is checked and computed
+    before anything is changed. Gains multiply with those of operations already in force.
 
     Raises:
-        SiteError: if a pattern names nothing on this model.
-        StaleDecompositionError: if `svds` was made from other weights.
-        ValueError: if an edit does not fit its matrix, or cannot be combined with one in force.
-        TypeError: if the model is compiled or not a TransformerLens model, or the spec not a mapping of patterns to edits.
+        SiteError: if a pattern names nothing on this model. StaleDecompositionError: if `svds` was made from other
+        weights. ValueError: if an edit does not fit its matrix, or cannot be combined with one in force. TypeError: if
+        the model is compiled or not a TransformerLens model, or the spec not a mapping of patterns to edits.
     """
     return _put_in_force(model, spec, svds=svds, progress=progress, written=False)
 
@@ -142,6 +142,8 @@ def _put_in_force(
     model: nn.Module, spec: Spec, *, svds: Decompositions | None, progress: bool, written: bool
 ) -> Operation:
     host_of(model)  # refuses what cannot be operated on before any work is done
+    if not written:
+        refuse_compiled(model)
     operation = Operation(model, spec, plan(model, spec, svds=svds, progress=progress), written=written)
     before, after = active(model), (*active(model), operation)
     check_compatible([(change.site, change.edit.basis) for change in _changes(after)])

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hooks import Place, SiteError, host_of
 from hooks.editor import editor_of
+from hooks.hosts import refuse_compiled
 from hooks.wires import Wire
 from surgery.decompositions import Decompositions
 from surgery.operations import changes_in_force
@@ -22,14 +23,15 @@ def fwd_hooks(
     """The edits of a spec as pairs of hook name and function, for `run_with_hooks(fwd_hooks=...)` or `model.hooks(...)`.
 
     For each matrix one hook reads its input x and one adds `((x @ U) * ((γ − 1) s)) @ Vh` to its output, which equals
-    `apply` up to rounding (about 1e-5). TransformerLens runs the hooks of one hook point in the order of the list, so put these
-    after your hooks on a matrix's input and before your hooks on its output; hooks elsewhere may stand anywhere. On top of
-    operations in force, gains multiply.
+    `apply` up to rounding (about 1e-5). TransformerLens runs the hooks of one hook point in the order of the list, so
+    put these after your hooks on a matrix's input and before your hooks on its output; hooks elsewhere may stand
+    anywhere. On top of operations in force, gains multiply.
 
     Raises:
         SiteError: if the model shows a matrix's input or output at no hook point; `surgery.apply` always works.
         ValueError and TypeError: as `surgery.apply`.
     """
+    refuse_compiled(model)
     changes = plan(model, spec, svds=svds, progress=progress)
     host = host_of(model)
     by_site: dict[object, list[Change]] = {}
