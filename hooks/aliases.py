@@ -1,19 +1,20 @@
 """Other people's names for the same matrices.
 
-| here     | LASER (paper; published code)   | Hugging Face                                                                    |
-|----------|---------------------------------|---------------------------------------------------------------------------------|
-| `W_Q`    | `W_q`; `q_proj`                 | `q_proj`                                                                        |
-| `W_K`    | `W_k`; `k_proj`                 | `k_proj`                                                                        |
-| `W_V`    | `W_v`; `v_proj`                 | `v_proj`                                                                        |
-| `W_O`    | `W_o`; `out_proj`, `o_proj`     | `o_proj`, `out_proj`, `attn.c_proj`, `attention.dense`, `self_attn.dense`       |
-| `W_in`   | `U_in`; `fc_in` (not on Llama)  | `up_proj`, `c_fc`, `fc_in`, `fc1`, `dense_h_to_4h`                              |
-| `W_gate` | `fc_in` on gated MLPs           | `gate_proj`                                                                     |
-| `W_out`  | `U_out`; `fc_out`               | `down_proj`, `mlp.c_proj`, `fc_out`, `fc2`, `dense_4h_to_h`                     |
+| here     | LASER (paper; code)         | Hugging Face                                                              |
+|----------|-----------------------------|---------------------------------------------------------------------------|
+| `W_Q`    | `W_q`; `q_proj`             | `q_proj`                                                                  |
+| `W_K`    | `W_k`; `k_proj`             | `k_proj`                                                                  |
+| `W_V`    | `W_v`; `v_proj`             | `v_proj`                                                                  |
+| `W_O`    | `W_o`; `out_proj`, `o_proj` | `o_proj`, `out_proj`, `attn.c_proj`, `attention.dense`, `self_attn.dense` |
+| `W_in`   | `U_in`; `fc_in` (no gate)   | `up_proj`, `c_fc`, `fc_in`, `fc1`, `dense_h_to_4h`                        |
+| `W_gate` | `fc_in` on gated MLPs       | `gate_proj`                                                               |
+| `W_out`  | `U_out`; `fc_out`           | `down_proj`, `mlp.c_proj`, `fc_out`, `fc2`, `dense_4h_to_h`               |
 
-LASER's published code calls `gate_proj` `fc_in` on Llama, so on a model with gates `fc_in` is `W_gate`, and `U_in`, the paper's
-own name, is `W_in`. A leading `model.layers.3`, `transformer.h.3`, `gpt_neox.layers.3` or `model.decoder.layers.3` is
-`blocks.3`; a trailing `.weight` is ignored. Without a layer, or after a `*`, an alias means every layer; after anything else
-it is not taken for one, so that a slip in `model.layers.3` does not become an edit of every layer.
+LASER's published code calls `gate_proj` `fc_in` on Llama, so on a model with gates `fc_in` is `W_gate`, and `U_in`, the
+paper's own name, is `W_in`. A leading `model.layers.3`, `transformer.h.3`, `gpt_neox.layers.3` or
+`model.decoder.layers.3` is `blocks.3`; a trailing `.weight` is ignored. Without a layer, or after a `*`, an alias means
+every layer; after anything else it is not taken for one, so that a slip in `model.layers.3` does not become an edit of
+every layer.
 """
 
 import re
@@ -30,6 +31,7 @@ _PLAIN: dict[str, Matrix] = {
     **dict.fromkeys(("U_out", "down_proj", "mlp.c_proj", "fc_out", "fc2", "dense_4h_to_h"), "W_out"),
 }
 _FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "gate_up_proj")
+_HEAD = re.compile(r"(.*?)(\[(?:-?\d+|\*|-?\d*:-?\d*)\])?", re.DOTALL)
 _LAYER = r"(?:(?:(?:transformer|model|gpt_neox|decoder)\.)*(?:h|layers|blocks)\.(?P<layer>[^.]+)\.|\*\.?)?"
 _PART = r"(?:(?:self_attn|attn|attention|mlp)\.)*"
 
@@ -40,7 +42,9 @@ def canonical(pattern: str, *, gated: bool) -> str:
     Raises:
         SiteError: if it names a fused matrix, which is edited by its parts, or the ambiguous `c_proj`.
     """
-    name, head = re.fullmatch(r"(.*?)(\[(?:-?\d+|\*|-?\d*:-?\d*)\])?", pattern.removesuffix(".weight")).groups("")  # type: ignore[union-attr]
+    found = _HEAD.fullmatch(pattern.removesuffix(".weight"))
+    assert found is not None  # it matches any text
+    name, head = found.groups("")
     last = name.rsplit(".", 1)[-1]
     if last in _FUSED:
         parts = "W_gate and W_in" if last == "gate_up_proj" else "W_Q, W_K and W_V"

@@ -1,8 +1,8 @@
 """From a pattern to the sites it names.
 
 `*` matches anything, dots included; `?` one character; `[abc]`, `[0-3]`, `[!a]` a class; `{a,b}` alternatives. A final
-`[3]`, `[*]` or `[0:4]` after an attention matrix is its head index: one head, all, or a slice as in Python. Without it a
-pattern matches the layer's whole matrices only.
+`[3]`, `[*]` or `[0:4]` after an attention matrix is its head index: one head, all, or a slice as in Python. Without it
+a pattern matches the layer's whole matrices only.
 """
 
 import re
@@ -22,7 +22,8 @@ def match_sites(model: nn.Module, pattern: str) -> list[Site]:
     """Every site of the model that the pattern names, in the order of the forward pass; never empty.
 
     Raises:
-        SiteError: if it names none, with the nearest names that exist, or a head index is out of range or not on attention.
+        SiteError: if it names none, with the nearest names that exist, or a head index is out of range or not on
+        attention.
     """
     return match_on(host_of(model), pattern)
 
@@ -69,7 +70,7 @@ def _heads(host: Host, site: Site, index: str, pattern: str) -> list[int]:
             return chosen
     elif -n <= int(index) < n:
         return [int(index) % n]
-    raise SiteError(f"{pattern!r} names no head: {site} has {n} heads, 0 to {n - 1}.")
+    raise SiteError(f"{pattern!r} names no head: {site} has {n} heads, 0 to {n - 1}. Name one of these, or [*].")
 
 
 def _expression(glob: str, pattern: str) -> re.Pattern[str]:
@@ -91,7 +92,9 @@ def _regex(glob: str, pattern: str) -> str:
         elif char == "[":
             end = glob.find("]", i + 2)
             if end < 0:
-                raise SiteError(f"{pattern!r} has a '[' that is never closed: write classes as [QK], heads as a final [3].")
+                raise SiteError(
+                    f"{pattern!r} has a '[' that is never closed: write classes as [QK], heads as a final [3]."
+                )
             negated = glob[i + 1] in "!^"
             inside = "".join(c if c == "-" else re.escape(c) for c in glob[i + 1 + negated : end])
             parts.append(f"[{'^' * negated}{inside}]")

@@ -88,7 +88,8 @@ class Place:
         """What this matrix multiplies, out of the tensor that its input wire carries.
 
         Raises:
-            SiteError: if every head has an input of its own (`use_split_qkv_input`, `use_attn_in`) and this site is joint.
+            SiteError: if every head has an input of its own (`use_split_qkv_input`, `use_attn_in`) and this site is
+            joint.
         """
         if self.site.matrix == "W_O":
             return _flat(activation)[..., self.head_slice]

@@ -1,8 +1,8 @@
 """The address of one weight matrix, in TransformerLens's own names.
 
-    blocks.3.mlp.W_out        the layer's matrix
-    blocks.5.attn.W_Q         the layer's matrix, joint over heads
-    blocks.5.attn.W_Q[3]      one head of it (key-value heads for W_K and W_V under grouped-query attention)
+blocks.3.mlp.W_out        the layer's matrix
+blocks.5.attn.W_Q         the layer's matrix, joint over heads
+blocks.5.attn.W_Q[3]      one head of it (key-value heads for W_K and W_V under grouped-query attention)
 """
 
 import re
@@ -83,7 +83,8 @@ class Site:
         """The site that an exact address names.
 
         Raises:
-            SiteError: if `address` is not of the form `blocks.L.attn.W_Q`, `blocks.L.attn.W_Q[h]` or `blocks.L.mlp.W_in`.
+            SiteError: if `address` is not of the form `blocks.L.attn.W_Q`, `blocks.L.attn.W_Q[h]` or
+            `blocks.L.mlp.W_in`.
         """
         match = _ADDRESS.fullmatch(address)
         if match is None:

@@ -1,8 +1,8 @@
 """The two ends of a matrix as a forward pass sees them: its input and its output.
 
 A wire is read and changed by a torch hook on the module where the activation passes. On an input, ours runs after every
-hook that is already there, so that it sees what the user has patched; on an output it runs before them, so that the user
-patches what we made.
+hook that is already there, so that it sees what the user has patched; on an output it runs before them, so that the
+user patches what we made.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ class Wire:
     """An activation: an argument of `module`, or (`argument` None) what it returns.
 
     `name` is TransformerLens's name of the hook point that shows the same activation, None where there is none and then
-    `hidden` says why. `norm` is the normalisation whose gain and bias lie between the hook point and the wire. `shared` inputs
-    are read by another matrix too, so that the gradient at the wire is not this matrix's alone.
+    `hidden` says why. `norm` is the normalisation whose gain and bias lie between the hook point and the wire. `shared`
+    inputs are read by another matrix too, so that the gradient at the wire is not this matrix's alone.
     """
 
     module: nn.Module

@@ -141,7 +141,9 @@ def test_head_indices_and_slices_are_python_s(matrix: str, index: int | tuple) -
         return
     with pytest.raises(SiteError) as error:
         match_on(Paper(), pattern)
-    assert str(error.value) == f"'{pattern}' names no head: blocks.3.attn.{matrix} has {n} heads, 0 to {n - 1}."
+    assert str(error.value) == (
+        f"'{pattern}' names no head: blocks.3.attn.{matrix} has {n} heads, 0 to {n - 1}. Name one of these, or [*]."
+    )
 
 
 def test_a_star_is_every_head_and_heads_come_with_their_layer() -> None:
@@ -194,7 +196,7 @@ def test_what_names_nothing_is_refused(pattern: str, message: str) -> None:
     assert message in str(error.value)
 
 
-@given(st.text("blocks.01*?[]{}!^-,&|~\\attnmlpW_QKinout", max_size=25))
+@given(st.text("blocks.01*?[]{}!^-,&|~\\attnmlpW_QKinout\n", max_size=25))
 @example("[\\]")
 @example("[a&&b]")
 @example("[[]")
