@@ -1,13 +1,22 @@
 """Attribution to second order in the gains: `effect_i ≈ −∂m/∂γ_i + ½ ∂²m/∂γ_i²`.
 
 First order alone misjudges a loss, which curves as soon as a component is gone. The diagonal of the Hessian in the gains is
-estimated by Hutchinson's probes, `E[z ⊙ H z]` with z = ±1 (arXiv:1706.03662; Bekas, Kokiopoulou and Saad 2007), one product of
-the Hessian with a vector for each. Every example has gains, and so probes, of its own: it costs nothing, and the noise of the
-off-diagonal terms averages out over examples instead of adding up.
+estimated from its products with random vectors, each the cost of about two forward passes. Three things make few of them
+enough:
+
+- every example has gains, and so random vectors, of its own: it costs nothing, and the noise of the off-diagonal terms averages
+  out over examples instead of adding up;
+- half of the products find the Hessian's leading directions, the other half resolve them, and what is left is estimated by
+  leaving one vector out at a time (XDiag: Epperly, Tropp and Webber, arXiv:2301.07825, sec. 5; it improves on Hutchinson's
+  `E[z ⊙ H z]`);
+- for a loss, the estimate is drawn towards the Fisher diagonal, which is cheap and quiet: as far as its own noise demands, and
+  half of the rest of the way, because the curvature that the Fisher leaves out is a local one. It changes along the way to
+  the component's removal, and counting it in full predicts the removal less well (`benchmarks/attribution_accuracy.py`).
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -18,12 +27,16 @@ from tqdm.auto import tqdm
 from analyses import metrics
 from analyses.effects import Effects
 from analyses.gradients import backward, check_differentiable, metric_of, units_of
+from analyses.measures import Loss
 from analyses.metrics import Metric
 from analyses.question import Examples, Question, Sites, Target, ask
 from hooks import Site
 from surgery import Decompositions
 
 Share = Literal["matrix", "type", "all"]
+FISHER_DRAWS = 4
+LOCAL_SHARE = 0.5
+"""How much of a loss's curvature beyond the Fisher counts for a component's removal."""
 
 
 def by_curvature(
@@ -42,29 +55,36 @@ def by_curvature(
 ) -> Effects:
     """The effect of removing each component to second order, with the Hessian's diagonal from `probes` random probes.
 
-    `share` says which matrices a probe covers at once: one, all of one type (W_Q of every layer, ...), or all. Fewer share
-    less noise; more cost fewer passes. `noise` of the result is the standard error over probes.
+    `share` says which matrices a probe covers at once: one, all of one type (W_Q of every layer, ...), or all. Sharing saves
+    passes and adds noise. `noise` of the result is the standard error over probes.
 
     Raises:
-        ValueError: if the metric is not differentiable, `probes` is not positive, or as `ask`.
+        ValueError: if the metric is not differentiable, `probes` is not even and positive, or as `ask`.
         SiteError: if a pattern names no editable matrix.
     """
-    if probes < 1:
-        raise ValueError(f"probes={probes!r}: at least one probe is needed (16 is the default; by_gradient uses none).")
+    if probes < 2 or probes % 2:
+        raise ValueError(f"probes={probes!r}: an even number from 2 on is needed (16 is the default; by_gradient uses none).")
     question = ask(model, tokens, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress)
     groups = _groups(question, share)
     generator = torch.Generator().manual_seed(seed)
 
-    def diagonal(slopes: dict[Site, Tensor], gains: dict[Site, Tensor]) -> Iterator[tuple[Site, list[Tensor]]]:
-        draws: dict[Site, list[Tensor]] = {site: [] for site in gains}
+    def diagonal(slopes: dict[Site, Tensor], gains: dict[Site, Tensor]) -> Iterator[tuple[Site, Tensor]]:
         for group in groups:
-            for _ in range(probes):
-                z = [_signs(gains[site], generator) for site in group]
-                for site, probe, product in zip(group, z, _hessian_product(slopes, gains, group, z), strict=True):
-                    draws[site].append(probe * product)
-        yield from draws.items()
+            widths = [gains[site].shape[1] for site in group]
 
-    return _second_order(question, f"curvature ({probes} probes)", diagonal, passes=4 + 2 * probes * len(groups), progress=progress)
+            def product(z: Tensor, group: list[Site] = group, widths: list[int] = widths) -> Tensor:
+                parts = [part.to(gains[site]) for part, site in zip(z.split(widths, 1), group, strict=True)]
+                return torch.cat(_hessian_product(slopes, gains, group, parts), 1)
+
+            estimates = _diagonals(product, (len(gains[group[0]]), sum(widths)), probes // 2, generator)
+            yield from zip(group, estimates.split(widths, -1), strict=True)
+
+    passes = 4.0 + 2 * probes * len(groups)
+    found = _second_order(question, f"curvature ({probes} probes)", diagonal, passes=passes, progress=progress)
+    if not isinstance(question.examples.metric, Loss):
+        return found
+    fisher = _fisher(question, FISHER_DRAWS, seed, progress=progress)
+    return _drawn_towards(found, fisher)
 
 
 def by_exact_curvature(
@@ -85,7 +105,7 @@ def by_exact_curvature(
     """
     question = ask(model, tokens, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress)
 
-    def diagonal(slopes: dict[Site, Tensor], gains: dict[Site, Tensor]) -> Iterator[tuple[Site, list[Tensor]]]:
+    def diagonal(slopes: dict[Site, Tensor], gains: dict[Site, Tensor]) -> Iterator[tuple[Site, Tensor]]:
         for site, target in question.targets.items():
             exact = torch.zeros_like(gains[site])
             for unit in target.units:
@@ -93,7 +113,7 @@ def by_exact_curvature(
                 z[:, list(unit)] = 1
                 (product,) = _hessian_product(slopes, gains, [site], [z])
                 exact[:, list(unit)] = product[:, list(unit)]
-            yield site, [exact]
+            yield site, exact.unsqueeze(0)
 
     n = sum(len(target.units) for target in question.targets.values())
     return _second_order(question, "curvature (exact)", diagonal, passes=4 + 2 * n, progress=progress)
@@ -127,26 +147,47 @@ def by_fisher(
         model, tokens, metrics.loss(labels), sites,
         svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
     )  # fmt: skip
+    return _fisher(question, draws, seed, progress=progress)
+
+
+def _fisher(question: Question, draws: int, seed: int, *, progress: bool) -> Effects:
+    """`by_fisher` of a question whose metric is a loss."""
     generator = torch.Generator(device=question.examples.tokens.device).manual_seed(seed)
     rows: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
     baselines = []
     for chosen in tqdm(list(question.batches()), desc="Fisher", unit="batch", delay=1, disable=not progress):
         part = question.take(chosen)
+        assert isinstance(part.metric, Loss)
+        labels = part.metric.labels.to(part.tokens.device)
         first = backward(question, part)
         baselines.append(first.values)
-        here = labels.to(part.tokens.device)[chosen.to(part.tokens.device)]
         second = {site: torch.zeros(()) for site in question.targets}
         for _ in range(draws):
-            drawn = backward(question, Examples(part.tokens, part.attention_mask, _sampled_loss(here, generator)))
+            drawn = backward(question, Examples(part.tokens, part.attention_mask, _sampled_loss(labels, generator)))
             for site, target in question.targets.items():
                 second[site] = second[site] + drawn.score(target).square().sum(1) / draws
-        n = (here != metrics.IGNORED).sum(1, keepdim=True)
+        n = (labels != metrics.IGNORED).sum(1, keepdim=True)
         for site, target in question.targets.items():
             rows[site].append(units_of(target, first.score(target).sum(1) + 0.5 * n * second[site]).cpu())
     return _effects(question, f"Fisher ({draws} draws)", baselines, rows, {}, passes=2.0 * (draws + 1))
 
 
-Diagonal = Callable[[dict[Site, Tensor], dict[Site, Tensor]], Iterator[tuple[Site, list[Tensor]]]]
+def _drawn_towards(found: Effects, fisher: Effects) -> Effects:
+    """What sets each matrix's estimate apart from the Fisher one, less the share of it that is noise (James–Stein), halved."""
+    examples, noise = {}, {}
+    for site, rows in found.examples.items():
+        apart = rows.mean(0) - fisher.examples[site].mean(0)
+        variance = found.noise.get(site, torch.zeros(rows.shape[1])).square().mean()
+        signal = 1 - variance / apart.square().mean().clamp_min(torch.finfo(apart.dtype).tiny)
+        weight = LOCAL_SHARE * signal.clamp(0, 1)
+        examples[site] = fisher.examples[site] + weight * (rows - fisher.examples[site])
+        noise[site] = weight * found.noise.get(site, torch.zeros(rows.shape[1]))
+    method = f"{found.method}, drawn towards the {fisher.method}"
+    return replace(found, method=method, examples=examples, noise=noise, passes=found.passes + fisher.passes)
+
+
+Diagonal = Callable[[dict[Site, Tensor], dict[Site, Tensor]], Iterator[tuple[Site, Tensor]]]
+"""From slopes and gains, one or more estimates `[estimate example component]` of every matrix's diagonal."""
 
 
 def _second_order(question: Question, method: str, diagonal: Diagonal, *, passes: float, progress: bool) -> Effects:
@@ -162,7 +203,7 @@ def _second_order(question: Question, method: str, diagonal: Diagonal, *, passes
         baselines.append(values.detach())
         slopes = dict(zip(gains, torch.autograd.grad(values.sum(), list(gains.values()), create_graph=True), strict=True))
         for site, drawn in diagonal(slopes, gains):
-            target, half = question.targets[site], 0.5 * torch.stack(drawn)
+            target, half = question.targets[site], 0.5 * drawn
             rows[site].append(units_of(target, half.mean(0) - slopes[site].detach()).cpu())
             draws[site].append(torch.stack([units_of(target, one) for one in half]).sum(1).cpu())
     noise = {
@@ -252,9 +293,28 @@ def _groups(question: Question, share: Share) -> list[list[Site]]:
     return list(groups.values())
 
 
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """±1, drawn on the CPU so that a seed means the same on every device."""
-    return torch.randint(2, like.shape, generator=generator).mul_(2).sub_(1).to(like)
+def _diagonals(
+    product: Callable[[Tensor], Tensor], shape: tuple[int, int], k: int, generator: torch.Generator
+) -> Float[Tensor, "estimate example gain"]:
+    """k estimates of the diagonal of every example's Hessian, each leaving out another of k random vectors; 2 k products.
+
+    With `Y = H Ω = Q R`, the estimate without vector i is `diag(Q_i Q_iᵀ H) + ω_i ⊙ (I − Q_i Q_iᵀ) H ω_i`, Q_i a basis of the other
+    columns of Y, which the inverse of R gives without a new factorisation (arXiv:2301.07825, app. A). Vectors are drawn on the
+    CPU, so that a seed means the same on every device.
+    """
+    k = min(k, shape[1])
+    omega = torch.randint(2, (k, *shape), generator=generator).mul_(2).sub_(1).double()
+    Y = torch.stack([product(z) for z in omega], dim=-1).double()
+    omega = omega.to(Y.device)
+    Q, R = torch.linalg.qr(Y)
+    HQ = torch.stack([product(Q[..., j]) for j in range(k)], dim=-1).double()
+    scale = R.abs().amax((1, 2), keepdim=True)
+    tilt = torch.linalg.inv(R + (1e-10 * scale + 1e-30) * torch.eye(k, dtype=R.dtype, device=R.device)).mT
+    tilt = tilt / tilt.norm(dim=1, keepdim=True)  # column i: the direction within Q that only vector i spans
+    alone, seen = Q @ tilt, (tilt * R).sum(1)
+    resolved = (Q * HQ).sum(-1).unsqueeze(-1) - alone * (HQ @ tilt)
+    estimates = resolved + omega.permute(1, 2, 0) * alone * seen.unsqueeze(1)
+    return estimates.permute(2, 0, 1).float()
 
 
 def _sampled_loss(labels: Int[Tensor, "example pos"], generator: torch.Generator) -> Metric:
