@@ -175,7 +175,7 @@ class RecallTask:
 
     def _draw_tokens(
         self, answers: Int[Tensor, "batch token"], alpha: float, generator: torch.Generator
-    ) -> Int[Tensor, "batch pos+1"]:
+    ) -> Int[Tensor, "batch pos_and_next"]:
         device, V = generator.device, self.d_vocab
         edges, after_trigger = self._edges.to(device), answers >= 0
         # 24 random bits each: the sum of a token and one of them is exact, so it cannot fall into the next token's row.

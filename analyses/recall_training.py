@@ -50,6 +50,8 @@ class _Settings:
     trained: tuple[str, ...]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     model: nn.Module,
     task: RecallTask,
@@ -87,9 +89,9 @@ def train(
         )
     settings = _Settings(task.fingerprint, batch, lr, momentum, weight_decay, seed, trained)
     store = None if cache is None else SnapshotCache(Path(cache), digest(held, asdict(settings)), asdict(settings))
-    with torch.inference_mode(False), torch.enable_grad():
-        snapshots = _run(held, task, settings, wanted, store, progress)
-    kept = {step: {**held, **snapshots[step].weights} for step in wanted}
+    snapshots = _run(held, task, settings, wanted, store, progress)
+    device = held[EMBED].device
+    kept = {step: {**held, **{n: W.to(device) for n, W in snapshots[step].weights.items()}} for step in wanted}
     load(model, kept[steps])
     return TrainingRun(task, snapshots[steps].losses, kept)
 
