@@ -128,5 +128,5 @@ def text_loss(
 @torch.no_grad()
 def text_loss_encoded(encoded: EncodedText, run: Forward) -> float:
     """The mean next-token loss, in nats per token, that follows from a forward's logits."""
-    total = sum(log_probs(run(batch), batch).double().sum().item() for batch in encoded.batches)
+    total = sum(log_probs(run(batch), batch).cpu().double().sum().item() for batch in encoded.batches)
     return -total / encoded.n_targets

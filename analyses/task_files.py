@@ -97,6 +97,11 @@ def read_csv(path: FilePath, *, delimiter: str = ",") -> Iterator[Record]:
     line = 1
     try:
         header = next(rows)
+        twice = [name for name in header if header.count(name) > 1]
+        if twice:
+            raise TaskFileError(
+                f"{path}:1: the header names {twice[0]!r} more than once: each column has its own name. Rename one."
+            )
         while True:
             line = rows.line_num + 1
             row = next(rows, None)

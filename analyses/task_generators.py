@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 from itertools import product
 
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from analyses.task_items import AnswerItem, Text
@@ -212,44 +212,46 @@ def recall(
     tokens: Int[Tensor, "sequence pos"],
     answers: Int[Tensor, "sequence pos"],
     *,
+    scored: Bool[Tensor, "sequence pos"] | None = None,
     distractors: Sequence[int] = (),
-    ignore: int = -100,
     name: str = "recall",
 ) -> Task:
     """An item for every position that has an answer: the tokens up to it, and the token that should come next.
 
-    The positions of a sequence form a group, and `analyses.task_batches.encode` reads all of them off one row.
+    The positions of a sequence form a group; scoring reads all of them off one row. A batch of `analyses.recall` fits:
+    `tasks.recall(batch.tokens, batch.answers, scored=batch.scored, distractors=[noise_token])`.
 
     Args:
         tokens: sequences as a model without a tokenizer reads them.
-        answers: the right next token at every position, or `ignore` where none is asked.
+        answers: the right next token at every position; negative where there is none.
+        scored: which of the positions with an answer to ask; all by default.
         distractors: wrong tokens whose probability is of interest, such as the noise token; left out where one is
             right.
-        ignore: what marks a position without a question.
         name: what to call the task.
 
-    Source: the noisy in-context recall of arXiv:2406.03068, section 3.
+    Source: the noisy in-context recall of arXiv:2406.03068.
 
     Raises:
-        ValueError: if no position has an answer.
+        ValueError: if no position is asked.
     """
-    rows = [tuple(row) for row in tokens.tolist()]
-    items = [
-        AnswerItem(
-            rows[sequence][: pos + 1],
-            ((answer,),),
-            tuple((token,) for token in dict.fromkeys(distractors) if token != answer),
-            groups=(f"sequence {sequence}",),
-            metadata={"sequence": sequence, "pos": pos},
-        )
-        for sequence, row in enumerate(answers.tolist())
-        for pos, answer in enumerate(row)
-        if answer != ignore
-    ]
-    if not items:
+    asked = answers >= 0 if scored is None else (answers >= 0) & scored
+    if not asked.any():
         raise ValueError(
-            f"all {answers.numel()} answers are {ignore}, which marks a position without one: a task has at least one. "
-            "Give the right next token wherever one is asked."
+            f"none of the {answers.numel()} positions has an answer that is scored: a task has at least one item. "
+            "Give the right next token, 0 or more, wherever one is asked."
+        )
+    rows = [tuple(row) for row in tokens.tolist()]
+    items = []
+    for sequence, pos in asked.nonzero().tolist():
+        answer = int(answers[sequence, pos])
+        items.append(
+            AnswerItem(
+                rows[sequence][: pos + 1],
+                ((answer,),),
+                tuple((token,) for token in dict.fromkeys(distractors) if token != answer),
+                groups=(f"sequence {sequence}",),
+                metadata={"sequence": sequence, "pos": pos},
+            )
         )
     return Task(name, tuple(items))
 

@@ -46,8 +46,8 @@ class Item(ABC):
 
     @property
     def identity(self) -> tuple[Text, ...]:
-        """What two items have in common if they ask the same; empty if that cannot be said."""
-        return (self.context,) if self.context else ()
+        """The text that two items have in common if they ask the same; empty for ids, where only groups say so."""
+        return (self.context,) if isinstance(self.context, str) and self.context else ()
 
 
 @final
@@ -177,8 +177,8 @@ class MinimalPair(Item):
 
     @property
     def identity(self) -> tuple[Text, ...]:
-        """Both sentences."""
-        return (self.good, self.bad)
+        """Both sentences, if they are text."""
+        return (self.good, self.bad) if isinstance(self.good, str) else ()
 
 
 @dataclass(frozen=True, slots=True)

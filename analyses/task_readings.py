@@ -46,7 +46,8 @@ def forward(model: nn.Module, batch: Batch) -> Float[Tensor, "place d_vocab"]:
     which may be a token of the text.
     """
     logits = model(batch.tokens, attention_mask=batch.mask, return_type="logits")
-    return logits[batch.row, batch.pos]
+    # A model spread over several devices gives its logits on the last one.
+    return logits[batch.row.to(logits.device), batch.pos.to(logits.device)]
 
 
 def log_probs(logits: Float[Tensor, "place d_vocab"], batch: Batch) -> Float[Tensor, " target"]:
@@ -54,18 +55,20 @@ def log_probs(logits: Float[Tensor, "place d_vocab"], batch: Batch) -> Float[Ten
     wide = torch.promote_types(logits.dtype, torch.float32)
     step = max(1, _CHUNK // logits.shape[1])
     totals = [logits[start : start + step].to(wide).logsumexp(-1) for start in range(0, len(logits), step)]
-    return logits[batch.at, batch.target].to(wide) - torch.cat(totals)[batch.at]
+    at, target = batch.at.to(logits.device), batch.target.to(logits.device)
+    return logits[at, target].to(wide) - torch.cat(totals)[at]
 
 
 def ranks(logits: Float[Tensor, "place d_vocab"], batch: Batch) -> Int[Tensor, " target"]:
     """How many tokens are likelier than each target, 0 for the likeliest; among equals the lower id comes first."""
-    if len(batch.target) > _SORT_FROM * len(logits):
+    places, targets = batch.at.to(logits.device), batch.target.to(logits.device)
+    if len(targets) > _SORT_FROM * len(logits):
         order = logits.argsort(dim=-1, descending=True, stable=True)
-        return order.argsort(dim=-1)[batch.at, batch.target]
+        return order.argsort(dim=-1)[places, targets]
     step = max(1, _CHUNK // logits.shape[1])
     ids = torch.arange(logits.shape[1], device=logits.device)
     found = []
-    for at, target in zip(batch.at.split(step), batch.target.split(step), strict=True):
+    for at, target in zip(places.split(step), targets.split(step), strict=True):
         here = logits[at]
         own = here.gather(1, target[:, None])
         found.append(((here > own) | ((here == own) & (ids < target[:, None]))).sum(-1))
@@ -83,10 +86,10 @@ def read(encoded: EncodedTask, run: Forward) -> Readings:
         logits = run(batch)
         found = log_probs(logits, batch)
         _check(found, logits)
-        parts.append((batch.index, found.double(), ranks(logits, batch), logits.argmax(-1)[batch.at]))
-    index, *columns = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+        parts.append((batch.index, found, ranks(logits, batch), logits.argmax(-1)[batch.at.to(logits.device)]))
+    index, log_prob, rank, top = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     back = index.argsort()
-    return Readings(*(column[back] for column in columns))
+    return Readings(log_prob[back].double(), rank[back], top[back])
 
 
 def generate(encoded: EncodedTask, run: Forward, *, batch_size: int) -> tuple[Ids, ...]:

@@ -86,7 +86,7 @@ class Task:
     def clusters(self) -> tuple[tuple[int, ...], ...]:
         """The positions of the items that belong together, in order of their first item.
 
-        Items belong together if they share a group, ask the same, or are linked through others that do.
+        Items belong together if they share a group, have the same text as prompt, or are linked through others that do.
         """
         first_with: dict[object, int] = {}
         parent = list(range(len(self.items)))

@@ -36,7 +36,7 @@ def test_json_lines_of_every_kind(tmp_path: Path) -> None:
         {
             "prompt": "The capital of Peru is",
             "answer": "Lima",
-            "alternatives": ["lima", " LIMA"],
+            "alternatives": ["lima", " LIMA", " Lima"],
             "group": 7,
             "year": 1535,
         },
@@ -222,6 +222,7 @@ def test_a_table_with_lists_quotes_and_line_breaks(tmp_path: Path) -> None:
             "3: this row is not CSV (unexpected end of data): a quoted field ends with a quote",
         ),
         (b'prompt,answer\n"a"x,b\n', "2: this row is not CSV"),
+        (b"prompt,answer,prompt\na,b,c\n", "1: the header names 'prompt' more than once: each column has its own name"),
         (b"prompt,reply\na,b\n", "2: there is no 'answer': the record has the fields 'prompt', 'reply'"),
         (b"prompt,answer\na,b\nc,\n", "3: 'answer' is empty"),
     ],

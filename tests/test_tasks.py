@@ -131,7 +131,7 @@ drawn_items = st.lists(
 
 def numbered_with_groups(drawn: Drawn) -> tuple[AnswerItem, ...]:
     """Items that are told apart by where they stand."""
-    return tuple(answer((p,), (1,), groups=tuple(groups), source=f"{n}") for n, (p, groups) in enumerate(drawn))
+    return tuple(answer(f"{p}", "x", groups=tuple(groups), source=f"{n}") for n, (p, groups) in enumerate(drawn))
 
 
 def components(items: tuple[AnswerItem, ...]) -> set[frozenset[int]]:
@@ -165,6 +165,12 @@ def test_items_without_a_prompt_do_not_all_belong_together() -> None:
     pairs = tuple(MinimalPair(f"{n}", "x") for n in (1, 2, 1))
     assert Task("t", choices).clusters() == ((0,), (1,), (2,))
     assert Task("t", pairs).clusters() == ((0, 2), (1,))
+
+
+def test_of_ids_only_groups_say_that_they_belong_together() -> None:
+    items = tuple(answer((1, 2), (3,), groups=groups) for groups in [("a",), ("b",), (), ("a",)])
+    assert Task("t", items).clusters() == ((0, 3), (1,), (2,))
+    assert Task("t", (MinimalPair((1,), (2,)), MinimalPair((1,), (2,)))).clusters() == ((0,), (1,))
 
 
 @given(drawn_items, st.integers(0, 2**32), st.integers(0, 10), st.integers(0, 10))
