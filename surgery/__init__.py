@@ -35,10 +35,11 @@ __all__ = [
 
 
 def sites(model: nn.Module, pattern: str | Iterable[str] = "*") -> list[str]:
-    """The addresses of every editable matrix that the pattern (or each of several) names, in the order of the forward pass.
+    """The addresses of every editable matrix that a pattern (or several) names, in the order of the forward pass.
 
-    `*` matches anything, dots included, `[QK]` a class of characters, `{in,out}` alternatives. Whole matrices by default; a
-    final `[3]`, `[*]` or `[0:4]` asks for heads. LASER's and Hugging Face's names are understood too (`hooks.aliases`).
+    `*` matches anything, dots included, `[QK]` a class of characters, `{in,out}` alternatives. Whole matrices by
+    default; a final `[3]`, `[*]` or `[0:4]` asks for heads. LASER's and Hugging Face's names are understood too
+    (`hooks.aliases`).
 
     Raises:
         SiteError: if a pattern names nothing, with the nearest names that exist.

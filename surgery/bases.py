@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hooks.fingerprints import fingerprint
 from surgery import factorise
+from surgery.arguments import seed, whole
 from surgery.codec import build
 from surgery.factorise import Factors
 
@@ -21,10 +22,12 @@ from surgery.factorise import Factors
 class Basis(ABC):
     """How a matrix becomes components.
 
-    `complete` bases sum to the matrix; others leave a rest or replace it. `batched` ones take a stack of heads at once.
+    `complete` bases sum to the matrix; others leave a rest, or take the place of the matrix where they `replace` it.
+    `batched` ones take a stack of heads at once.
     """
 
     complete: ClassVar[bool] = True
+    replaces: ClassVar[bool] = False
     batched: ClassVar[bool] = False
 
     @abstractmethod
@@ -47,10 +50,11 @@ class SVD(Basis):
 @final
 @dataclass(frozen=True, slots=True)
 class RandomizedSVD(Basis):
-    """The leading components by seeded randomised subspace iteration (Halko, Martinsson, Tropp, arXiv:0909.4061, alg. 4.4).
+    """The leading components, by seeded randomised subspace iteration.
 
-    LASER's authors ran `torch.svd_lowrank(W, q=rank, niter=2)` without a seed; its result differs from the true truncated SVD
-    and from run to run. This reproduces that estimator, repeatably.
+    Source: Halko, Martinsson and Tropp, arXiv:0909.4061, algorithm 4.4. LASER's authors ran
+    `torch.svd_lowrank(W, q=rank, niter=2)` without a seed; its result differs from the true truncated SVD and from run
+    to run. This reproduces that estimator, repeatably.
     """
 
     complete: ClassVar[bool] = False
@@ -59,13 +63,18 @@ class RandomizedSVD(Basis):
     n_iter: int = 2
 
     def __post_init__(self) -> None:
-        if self.rank < 0 or self.n_iter < 0:
-            raise ValueError(f"RandomizedSVD(rank={self.rank}, n_iter={self.n_iter}): both must be 0 or more.")
+        object.__setattr__(self, "seed", seed(self.seed, "RandomizedSVD was given seed"))
+        for name in ("rank", "n_iter"):
+            object.__setattr__(self, name, whole(getattr(self, name), f"RandomizedSVD was given {name}"))
 
     def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Factors:
         """The leading `rank` components, approximately."""
-        if self.rank > min(W.shape[-2:]):
-            raise ValueError(f"{self!r} asks for more than the {min(W.shape[-2:])} components of a {tuple(W.shape[-2:])} matrix.")
+        d_in, d_out = W.shape
+        if self.rank > min(d_in, d_out):
+            raise ValueError(
+                f"{self!r} asks for more than the {min(d_in, d_out)} components of a {d_in} x {d_out} matrix: "
+                "choose a smaller rank."
+            )
         return factorise.randomised(W, self.rank, n_iter=self.n_iter, generator=_generator(W, self.seed))
 
 
@@ -75,7 +84,11 @@ class HaarBasis(Basis):
     """The matrix's own singular values on random orthonormal vectors: a control with the same spectrum."""
 
     complete: ClassVar[bool] = False
+    replaces: ClassVar[bool] = True
     seed: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", seed(self.seed, "HaarBasis was given seed"))
 
     def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Factors:
         """The same strengths, other directions."""
@@ -86,13 +99,15 @@ class HaarBasis(Basis):
 @final
 @dataclass(frozen=True, slots=True)
 class RowBlocks(Basis):
-    """An SVD of each of `blocks` groups of neighbouring rows (input dimensions), pooled (arXiv:2510.20800, sec. 3.3)."""
+    """An SVD of each of `blocks` groups of neighbouring rows (input dimensions), pooled.
+
+    Source: arXiv:2510.20800, section 3.3.
+    """
 
     blocks: int
 
     def __post_init__(self) -> None:
-        if self.blocks < 1:
-            raise ValueError(f"RowBlocks({self.blocks}): at least one block is needed.")
+        object.__setattr__(self, "blocks", whole(self.blocks, "RowBlocks was given blocks", least=1))
 
     def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Factors:
         """The components of all blocks, strongest first; each reads from the rows of its block only."""
@@ -111,6 +126,9 @@ def decode_basis(document: Mapping[str, object]) -> Basis:
 _KNOWN: dict[str, type[Basis]] = {cls.__name__: cls for cls in (SVD, RandomizedSVD, HaarBasis, RowBlocks)}
 
 
-def _generator(W: Tensor, seed: int) -> torch.Generator:
-    """Its stream depends on the seed and on the weights, so that two matrices of one shape get different draws."""
-    return torch.Generator(device=W.device).manual_seed(seed ^ int(fingerprint(W)[:12], 16))
+def _generator(W: Tensor, start: int) -> torch.Generator:
+    """Its stream depends on the seed and on the weights, so that two matrices of one shape get different draws.
+
+    It runs on the CPU wherever the weights are, since every device has a stream of its own.
+    """
+    return torch.Generator().manual_seed(start ^ int(fingerprint(W)[:12], 16))

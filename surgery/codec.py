@@ -6,12 +6,14 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from surgery.arguments import shown
+
 TAG = "type"
 T = TypeVar("T")
 
 
 def encode(value: object) -> dict[str, object]:
-    """An edit or a basis as a JSON object."""
+    """An edit or a basis as a JSON object. Only the types that `build` is told of can be read again."""
     document: dict[str, object] = {TAG: type(value).__name__}
     for field in fields(value):  # type: ignore[arg-type]
         held = getattr(value, field.name)
@@ -29,10 +31,10 @@ def build(document: Mapping[str, object], known: Mapping[str, type[T]], what: st
     values = dict(document)
     name = values.pop(TAG, None)
     if not isinstance(name, str) or name not in known:
-        raise ValueError(f"{name!r} is no {what}: known are {', '.join(known)}")
+        raise ValueError(f"{shown(name)} is no {what}: known are {', '.join(known)}")
     allowed = {field.name for field in fields(known[name])}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - allowed):
-        raise ValueError(f"{name} takes {', '.join(sorted(allowed))}, not {', '.join(unknown)}")
+        raise ValueError(f"{name} takes {', '.join(sorted(allowed)) or 'nothing'}, not {shown(', '.join(unknown))}")
     return known[name](**values)
 
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from surgery.arguments import fraction, seed, whole
 from surgery.bases import SVD, Basis, HaarBasis
 from surgery.decompositions import Decomposition
 from surgery.edits import Edit, Gains, dropped
@@ -17,8 +18,8 @@ from surgery.edits import Edit, Gains, dropped
 class RandomComponents(Edit):
     """A control: remove components drawn at random, `count` of them or until they hold the fraction `energy`.
 
-    `energy` is the fraction of the squared Frobenius norm removed: components are drawn until it is reached, the last one
-    only if that comes nearer to it. To control an edit, remove as many components as it does, or as much energy.
+    `energy` is the fraction of the squared Frobenius norm removed: components are drawn until it is reached, the last
+    one only if that comes nearer to it. To control an edit, remove as many components as it does, or as much energy.
     """
 
     seed: int
@@ -28,26 +29,32 @@ class RandomComponents(Edit):
 
     def __post_init__(self) -> None:
         if (self.count is None) == (self.energy is None):
-            raise ValueError(f"RandomComponents was given count={self.count!r} and energy={self.energy!r}: give exactly one of them.")
-        if self.count is not None and self.count < 0:
-            raise ValueError(f"RandomComponents(count={self.count!r}): a count is 0 or more.")
-        if self.energy is not None and not 0 <= self.energy <= 1:
-            raise ValueError(f"RandomComponents(energy={self.energy!r}): energy is a fraction, from 0 to 1.")
+            raise ValueError(
+                f"RandomComponents was given count={self.count!r} and energy={self.energy!r}: give exactly one of them."
+            )
+        object.__setattr__(self, "seed", seed(self.seed, "RandomComponents was given seed"))
+        if self.count is not None:
+            object.__setattr__(self, "count", whole(self.count, "RandomComponents was given count"))
+        if self.energy is not None:
+            object.__setattr__(self, "energy", fraction(self.energy, "RandomComponents was given energy"))
 
     def gains(self, decomposition: Decomposition) -> Gains:
-        """0 on the drawn components; the draw depends on the seed and on the matrix's address."""
+        """0 on the drawn components; the draw depends on the seed and on the weights."""
         drawn = self._order(decomposition)
         if self.count is not None:
             if self.count > decomposition.rank:
-                raise ValueError(f"{self!r} asks for more components than '{decomposition.site}' has: {decomposition.rank}.")
+                raise ValueError(
+                    f"{self!r} asks for more components than '{decomposition.site}' has: {decomposition.rank}. "
+                    "Give a smaller count."
+                )
             return dropped(decomposition, drawn[: self.count].tolist())
         removed = decomposition.energy.cpu()[drawn].cumsum(0)
         removed = torch.cat([removed.new_zeros(1), removed])
         return dropped(decomposition, drawn[: int((removed - self.energy).abs().argmin())].tolist())  # type: ignore[operator]
 
     def _order(self, decomposition: Decomposition) -> Int[Tensor, " component"]:
-        seed = self.seed ^ int(decomposition.fingerprint[:12], 16)
-        return torch.randperm(decomposition.rank, generator=torch.Generator().manual_seed(seed))
+        start = self.seed ^ int(decomposition.fingerprint[:12], 16)
+        return torch.randperm(decomposition.rank, generator=torch.Generator().manual_seed(start))
 
 
 @final
@@ -56,6 +63,9 @@ class RandomBasis(Edit):
     """A control: a random matrix with the same singular values, on random orthonormal vectors."""
 
     seed: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", seed(self.seed, "RandomBasis was given seed"))
 
     @property
     def basis(self) -> Basis:  # type: ignore[override]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from surgery import ranks
+from surgery.arguments import fraction, shown, whole
 from surgery.bases import SVD, Basis
 from surgery.decompositions import Decomposition
 from surgery.edits import Edit, Gains, dropped, kept
@@ -19,39 +20,63 @@ class ByRank(Edit):
     rule: str | None
 
     def __post_init__(self) -> None:
+        own = type(self).__name__
         given = [name for name in ("rank", "rho", "energy", "rule") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"{type(self).__name__} was given {' and '.join(given) or 'no rank'}: give exactly one of rank=, rho=, energy= "
-                f"or rule= ({', '.join(ranks.RULES)})."
+                f"{own} was given {' and '.join(given) or 'no rank'}: give exactly one of rank=, rho=, energy= or "
+                f"rule= ({', '.join(ranks.RULES)})."
             )
+        if self.rank is not None:
+            object.__setattr__(self, "rank", whole(self.rank, f"{own} was given rank"))
         for name in ("rho", "energy"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} is a fraction, from 0 to 1.")
-        if self.rank is not None and self.rank < 0:
-            raise ValueError(f"{type(self).__name__}(rank={self.rank!r}): a rank is 0 or more.")
-        if self.rule is not None and self.rule not in ranks.RULES:
-            raise ValueError(f"{type(self).__name__}(rule={self.rule!r}): rules are {', '.join(ranks.RULES)}.")
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, fraction(getattr(self, name), f"{own} was given {name}"))
+        if self.rule is not None and self.rule not in tuple(ranks.RULES):
+            raise ValueError(f"{own} was given rule={shown(self.rule)}: give one of {', '.join(ranks.RULES)}.")
 
     def count(self, decomposition: Decomposition) -> int:
-        """How many components lie above the cut (for the *Bottom* edits: below it)."""
+        """How many components lie above the cut (for the *Bottom* edits: below it).
+
+        Raises:
+            ValueError: if the matrix has fewer, or the basis holds too few of them to tell.
+        """
         if self.rho is not None:
             return ranks.rank_from_rho(self.rho, min(decomposition.shape))
+        if self.rank is not None:
+            return self._checked(self.rank, decomposition)
+        if decomposition.rank < min(decomposition.shape):
+            raise ValueError(
+                f"{self!r} needs the whole spectrum of '{decomposition.site}', of which {decomposition.basis!r} holds "
+                f"{decomposition.rank} of {min(decomposition.shape)} components: give a rank or rho, or use SVD()."
+            )
         if self.energy is not None:
             return self._count_of_energy(decomposition, self.energy)
-        if self.rule is not None:
-            return ranks.RULES[self.rule](decomposition.S, *decomposition.shape)
-        assert self.rank is not None
-        if self.rank > decomposition.rank:
+        return ranks.RULES[str(self.rule)](decomposition.S, *decomposition.shape)
+
+    def _checked(self, rank: int, decomposition: Decomposition) -> int:
+        if rank > _total(decomposition):
             raise ValueError(
-                f"{self!r} asks for more components than '{decomposition.site}' has: "
-                f"{decomposition.rank} (it is {decomposition.shape[0]} x {decomposition.shape[1]})."
+                f"{self!r} asks for more components than '{decomposition.site}' has: {_total(decomposition)} (it is "
+                f"{decomposition.shape[0]} x {decomposition.shape[1]}). Give a smaller rank, or rho, a fraction."
             )
-        return self.rank
+        return rank
 
     def _count_of_energy(self, decomposition: Decomposition, energy: float) -> int:
         return ranks.rank_from_energy(decomposition.S, energy)
+
+    def _strongest(self, decomposition: Decomposition, count: int) -> range:
+        if count > decomposition.rank:
+            raise ValueError(
+                f"{self!r} cuts '{decomposition.site}' after component {count}, but {decomposition.basis!r} holds the "
+                f"leading {decomposition.rank} only: choose a basis of a larger rank."
+            )
+        return range(count)
+
+
+def _total(decomposition: Decomposition) -> int:
+    """How many components sum to the matrix, more than the basis holds where it holds the leading ones only."""
+    return max(decomposition.rank, min(decomposition.shape))
 
 
 @final
@@ -59,8 +84,8 @@ class ByRank(Edit):
 class KeepTop(ByRank):
     """Keep the strongest components: the low-rank approximation of LASER (arXiv:2312.13558, sec. 3).
 
-    `rank` components; or `rho`, the fraction of the full rank kept, `floor(rho · min(d_in, d_out))` components; or the fewest
-    that hold the fraction `energy` of the squared Frobenius norm; or as many as `rule` finds to be signal:
+    `rank` components; or `rho`, the fraction of the full rank kept, `floor(rho · min(d_in, d_out))` components; or the
+    fewest that hold the fraction `energy` of the squared Frobenius norm; or as many as `rule` finds to be signal:
     ``"marchenko-pastur"``, ``"gavish-donoho"`` or ``"effective-rank"``.
     """
 
@@ -72,7 +97,7 @@ class KeepTop(ByRank):
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """1 on the strongest, 0 on the others."""
-        return kept(decomposition, range(self.count(decomposition)))
+        return kept(decomposition, self._strongest(decomposition, self.count(decomposition)))
 
 
 @final
@@ -88,7 +113,7 @@ class DropTop(ByRank):
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """0 on the strongest, 1 on the others."""
-        return dropped(decomposition, range(self.count(decomposition)))
+        return dropped(decomposition, self._strongest(decomposition, self.count(decomposition)))
 
 
 class _Bottom(ByRank):
@@ -97,8 +122,9 @@ class _Bottom(ByRank):
     def _count_of_energy(self, decomposition: Decomposition, energy: float) -> int:
         return ranks.rank_from_energy(decomposition.S.flip(0), energy)
 
-    def _weakest(self, decomposition: Decomposition) -> range:
-        return range(decomposition.rank - min(self.count(decomposition), decomposition.rank), decomposition.rank)
+    def _others(self, decomposition: Decomposition) -> range:
+        """All but the weakest `count` components."""
+        return self._strongest(decomposition, _total(decomposition) - self.count(decomposition))
 
 
 @final
@@ -117,7 +143,7 @@ class KeepBottom(_Bottom):
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """1 on the weakest, 0 on the others."""
-        return kept(decomposition, self._weakest(decomposition))._replace(rest=1.0)
+        return dropped(decomposition, self._others(decomposition))
 
 
 @final
@@ -133,4 +159,4 @@ class DropBottom(_Bottom):
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """0 on the weakest, 1 on the others."""
-        return dropped(decomposition, self._weakest(decomposition))._replace(rest=0.0)
+        return kept(decomposition, self._others(decomposition))

@@ -3,21 +3,25 @@
 An edit is a value: it knows no model, and the same edit can be applied to any matrix.
 """
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
 from math import isfinite
-from typing import ClassVar, NamedTuple, final
+from operator import index
+from typing import NamedTuple, SupportsIndex, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from surgery.arguments import number, shown
 from surgery.bases import SVD, Basis
 from surgery.decompositions import Decomposition
 
-Index = int | slice | str
+Index = SupportsIndex | slice | str
 """A component: an index as in Python, a slice, or a slice in writing such as ``"5:8"``."""
+_SLICE = re.compile(r"(-?[0-9]{1,18})?:(-?[0-9]{1,18})?(:(?P<step>-?[0-9]{1,18})?)?")
 
 
 class Gains(NamedTuple):
@@ -47,16 +51,19 @@ class Edit(ABC):
         """
 
     def __repr__(self) -> str:
-        shown = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != _default(f)]  # type: ignore[arg-type]
-        return f"{type(self).__name__}({', '.join(f'{name}={_shown(value)}' for name, value in shown)})"
+        given = [(f.name, getattr(self, f.name)) for f in fields(self) if _is_given(f, getattr(self, f.name))]  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{name}={_shown(value)}' for name, value in given)})"
 
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Keep(Edit):
-    """Keep these components and remove all others. Indices, negative indices and slices as in Python, 0 the strongest."""
+    """Keep these components and remove all others.
 
-    components: Sequence[Index] | slice
+    Indices, negative indices and slices mean what they do in Python; 0 is the strongest.
+    """
+
+    components: Index | Iterable[Index]
     basis: Basis = SVD()
 
     def __post_init__(self) -> None:
@@ -70,9 +77,12 @@ class Keep(Edit):
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Drop(Edit):
-    """Remove these components and keep all others. Indices, negative indices and slices as in Python, 0 the strongest."""
+    """Remove these components and keep all others.
 
-    components: Sequence[Index] | slice
+    Indices, negative indices and slices mean what they do in Python; 0 is the strongest.
+    """
+
+    components: Index | Iterable[Index]
     basis: Basis = SVD()
 
     def __post_init__(self) -> None:
@@ -92,24 +102,33 @@ class Scale(Edit):
     `keep_nuclear_norm` all gains are rescaled so that the strengths still sum to what they did.
     """
 
-    gain: Mapping[int, float] | Sequence[float] | Float[Tensor, " component"]
+    gain: Mapping[int, float] | Iterable[float] | Tensor
     keep_nuclear_norm: bool = False
     basis: Basis = SVD()
 
     def __post_init__(self) -> None:
         if isinstance(self.gain, Tensor):
-            values = self.gain.detach().flatten().tolist()
             if self.gain.ndim != 1:
-                raise ValueError(f"Scale takes one gain for each component, a vector, not a tensor of shape {tuple(self.gain.shape)}.")
+                shape = tuple(self.gain.shape)
+                raise ValueError(
+                    f"Scale was given a tensor of shape {shape}: give a vector, one gain for each component."
+                )
+            values = self.gain.detach().tolist()
         elif isinstance(self.gain, Mapping):
-            object.__setattr__(self, "gain", {int(i): float(g) for i, g in self.gain.items()})
-            values = list(self.gain.values())
+            gains = {_component(i): number(g, "Scale was given gain") for i, g in self.gain.items()}
+            object.__setattr__(self, "gain", gains)
+            values = list(gains.values())
         else:
-            object.__setattr__(self, "gain", tuple(float(g) for g in self.gain))
-            values = list(self.gain)
+            values = [number(g, "Scale was given gain") for g in _sequence(self.gain, "gains", self)]
+            object.__setattr__(self, "gain", tuple(values))
         bad = [g for g in values if not isfinite(g) or g < 0]
         if bad:
-            raise ValueError(f"Scale was given the gain {bad[0]!r}: gains are finite and 0 or more (1 leaves a component, 0 removes it).")
+            raise ValueError(
+                f"Scale was given the gain {bad[0]!r}: gains are finite and 0 or more (1 leaves a component, 0 "
+                "removes it)."
+            )
+        if not isinstance(self.keep_nuclear_norm, bool):
+            raise ValueError(f"Scale was given keep_nuclear_norm={shown(self.keep_nuclear_norm)}: give True or False.")
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """The given gains, 1 where none was given."""
@@ -117,30 +136,35 @@ class Scale(Edit):
         if self.keep_nuclear_norm:
             scaled = (values * decomposition.S).sum()
             if scaled.detach() == 0:
-                raise ValueError(f"{self!r} leaves nothing of '{decomposition.site}', so its nuclear norm cannot be kept.")
+                raise ValueError(
+                    f"{self!r} leaves nothing of '{decomposition.site}', so its nuclear norm cannot be kept: "
+                    "use Zero()."
+                )
             values = values * (decomposition.S.sum() / scaled)
         return Gains(values, 1.0)
 
     def _values(self, decomposition: Decomposition) -> Tensor:
         if isinstance(self.gain, Mapping):
             values = torch.ones_like(decomposition.S)
-            chosen = _resolved(self, tuple(self.gain), decomposition)
+            chosen = _resolved(self, [int(i) for i in self.gain], decomposition)
             values[chosen] = torch.tensor(list(self.gain.values()), dtype=values.dtype, device=values.device)
             return values
-        given = self.gain if isinstance(self.gain, Tensor) else torch.tensor(self.gain, dtype=torch.float64)
+        given = self.gain if isinstance(self.gain, Tensor) else torch.tensor(tuple(self.gain), dtype=torch.float64)
         if given.shape[0] != decomposition.rank:
             raise ValueError(
-                f"Scale was given {given.shape[0]} gains, but '{decomposition.site}' has {decomposition.rank} components: "
-                "give one each, or a mapping {index: gain}."
+                f"Scale was given {given.shape[0]} gains, but '{decomposition.site}' has {decomposition.rank} "
+                "components: give one each, or a mapping {index: gain}."
             )
         return given.to(decomposition.S)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Scale) or (self.keep_nuclear_norm, self.basis) != (other.keep_nuclear_norm, other.basis):
+        if not isinstance(other, Scale):
+            return False
+        if (self.keep_nuclear_norm, self.basis) != (other.keep_nuclear_norm, other.basis):
             return False
         if isinstance(self.gain, Tensor) and isinstance(other.gain, Tensor):
             return torch.equal(self.gain, other.gain)
-        return type(self.gain) is type(other.gain) and self.gain == other.gain
+        return type(self.gain) is type(other.gain) and bool(self.gain == other.gain)
 
     def __hash__(self) -> int:
         return hash((Scale, self.keep_nuclear_norm, self.basis))
@@ -163,23 +187,27 @@ class Zero(Edit):
 class Compensated(Edit):
     """Another edit, with what it removes replaced by a constant instead of by nothing.
 
-    Component i then gives `γ s (x·u) v + (1 − γ) s c v`. With `c = mean(x)·u` this is mean ablation, and the compensation of
-    Eigenpruning (arXiv:2404.03147, sec. 3.3). It is independent of position and sequence length.
+    Component i then gives `γ s (x·u) v + (1 − γ) s c v`. With `c = mean(x)·u` this is mean ablation, and the
+    compensation of Eigenpruning (arXiv:2404.03147, sec. 3.3). It is independent of position and sequence length.
 
     `constants` holds `c` for every component, in the units of the coordinate `x·u`.
     """
 
-    REQUIRES_BIAS: ClassVar[bool] = True
     edit: Edit
-    constants: Sequence[float] | Float[Tensor, " component"]
+    constants: Iterable[float] | Tensor
 
     def __post_init__(self) -> None:
         given = self.constants.tolist() if isinstance(self.constants, Tensor) else self.constants
-        object.__setattr__(self, "constants", tuple(float(c) for c in given))
-        if isinstance(self.edit, Compensated):
-            raise ValueError(f"Compensated was given {self.edit!r}, which is compensated already: give it a plain edit.")
-        if not all(isfinite(c) for c in self.constants):
-            raise ValueError("Compensated was given a constant that is not finite: constants are mean(x)·u of each component.")
+        constants = tuple(number(c, "Compensated was given constant") for c in _sequence(given, "constants", self))
+        object.__setattr__(self, "constants", constants)
+        if not isinstance(self.edit, Edit) or isinstance(self.edit, Compensated):
+            raise ValueError(
+                f"Compensated was given {shown(self.edit)} as its edit: give a plain edit such as Drop([0])."
+            )
+        if not all(isfinite(c) for c in constants):
+            raise ValueError(
+                "Compensated was given a constant that is not finite: give mean(x)·u of each component, finite numbers."
+            )
 
     @property
     def basis(self) -> Basis:  # type: ignore[override]
@@ -188,13 +216,13 @@ class Compensated(Edit):
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """The gains of the edit within, and the constants."""
-        if len(self.constants) != decomposition.rank:
+        constants = torch.tensor(tuple(self.constants), dtype=torch.float64)
+        if len(constants) != decomposition.rank:
             raise ValueError(
-                f"Compensated was given {len(self.constants)} constants, but '{decomposition.site}' has {decomposition.rank} "
-                "components: give one each."
+                f"Compensated was given {len(constants)} constants, but '{decomposition.site}' has "
+                f"{decomposition.rank} components: give one each."
             )
-        S = decomposition.S
-        return self.edit.gains(decomposition)._replace(constants=torch.tensor(self.constants, dtype=S.dtype, device=S.device))
+        return self.edit.gains(decomposition)._replace(constants=constants.to(decomposition.S))
 
 
 def kept(decomposition: Decomposition, chosen: Iterable[int]) -> Gains:
@@ -211,57 +239,74 @@ def dropped(decomposition: Decomposition, chosen: Iterable[int]) -> Gains:
     return Gains(values, 1.0)
 
 
-def _indices(given: Sequence[Index] | slice, edit: Edit) -> tuple[Index, ...]:
+def _indices(given: Index | Iterable[Index], edit: Edit) -> tuple[int | str, ...]:
     """The components as a tuple of integers and written slices, which compare, hash and go to JSON."""
-    if isinstance(given, str | slice | int):
-        given = (given,)
-    elif isinstance(given, Tensor):
-        given = given.tolist()
-    return tuple(_index(item, edit) for item in given)
+    if isinstance(given, Tensor):
+        given = given.flatten().tolist()  # type: ignore[assignment]
+    if isinstance(given, str | slice) or _whole(given) is not None:
+        return (_index(given, edit),)
+    return tuple(_index(item, edit) for item in _sequence(given, "components", edit))
 
 
-def _index(item: Index, edit: Edit) -> Index:
-    match item:
-        case bool():
-            pass
-        case slice(start=start, stop=stop, step=step):
-            written = f"{'' if start is None else start}:{'' if stop is None else stop}"
-            return written if step is None else f"{written}:{step}"
-        case str() if _is_slice(item):
-            return item
-        case _:
-            try:
-                return item.__index__()  # type: ignore[union-attr]
-            except AttributeError:
-                pass
-    raise ValueError(f"{type(edit).__name__} was given {item!r} as a component: components are integers or slices such as '5:8'.")
+def _index(item: object, edit: Edit) -> int | str:
+    if isinstance(item, slice):
+        bounds = [item.start, item.stop, *([] if item.step is None else [item.step])]
+        item = ":".join("" if bound is None else str(bound) for bound in bounds)
+    if isinstance(item, str) and (written := _SLICE.fullmatch(item)) and int(written["step"] or 1) != 0:
+        return item
+    whole = _whole(item)
+    if whole is not None:
+        return whole
+    raise ValueError(
+        f"{type(edit).__name__} was given {shown(item)} as a component: components are integers or slices such as "
+        "'5:8'."
+    )
 
 
-def _is_slice(text: str) -> bool:
-    bounds = text.split(":")
-    return len(bounds) in (2, 3) and all(bound == "" or bound.lstrip("-").isdigit() for bound in bounds) and bounds[2:] != ["0"]
+def _component(given: object) -> int:
+    whole = _whole(given)
+    if whole is None:
+        raise ValueError(f"Scale was given a gain for {shown(given)}: components are integers. Give {{index: gain}}.")
+    return whole
 
 
-def _resolved(edit: Edit, given: Iterable[Index] | slice, decomposition: Decomposition) -> list[int]:
+def _whole(given: object) -> int | None:
+    """A Python, numpy or torch integer as an int, None for anything else (`True` is not 1 here)."""
+    try:
+        return None if isinstance(given, bool) else index(given)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _sequence(given: object, what: str, edit: Edit) -> Iterable[object]:
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise ValueError(f"{type(edit).__name__} was given {shown(given)} as its {what}: give a list.")
+    return given
+
+
+def _resolved(edit: Edit, given: Index | Iterable[Index], decomposition: Decomposition) -> list[int]:
     """The components as indices from 0, each once."""
     n = decomposition.rank
     chosen: list[int] = []
-    for item in given:  # type: ignore[union-attr]
-        if isinstance(item, str):
-            chosen += range(n)[slice(*(int(bound) if bound else None for bound in item.split(":")))]
-        elif -n <= item < n:  # type: ignore[operator]
-            chosen.append(item % n)  # type: ignore[operator]
-        else:
-            raise ValueError(f"{edit!r} names component {item}, but '{decomposition.site}' has {n} components, 0 to {n - 1}.")
+    for item in _indices(given, edit):
+        match item:
+            case str():
+                chosen += range(n)[slice(*(int(bound) if bound else None for bound in item.split(":")))]
+            case int() if -n <= item < n:
+                chosen.append(item % n)
+            case _:
+                raise ValueError(
+                    f"{edit!r} names component {item}, but '{decomposition.site}' has {n} components, 0 to {n - 1}: "
+                    "name one of these, or count from the end with negative numbers."
+                )
     if len(set(chosen)) < len(chosen):
         twice = next(i for i in chosen if chosen.count(i) > 1)
         raise ValueError(f"{edit!r} names component {twice} of '{decomposition.site}' more than once: name each once.")
     return chosen
 
 
-def _default(field: object) -> object:
-    default = field.default  # type: ignore[attr-defined]
-    return default if default is not MISSING else object()
+def _is_given(field: Field, value: object) -> bool:
+    return field.default is MISSING or value != field.default
 
 
 def _shown(value: object) -> str:

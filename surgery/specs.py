@@ -1,4 +1,4 @@
-"""From a spec, a mapping of patterns to edits, to what it means on one model: gains on the components of its matrices."""
+"""From a spec, a mapping of patterns to edits, to what it means on one model: gains on its matrices' components."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooks import Site, SiteError, match_sites
+from surgery.arguments import shown
 from surgery.bases import Basis
 from surgery.decompositions import Decomposition, Decompositions, decomposed
 from surgery.edits import Edit, Gains
@@ -36,13 +37,16 @@ def resolve(model: nn.Module, spec: Spec) -> list[tuple[Site, Edit]]:
         SiteError: if a pattern names nothing, with its place in the spec.
     """
     if not isinstance(spec, Mapping):
-        raise TypeError(f"a spec maps patterns to edits, {{'blocks.*.mlp.W_out': KeepTop(rho=0.05)}}; this is a {type(spec).__name__}.")
+        raise TypeError(
+            f"{shown(spec)} is a {type(spec).__name__}: a spec is a mapping of patterns to edits, such as "
+            "{'blocks.*.mlp.W_out': KeepTop(rho=0.05)}."
+        )
     found: list[tuple[Site, Edit]] = []
     for pattern, edit in spec.items():
         if not isinstance(pattern, str) or not isinstance(edit, Edit):
             raise TypeError(
-                f"spec[{pattern!r}] is {edit!r}: keys are patterns such as 'blocks.*.mlp.W_out' and values are edits "
-                "such as KeepTop(rho=0.05)."
+                f"spec[{pattern!r}] is {shown(edit)}: keys are patterns such as 'blocks.*.mlp.W_out' and values are "
+                "edits such as KeepTop(rho=0.05)."
             )
         try:
             found += [(site, edit) for site in match_sites(model, pattern)]
@@ -69,7 +73,12 @@ def plan(model: nn.Module, spec: Spec, *, svds: Decompositions | None, progress:
         for basis, sites in by_basis.items()
         for site, decomposition in decomposed(model, sites, basis=basis, svds=svds, progress=progress).items()
     }
-    return [Change(site, edit, parts[site, edit.basis], edit.gains(parts[site, edit.basis])) for site, edit in wanted]
+    return [_change(site, edit, parts[site, edit.basis]) for site, edit in wanted]
+
+
+def _change(site: Site, edit: Edit, decomposition: Decomposition) -> Change:
+    gains = edit.gains(decomposition)
+    return Change(site, edit, decomposition, gains._replace(rest=0.0) if edit.basis.replaces else gains)
 
 
 def check_compatible(edited: Sequence[tuple[Site, Basis]]) -> None:
@@ -84,13 +93,14 @@ def check_compatible(edited: Sequence[tuple[Site, Basis]]) -> None:
         clash = next((other for other in others if other != site and None in (other.head, site.head)), None)
         if clash is not None:
             raise ValueError(
-                f"'{clash}' and '{site}' overlap: one edits the matrix joint over heads, the other one of its heads, and their "
-                "components are not the same. Edit either the whole matrix or its heads, or undo the first edit."
+                f"'{clash}' and '{site}' overlap: one edits the matrix joint over heads, the other one of its heads, "
+                "and their components are not the same. Edit either the whole matrix or its heads, or undo the first "
+                "edit."
             )
         if others.get(site, basis) != basis:
             raise ValueError(
-                f"'{site}' would be edited in two bases at once, {others[site]!r} and {basis!r}: gains multiply only on "
-                "the same components. Use one basis, or undo the first edit."
+                f"'{site}' would be edited in two bases at once, {others[site]!r} and {basis!r}: gains multiply only "
+                "on the same components. Use one basis, or undo the first edit."
             )
         others[site] = basis
 
@@ -101,26 +111,30 @@ def combine(changes: Sequence[Change]) -> Gains:
     Raises:
         ValueError: if two edits replace a component by different constants.
     """
-    values, rest, constants = changes[0].gains
+    values, rest, _ = changes[0].gains
     for change in changes[1:]:
-        constants = _agreed(values, constants, change)
         values, rest = values * change.gains.values, rest * change.gains.rest
-    return Gains(values, rest, constants)
+    return Gains(values, rest, _agreed(changes))
 
 
-def _agreed(values: Tensor, constants: Tensor | None, change: Change) -> Tensor | None:
-    if constants is None and change.gains.constants is None:
+def _agreed(changes: Sequence[Change]) -> Tensor | None:
+    """The constant of every component, from the edits that change it (0 where they give none)."""
+    if all(change.gains.constants is None for change in changes):
         return None
-    mine = torch.zeros_like(values) if constants is None else constants
-    theirs = torch.zeros_like(values) if change.gains.constants is None else change.gains.constants
-    reduced, also_reduced = values != 1, change.gains.values != 1
-    clash = (reduced & also_reduced & (mine != theirs)).nonzero()
-    if clash.numel():
-        raise ValueError(
-            f"two edits replace component {int(clash[0])} of '{change.site}' by different constants: undo the first, or "
-            "compensate both alike."
-        )
-    return torch.where(also_reduced, theirs, mine)
+    constants = torch.zeros_like(changes[0].gains.values)
+    settled = torch.zeros_like(constants, dtype=torch.bool)
+    for change in changes:
+        given, reduced = change.gains.constants, change.gains.values != 1
+        theirs = torch.zeros_like(constants) if given is None else given
+        clash = (settled & reduced & (constants != theirs)).nonzero()
+        if clash.numel():
+            raise ValueError(
+                f"two edits replace component {int(clash[0])} of '{change.site}' by different constants: undo the "
+                "first, or compensate both alike."
+            )
+        constants = torch.where(reduced if given is None else reduced | ~settled, theirs, constants)
+        settled = settled | reduced
+    return constants
 
 
 def recompose(
@@ -128,9 +142,9 @@ def recompose(
 ) -> Float[Tensor, "d_in d_out"]:
     """The matrix with these gains on its components, in the decomposition's dtype.
 
-    Written as `c W + U (γ − c) S Vh` with `c` the gain that most components share, so that a matrix whose gains are all 1 is
-    itself to the last bit, and one reduced to r components is a product of rank r. A basis that is not complete leaves `c` no
-    choice: it is the gain of the rest.
+    Written as `c W + U (γ − c) S Vh` with `c` the gain that most components share, so that a matrix whose gains are all
+    1 is itself to the last bit, and one reduced to r components is a product of rank r. A basis that is not complete
+    leaves `c` no choice: it is the gain of the rest.
     """
     U, S, Vh = decomposition.U, decomposition.S, decomposition.Vh
     values = gains.values

@@ -1,0 +1,88 @@
+"""Arguments of the wrong type, as somebody without a type checker gives them, and what they are told.
+
+The rest of the suite runs with every annotated signature checked, so these run in a Python of their own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+CASES = {
+    "Keep([0.5])": "Keep was given 0.5 as a component: components are integers or slices such as '5:8'.",
+    "Keep(None)": "Keep was given None as its components: give a list.",
+    "Keep({0: 1})": "Keep was given {0: 1} as its components: give a list.",
+    "Keep([[1]])": "Keep was given [1] as a component: components are integers or slices such as '5:8'.",
+    "Drop(b'12')": "Drop was given b'12' as its components: give a list.",
+    "Drop([None])": "Drop was given None as a component: components are integers or slices such as '5:8'.",
+    "Scale('12')": "Scale was given '12' as its gains: give a list.",
+    "Scale(2)": "Scale was given 2 as its gains: give a list.",
+    "Scale(None)": "Scale was given None as its gains: give a list.",
+    "Scale({1.5: 2.0})": "Scale was given a gain for 1.5: components are integers. Give {index: gain}.",
+    "Scale({True: 2.0})": "Scale was given a gain for True: components are integers. Give {index: gain}.",
+    "Scale({'0:3': 2.0})": "Scale was given a gain for '0:3': components are integers. Give {index: gain}.",
+    "Scale({0: '2'})": "Scale was given gain='2': give a number.",
+    "Scale([True])": "Scale was given gain=True: give a number.",
+    "Scale([None])": "Scale was given gain=None: give a number.",
+    "Scale([1.0], keep_nuclear_norm='no')": "Scale was given keep_nuclear_norm='no': give True or False.",
+    "Compensated(5, [0.0])": "Compensated was given 5 as its edit: give a plain edit such as Drop([0]).",
+    "Compensated(Zero(), '1')": "Compensated was given '1' as its constants: give a list.",
+    "Compensated(Zero(), ['1'])": "Compensated was given constant='1': give a number.",
+    "KeepTop(rank=2.5)": "KeepTop was given rank=2.5: give a whole number, 0 or more.",
+    "KeepTop(rank=True)": "KeepTop was given rank=True: give a whole number, 0 or more.",
+    "KeepBottom(rank='3')": "KeepBottom was given rank='3': give a whole number, 0 or more.",
+    "DropTop(rho='0.5')": "DropTop was given rho='0.5': give a number.",
+    "DropBottom(energy=[0.5])": "DropBottom was given energy=[0.5]: give a number.",
+    "KeepTop(rule=['gavish-donoho'])": (
+        "KeepTop was given rule=['gavish-donoho']: give one of marchenko-pastur, gavish-donoho, effective-rank."
+    ),
+    "RandomComponents(seed=1.5, count=1)": (
+        "RandomComponents was given seed=1.5: give a whole number, from 0 to 9223372036854775807."
+    ),
+    "RandomComponents(seed=1, count=1.5)": "RandomComponents was given count=1.5: give a whole number, 0 or more.",
+    "RandomComponents(seed=1, energy='all')": "RandomComponents was given energy='all': give a number.",
+    "RandomBasis('x')": "RandomBasis was given seed='x': give a whole number, from 0 to 9223372036854775807.",
+    "HaarBasis(None)": "HaarBasis was given seed=None: give a whole number, from 0 to 9223372036854775807.",
+    "RandomizedSVD(2.0, 0)": "RandomizedSVD was given rank=2.0: give a whole number, 0 or more.",
+    "RandomizedSVD(2, 0, n_iter=-1)": "RandomizedSVD was given n_iter=-1: give a whole number, 0 or more.",
+    "RowBlocks(1.5)": "RowBlocks was given blocks=1.5: give a whole number, 1 or more.",
+    # Numbers of other makes are numbers.
+    "Scale({numpy.int64(0): numpy.float32(0.5), 1: 2})": "Scale(gain={0: 0.5, 1: 2.0})",
+    "Keep(numpy.arange(2))": "Keep(components=[0, 1])",
+    "KeepTop(rank=numpy.int64(3))": "KeepTop(rank=3)",
+    "KeepTop(rho=numpy.float32(0.5))": "KeepTop(rho=0.5)",
+    "KeepTop(rho=1)": "KeepTop(rho=1.0)",
+    "RandomBasis(numpy.int64(3))": "RandomBasis(seed=3)",
+}
+
+CODE = """
+import json, sys, numpy
+from surgery import *
+def answer(text):
+    try:
+        return repr(eval(text))
+    except ValueError as error:
+        return str(error)
+json.dump([answer(text) for text in json.load(sys.stdin)], sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", CODE]
+    result = subprocess.run(
+        command, input=json.dumps(list(CASES)), env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    return dict(zip(CASES, json.loads(result.stdout), strict=True))
+
+
+@pytest.mark.parametrize("text", CASES)
+def test_an_argument_of_the_wrong_type_is_refused_in_words(text: str, answers: dict[str, str]) -> None:
+    assert answers[text] == CASES[text]
