@@ -85,6 +85,22 @@ def test_scores_say_their_units_and_cannot_be_changed() -> None:
         scores.p_noise = 0.0  # type: ignore[misc]
 
 
+def test_with_as_many_positions_in_every_sequence_the_standard_error_is_the_plain_one() -> None:
+    """0 is the trigger and 2 the noise, and 0 follows both others: with α = 1 every sequence is 0, 2, 0, 2, ..."""
+    task = recall.RecallTask(torch.tensor([1.0, 0, 0]), torch.tensor([[1.0, 0, 0]] * 3), (0,), 2, n_ctx=8)
+    model = recall.bridge(task, d_model=8, unembed_scale=1.0)
+    scores = recall.evaluate(model, task, sequences=5, seed=1, alpha=1.0)
+    batch = task.sample(5, seed=1, alpha=1.0)
+    with torch.no_grad():
+        sequences = scores_by_hand(model(batch.tokens), batch, 2)
+    assert [len(values) for values in sequences] == [3] * 5
+    means = np.mean(sequences, axis=1)
+    assert len({tuple(row) for row in means.tolist()}) == 2  # the answers are 0 or 1
+    expected = means.std(axis=0, ddof=1) / sqrt(5)
+    assert [scores.stderr[m] for m in METRICS] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert scores.stderr["p_correct"] > 1e-3
+
+
 def test_one_sequence_has_no_standard_error() -> None:
     task = recall.RecallTask(torch.tensor([1.0, 0, 0]), torch.tensor([[0.9, 0.05, 0.05]] * 3), (0,), 2)
     scores = recall.evaluate(recall.bridge(task, d_model=8), task, sequences=1)

@@ -233,6 +233,20 @@ def test_rare_tokens_come_as_often_as_they_should() -> None:
     assert fits(counts[2:], np.full(V - 2, counts[2:].mean())) > 0.01
 
 
+@pytest.mark.parametrize("draw", [0.0, 1 - 2**-24])
+def test_the_ends_of_the_unit_interval_draw_tokens_that_can_follow(
+    draw: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smallest and the largest number that torch.rand can give, which meet the edges of the cumulative sums."""
+    bigram = torch.tensor([[0, 0.5, 0.5, 0], [0, 0, 1, 0], [0, 0.25, 0.75, 0], [1.0, 0, 0, 0]])
+    made = RecallTask(torch.full((4,), 0.25), bigram, (0,), 3, n_ctx=12)
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator, device: torch.full(shape, draw, device=device))
+    batch = made.sample(200, seed=0, alpha=0.0)
+    others = batch.answers < 0
+    assert (bigram[batch.tokens[others], batch.targets[others]] > 0).all()
+    assert set(batch.tokens[others].tolist()) >= {1, 2, 3}
+
+
 UNIFORM = torch.full((4,), 0.25), torch.full((4, 4), 0.25)
 
 
