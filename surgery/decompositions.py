@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from hooks import Site, host_of, match_sites
 from hooks.editor import editor_of
 from hooks.fingerprints import fingerprint
+from surgery.arguments import shown
 from surgery.bases import SVD, Basis, decode_basis
 from surgery.codec import encode
 from surgery.factorise import Factors
@@ -68,7 +69,8 @@ class Decomposition:
         return replace(self, U=self.U.to(device), S=self.S.to(device), Vh=self.Vh.to(device))
 
     def __repr__(self) -> str:
-        return f"Decomposition({self.site}: {self.shape[0]} x {self.shape[1]}, {self.rank} components, {self.weight_state})"
+        d_in, d_out = self.shape
+        return f"Decomposition({self.site}: {d_in} x {d_out}, {self.rank} components, {self.weight_state})"
 
 
 class Decompositions(Mapping[str, Decomposition]):
@@ -76,12 +78,14 @@ class Decompositions(Mapping[str, Decomposition]):
 
     def __init__(self, entries: Iterable[Decomposition] = (), *, basis: Basis | None = None) -> None:
         self.basis = basis or SVD()
-        self._entries = {entry.site: entry for entry in entries}
+        self._entries: dict[str, Decomposition] = {}
+        for entry in entries:
+            self.add(entry)
 
     def __getitem__(self, site: str) -> Decomposition:
         if site in self._entries:
             return self._entries[site]
-        raise KeyError(f"{site!r} has not been decomposed; there are {', '.join(self._entries) or 'none'}.")
+        raise KeyError(f"{site!r} has not been decomposed: there are {', '.join(self._entries) or 'none'}.")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -100,15 +104,20 @@ class Decompositions(Mapping[str, Decomposition]):
     def add(self, entry: Decomposition) -> None:
         """Keep one more decomposition, in place of one for the same site."""
         if entry.basis != self.basis:
-            raise ValueError(f"{entry!r} is in the basis {entry.basis!r}, this collection is in {self.basis!r}.")
+            raise ValueError(
+                f"{entry!r} is in the basis {entry.basis!r}, this collection is in {self.basis!r}: keep one collection "
+                "for each basis."
+            )
         self._entries[entry.site] = entry
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file, with what it takes to notice that the weights have changed."""
-        tensors = {f"{site}|{name}": getattr(d, name).contiguous() for site, d in self.items() for name in Factors._fields}
+        parts = {site: (entry.U, entry.S, entry.Vh) for site, entry in self.items()}
+        names = Factors._fields
+        tensors = {f"{s}|{name}": t.contiguous() for s, uv in parts.items() for name, t in zip(names, uv, strict=True)}
         sites = {site: {"fingerprint": d.fingerprint, "weight_state": d.weight_state} for site, d in self.items()}
-        metadata = {"format": _FORMAT, "version": _VERSION, "basis": json.dumps(encode(self.basis)), "sites": json.dumps(sites)}
-        save_file(tensors, str(path), metadata=metadata)
+        texts = {"basis": json.dumps(encode(self.basis)), "sites": json.dumps(sites)}
+        save_file(tensors, str(path), metadata={"format": _FORMAT, "version": _VERSION, **texts})
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "Decompositions":
@@ -119,17 +128,26 @@ class Decompositions(Mapping[str, Decomposition]):
         """
         try:
             with safe_open(str(path), framework="pt", device=str(device)) as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
-                    raise ValueError(f"{path} is not a file of decompositions that this version wrote (version {_VERSION}).")
-                basis = decode_basis(json.loads(metadata["basis"]))
-                sites = json.loads(metadata["sites"])
-                parts = {s: Factors(*(file.get_tensor(f"{s}|{name}") for name in Factors._fields)) for s in sites}
-                entries = [Decomposition(s, *parts[s], basis, sites[s]["fingerprint"], sites[s]["weight_state"]) for s in sites]
+                return cls._read(file)
         except FileNotFoundError:
             raise
-        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged or not a file of decompositions ({error}): decompose again and save.") from error
+        except (SafetensorError, OSError, KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged or not a file of decompositions ({shown(error)}): decompose again and save."
+            ) from error
+
+    @classmethod
+    def _read(cls, file: safe_open) -> "Decompositions":
+        metadata = file.metadata() or {}
+        if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
+            raise ValueError(f"not one that this release wrote, version {_VERSION}")
+        basis = decode_basis(json.loads(metadata["basis"]))
+        entries = []
+        for site, about in json.loads(metadata["sites"]).items():
+            U, S, Vh = (file.get_tensor(f"{site}|{name}") for name in Factors._fields)
+            if (U.ndim, S.ndim, Vh.ndim) != (2, 1, 2) or not U.shape[1] == S.shape[0] == Vh.shape[0]:
+                raise ValueError(f"the parts of {site} do not fit together")
+            entries.append(Decomposition(site, U, S, Vh, basis, str(about["fingerprint"]), str(about["weight_state"])))
         return cls(entries, basis=basis)
 
 
@@ -143,9 +161,9 @@ def decompose(
 ) -> Decompositions:
     """The components of every matrix that the pattern (or each of several) names.
 
-    What has been decomposed before is reused: from `svds` where given (new ones are added to it), else from a memory that
-    lives as long as the model does (`surgery.forget(model)` empties it). Under an active edit the original weights are
-    decomposed, not the edited ones. An interrupted call keeps what it has finished.
+    What has been decomposed before is reused: from `svds` where given (new ones are added to it), else from a memory
+    that lives as long as the model does (`surgery.forget(model)` empties it). Under an active edit the original weights
+    are decomposed, not the edited ones. An interrupted call keeps what it has finished.
 
     Raises:
         SiteError: if a pattern names no editable matrix.
@@ -155,10 +173,13 @@ def decompose(
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     sites = sorted({site for p in patterns for site in match_sites(model, p)})
     if svds is not None and basis is not None and svds.basis != basis:
-        raise ValueError(f"svds is in the basis {svds.basis!r}, but basis={basis!r} was asked for: leave one of them out.")
-    wanted = decomposed(model, sites, basis=basis or (svds.basis if svds else SVD()), svds=svds, progress=progress)
+        raise ValueError(
+            f"svds is in the basis {svds.basis!r}, but basis={basis!r} was asked for: leave one of them out."
+        )
     if svds is not None:
+        decomposed(model, sites, basis=svds.basis, svds=svds, progress=progress)
         return svds
+    wanted = decomposed(model, sites, basis=basis or SVD(), svds=None, progress=progress)
     return Decompositions(wanted.values(), basis=basis)
 
 
@@ -219,8 +240,8 @@ def _components(heads: list[Site], matrices: dict[Site, Tensor], basis: Basis) -
 def _stale(held: Decomposition, state: str) -> StaleDecompositionError:
     if held.weight_state != state:
         return StaleDecompositionError(
-            f"the decomposition of '{held.site}' was made from weights that were {held.weight_state}; this model's are {state}, "
-            "which is another matrix. Decompose this model: surgery.decompose(model, ...)."
+            f"the decomposition of '{held.site}' was made from weights that were {held.weight_state!r}; this model's "
+            f"are {state!r}, which is another matrix. Decompose this model: surgery.decompose(model, ...)."
         )
     return StaleDecompositionError(
         f"the decomposition of '{held.site}' was made from other weights than the model holds now "
