@@ -15,7 +15,7 @@ from analyses.effects import Effects
 from analyses.gradients import alike, arithmetic, inputs_kept, logits_of, metric_of
 from analyses.metrics import Metric
 from analyses.moves import Substitute, one_at_a_time
-from analyses.question import Question, Sites, Target, as_tokens, ask
+from analyses.question import Question, Sites, Target, Tokens, as_tokens, ask
 from hooks import Site
 from surgery import Decompositions
 
@@ -24,15 +24,15 @@ Replacement = Literal["zero", "mean", "resample"]
 
 def by_ablation(
     model: nn.Module,
-    tokens: Int[Tensor, "example pos"] | str,
+    tokens: Tokens,
     metric: Metric | Callable[[Tensor], Tensor],
     sites: Sites = "*",
     *,
     replacement: Replacement = "zero",
     seed: int = 0,
-    corrupted: Int[Tensor, "example pos"] | str | None = None,
+    corrupted: Tokens | None = None,
     svds: Decompositions | None = None,
-    attention_mask: Int[Tensor, "example pos"] | None = None,
+    attention_mask: Tensor | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Effects:
@@ -66,7 +66,7 @@ def by_ablation(
 
 
 def _substitute(
-    question: Question, replacement: Replacement, seed: int, corrupted: Int[Tensor, "example pos"] | None
+    question: Question, replacement: Replacement, seed: int, corrupted: Tensor | None
 ) -> Substitute:
     """How far every coordinate moves when its component goes out: a function of target, input and example indices."""
     match replacement:
@@ -125,7 +125,8 @@ def _mean_coordinates(question: Question) -> dict[Site, Float[Tensor, " componen
         for site, x in kept().items():
             real = (x * weights.unsqueeze(-1).to(x)).sum((0, 1))
             sums[site] = sums.get(site, torch.zeros_like(real)) + real
-    return {site: _coordinates(question.targets[site], total / count) for site, total in sums.items()}
+    parts = {site: question.targets[site].components for site in sums}
+    return {site: (total / count).to(parts[site].U.dtype) @ parts[site].U for site, total in sums.items()}
 
 
 def _derangement(n: int, seed: int) -> Int[Tensor, " example"]:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from analyses.effects import Effects, Selection, Unit
 from analyses.gradients import arithmetic, logits_of, metric_of
 from analyses.metrics import Metric
-from analyses.question import Examples, Question, Target, ask
+from analyses.question import Examples, Question, Target, Tokens, ask
 from hooks import Site, host_of
 from hooks.replay import Recording, Rows, has_hooks, recorded, replayed, unembedding_only
 from surgery import Decompositions, Gains, Spec
@@ -71,13 +71,13 @@ class Game:
 
 def game_of(
     model: nn.Module,
-    tokens: Int[Tensor, "example pos"] | str,
+    tokens: Tokens,
     metric: Metric | Callable[[Tensor], Tensor],
     spec: Spec,
     *,
     players: Selection | None = None,
     svds: Decompositions | None = None,
-    attention_mask: Int[Tensor, "example pos"] | None = None,
+    attention_mask: Tensor | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Game:

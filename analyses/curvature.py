@@ -29,7 +29,7 @@ from analyses.effects import Effects
 from analyses.gradients import backward, check_differentiable, metric_of, units_of
 from analyses.measures import Loss
 from analyses.metrics import Metric
-from analyses.question import Examples, Question, Sites, Target, ask
+from analyses.question import Examples, Question, Sites, Target, Tokens, ask
 from hooks import Site
 from surgery import Decompositions
 
@@ -41,7 +41,7 @@ LOCAL_SHARE = 0.5
 
 def by_curvature(
     model: nn.Module,
-    tokens: Int[Tensor, "example pos"] | str,
+    tokens: Tokens,
     metric: Metric | Callable[[Tensor], Tensor],
     sites: Sites = "*",
     *,
@@ -49,7 +49,7 @@ def by_curvature(
     seed: int = 0,
     share: Share = "type",
     svds: Decompositions | None = None,
-    attention_mask: Int[Tensor, "example pos"] | None = None,
+    attention_mask: Tensor | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Effects:
@@ -89,12 +89,12 @@ def by_curvature(
 
 def by_exact_curvature(
     model: nn.Module,
-    tokens: Int[Tensor, "example pos"] | str,
+    tokens: Tokens,
     metric: Metric | Callable[[Tensor], Tensor],
     sites: Sites = "*",
     *,
     svds: Decompositions | None = None,
-    attention_mask: Int[Tensor, "example pos"] | None = None,
+    attention_mask: Tensor | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Effects:
@@ -121,14 +121,14 @@ def by_exact_curvature(
 
 def by_fisher(
     model: nn.Module,
-    tokens: Int[Tensor, "example pos"] | str,
-    labels: Int[Tensor, "example pos"],
+    tokens: Tokens,
+    labels: Tensor,
     sites: Sites = "*",
     *,
     draws: int = 4,
     seed: int = 0,
     svds: Decompositions | None = None,
-    attention_mask: Int[Tensor, "example pos"] | None = None,
+    attention_mask: Tensor | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Effects:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from analyses.effects import Effects
 from analyses.metrics import Metric
-from analyses.question import Examples, Question, Sites, Target, as_tokens, ask
+from analyses.question import Examples, Question, Sites, Target, Tokens, as_tokens, ask
 from hooks import Place, Site
 from hooks.replay import has_hooks, unembedding_only
 from surgery import Decompositions
@@ -24,13 +24,13 @@ from surgery import Decompositions
 
 def by_gradient(
     model: nn.Module,
-    tokens: Int[Tensor, "example pos"] | str,
+    tokens: Tokens,
     metric: Metric | Callable[[Tensor], Tensor],
     sites: Sites = "*",
     *,
-    corrupted: Int[Tensor, "example pos"] | str | None = None,
+    corrupted: Tokens | None = None,
     svds: Decompositions | None = None,
-    attention_mask: Int[Tensor, "example pos"] | None = None,
+    attention_mask: Tensor | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Effects:
@@ -148,8 +148,8 @@ def metric_of(question: Question, part: Examples, *, differentiable: bool = Fals
 
 def logits_of(
     model: nn.Module, tokens: Int[Tensor, "example pos"], attention_mask: Int[Tensor, "example pos"] | None
-) -> Float[Tensor, "example pos d_vocab"]:
-    """The model's logits, on either host."""
+) -> Float[Tensor, "example kept d_vocab"]:
+    """The model's logits, on either host, at the positions that are unembedded."""
     return model(tokens) if attention_mask is None else model(tokens, attention_mask=attention_mask)
 
 
@@ -186,7 +186,7 @@ def places_of(question: Question) -> dict[Site, Place]:
     return {site.joint: target.place for site, target in question.targets.items()}
 
 
-def alike(question: Question, other: Int[Tensor, "example pos"]) -> Int[Tensor, "example pos"]:
+def alike(question: Question, other: Int[Tensor, "other_example other_pos"]) -> Int[Tensor, "example pos"]:
     """The other examples, if there is one of the same length for each.
 
     Raises:

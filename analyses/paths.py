@@ -5,7 +5,7 @@ from math import inf
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -13,13 +13,14 @@ from analyses.coalitions import Game, game_of
 from analyses.effects import Effects
 from analyses.gradients import backward, check_differentiable, units_of
 from analyses.metrics import Metric
+from analyses.question import Tokens
 from hooks import Site
 from surgery import Compensated, Decompositions, Edit, Scale, Spec, apply
 
 
 def by_path(
     model: nn.Module,
-    tokens: Int[Tensor, "example pos"] | str,
+    tokens: Tokens,
     metric: Metric | Callable[[Tensor], Tensor],
     spec: Spec,
     *,
@@ -27,7 +28,7 @@ def by_path(
     tolerance: float = 0.01,
     max_steps: int = 128,
     svds: Decompositions | None = None,
-    attention_mask: Int[Tensor, "example pos"] | None = None,
+    attention_mask: Tensor | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Effects:

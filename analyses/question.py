@@ -18,6 +18,9 @@ from surgery.operations import components_in_force
 Sites = str | Iterable[str] | Selection
 """Which components: every one of the matrices that a pattern (or each of several) names, or a selection of them."""
 
+Tokens = Tensor | str
+"""Token ids `[example pos]`, or one string. (Annotated without its shape: what is wrong with it is said in our own words.)"""
+
 TOKENS_PER_PASS = 8192
 LOGITS_PER_PASS = 2**26
 """The stated budget: unless `batch_size` says otherwise, at most so many tokens go through the model at a time, and at most so
@@ -96,12 +99,12 @@ class Question:
 
 def ask(
     model: nn.Module,
-    tokens: Int[Tensor, "example pos"] | str,
+    tokens: Tokens,
     metric: metrics.Metric | Callable[[Tensor], Tensor],
     sites: Sites,
     *,
     svds: Decompositions | None = None,
-    attention_mask: Int[Tensor, "example pos"] | None = None,
+    attention_mask: Tensor | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Question:
@@ -124,7 +127,7 @@ def ask(
     return Question(model, examples, _targets(model, sites, svds, progress), batch_size)
 
 
-def as_tokens(model: nn.Module, given: Int[Tensor, "example pos"] | str) -> Int[Tensor, "example pos"]:
+def as_tokens(model: nn.Module, given: Tokens) -> Int[Tensor, "example pos"]:
     """Tokens `[example pos]` on the model's device.
 
     Raises:

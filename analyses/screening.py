@@ -7,7 +7,6 @@ from typing import final
 
 import pandas as pd
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from analyses.ablations import by_ablation
@@ -16,7 +15,7 @@ from analyses.effects import Effects
 from analyses.gradients import by_gradient
 from analyses.metrics import Metric, as_metric
 from analyses.paths import by_path
-from analyses.question import Sites
+from analyses.question import Sites, Tokens
 from surgery import Decompositions, Edit
 
 
@@ -53,7 +52,7 @@ class Screening:
 
 def screen(
     model: nn.Module,
-    tokens: Int[Tensor, "example pos"] | str,
+    tokens: Tokens,
     metric: Metric | Callable[[Tensor], Tensor],
     sites: Sites = "*",
     *,
@@ -62,7 +61,7 @@ def screen(
     probes: int | None = None,
     seed: int = 0,
     svds: Decompositions | None = None,
-    attention_mask: Int[Tensor, "example pos"] | None = None,
+    attention_mask: Tensor | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Screening:

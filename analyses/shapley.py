@@ -13,12 +13,13 @@ from tqdm.auto import tqdm
 from analyses.coalitions import Game, game_of
 from analyses.effects import Effects, Measure, Selection
 from analyses.metrics import Metric
+from analyses.question import Tokens
 from surgery import Decompositions, Spec
 
 
 def by_shapley(
     model: nn.Module,
-    tokens: Int[Tensor, "example pos"] | str,
+    tokens: Tokens,
     metric: Metric | Callable[[Tensor], Tensor],
     spec: Spec,
     *,
@@ -26,7 +27,7 @@ def by_shapley(
     seed: int = 0,
     players: Selection | None = None,
     svds: Decompositions | None = None,
-    attention_mask: Int[Tensor, "example pos"] | None = None,
+    attention_mask: Tensor | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Effects:
@@ -85,12 +86,12 @@ class Interactions:
 
 def interactions(
     model: nn.Module,
-    tokens: Int[Tensor, "example pos"] | str,
+    tokens: Tokens,
     metric: Metric | Callable[[Tensor], Tensor],
     selection: Selection,
     *,
     svds: Decompositions | None = None,
-    attention_mask: Int[Tensor, "example pos"] | None = None,
+    attention_mask: Tensor | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Interactions:
