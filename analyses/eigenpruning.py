@@ -4,8 +4,8 @@
     with surgery.apply(model, result.spec):
         ...
 
-Components are scored on one part of the task (`eigenpruning_scores`), the lowest are removed, what they gave is replaced by
-its mean, and everything is reported on another part, beside controls that remove as many.
+Components are scored on one part of the task (`eigenpruning_scores`), the lowest are removed, what they gave is
+replaced by its mean, and everything is reported on another part, beside controls that remove as many.
 
 Vergara-Browne, Soto, Aizawa, "Eigenpruning" (arXiv:2404.03147).
 """
@@ -54,8 +54,8 @@ class FineTuned:
 class Pruning:
     """What was removed, why, and what it did to the held-out items.
 
-    `scores` holds, on the test part, "base", "pruned", the controls ("random 1", …, "smallest s", "sign flipped") and, if
-    asked for, "fine-tuned" and "fine-tuned + pruned". `validation` has a row for each fraction that was tried.
+    `scores` holds, on the test part, "base", "pruned", the controls ("random 1", …, "smallest s", "sign flipped") and,
+    if asked for, "fine-tuned" and "fine-tuned + pruned". `validation` has a row for each fraction that was tried.
     """
 
     spec: dict[str, Edit]
@@ -80,17 +80,18 @@ class Pruning:
         return compare(self.scores[to], self.scores[variant], seed=seed)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """A row for each variant: accuracy, log-loss (nats per token), p_correct, p_wrong, and changes with 95 % intervals.
+        """A row for each variant: accuracy, log-loss (nats per token), probabilities, and what changed from "base".
 
-        Changes are against "base".
+        Changes come with 95 % intervals.
         """
         rows = []
         for name in self.scores:
-            row: dict[str, object] = {"variant": name} | self.scores[name].summary().as_row()
+            row: dict[str, str | int | float] = {"variant": name} | self.scores[name].summary().as_row()
             changes = self.compare(name)
             for quantity in ("accuracy", "log_loss"):
                 change = getattr(changes, quantity)
-                row |= {f"{quantity}_change": change.difference, f"{quantity}_low": change.low, f"{quantity}_high": change.high}
+                row[f"{quantity}_change"] = change.difference
+                row |= {f"{quantity}_low": change.low, f"{quantity}_high": change.high}
             rows.append(row)
         return pd.DataFrame(rows).drop(columns=["task", "n_unscorable"])
 
@@ -101,7 +102,8 @@ class Pruning:
             f"({self.fraction:.3g}, budget {self.budget}), compensation {self.compensation}, "
             f"scored on {self.attribution.n_examples} items by {self.attribution.reduce}, "
             f"reported on {len(base)} others; 95 % intervals",
-            f"{'variant':<20} {'accuracy':>8}  {'change of accuracy':<27} {'log-loss':>8}  {'p(correct)':>10} {'p(wrong)':>8}",
+            f"{'variant':<20} {'accuracy':>8}  {'change of accuracy':<27} {'log-loss':>8}  {'p(correct)':>10} "
+            f"{'p(wrong)':>8}",
         ]
         for name, found in self.scores.items():
             short = found.summary()
@@ -135,8 +137,9 @@ def prune(
     """The spec that removes the lowest-scored fraction of the components, and what it does on items not scored.
 
     Args:
-        model: a HookedTransformer or a TransformerBridge in evaluation mode; edits in force stay and count as the model.
-        task: items, split here with `seed` so that what belongs together stays together; or parts made before, of which
+        model: a HookedTransformer or a TransformerBridge in evaluation mode; edits in force stay and count as the
+        model. task: items, split here with `seed` so that what belongs together stays together; or parts made before,
+        of which
             `screen` is scored, `validation` chooses the fraction and `test` is reported.
         sites: matrices or heads, all of whose components compete.
         fraction: of the components to remove; "validation" tries several and takes the most accurate (at equal accuracy
@@ -145,7 +148,8 @@ def prune(
         reduce: one number from all examples and positions.
         corrupt: another example's prompt, or given pairs {clean prompt: corrupted prompt}.
         budget: where the fraction is counted.
-        compensation: "mean" puts the mean of a removed component's input in its place, at every position alike and at any
+        compensation: "mean" puts the mean of a removed component's input in its place, at every position alike and at
+        any
             sequence length; it travels with the spec.
         finetune: also fine-tune a copy on the scored items, and prune that.
         random_controls: how many random removals of the same size to report.
@@ -154,7 +158,8 @@ def prune(
     Source: arXiv:2404.03147, section 3. The first `fraction` of Phi-2's keys is the paper's setting.
 
     Raises:
-        ValueError: if a fraction is not from 0 to 1, the task is too small to be split or to be shuffled, or a matrix that has
+        ValueError: if a fraction is not from 0 to 1, the task is too small to be split or to be shuffled, or a matrix
+        that has
             no bias to carry a compensation is named (`compensation="none"` works there).
         UnscorableItems: if there are items that this model cannot be asked.
         SiteError: if a pattern names no editable matrix.
@@ -174,10 +179,12 @@ def prune(
     validation, best = None, tried[0]
     if choosing:
         validation = _tried(trial, encode(model, parts.validation, rule=rule, batch_size=size), tried)
-        best = float(validation["fraction"][int(validation["place"].argmin())])
+        best = tried[validation["place"].tolist().index(0)]
     encoded = encode(model, parts.test, rule=rule, batch_size=size)
     found = {"base": _scored(model, encoded, {}), "pruned": trial.scored(encoded, best)}
-    found |= {f"random {n + 1}": trial.scored(encoded, best, by="random", seed=seed + n) for n in range(random_controls)}
+    found |= {
+        f"random {n + 1}": trial.scored(encoded, best, by="random", seed=seed + n) for n in range(random_controls)
+    }
     found["smallest s"] = trial.scored(encoded, best, by="strength")
     if reduce != "mean_abs":  # where the sign does not count, there is none to flip
         found["sign flipped"] = trial.scored(encoded, best, by="flipped")
@@ -203,8 +210,8 @@ def published(
 ) -> Pruning:
     """`prune` as in the paper: max over examples and positions, the lowest 0.2 of all components, the previous example.
 
-    Like the released script it also fine-tunes first, and reports both. docs/eigenpruning.md lists where it departs from
-    that script, and why.
+    Like the released script it also fine-tunes first, and reports both. docs/eigenpruning.md lists where it departs
+    from that script, and why.
 
     Source: arXiv:2404.03147, section 4.
 
@@ -242,7 +249,7 @@ def _scored(model: nn.Module, encoded: EncodedTask, spec: Mapping[str, Edit]) ->
 
 
 def _tried(trial: _Trial, encoded: EncodedTask, fractions: Sequence[float]) -> pd.DataFrame:
-    """Accuracy and log-loss (nats per token) of every fraction on the validation part, and its place, 0 for the best."""
+    """Accuracy and log-loss (nats per token) of every fraction on the validation part; place 0 is the best."""
     rows = []
     for fraction in fractions:
         found = trial.scored(encoded, fraction)
@@ -257,7 +264,8 @@ def _fractions(fraction: float | int | str, fractions: Sequence[float | int] | N
     bad = [f for f in tried if isinstance(f, str) or not 0 <= f <= 1]
     if bad or not tried:
         raise ValueError(
-            f"fraction={fraction!r}, fractions={fractions!r}: a fraction of the components to remove is from 0 to 1, or "
+            f"fraction={fraction!r}, fractions={fractions!r}: a fraction of the components to remove is from 0 to 1, "
+            f"or "
             "'validation' to choose among fractions. Give for instance 0.2."
         )
     return tuple(float(f) for f in tried)
@@ -274,7 +282,8 @@ def _check_parts(parts: Splits, *, choosing: bool) -> None:
     empty = next((name for name in needed if not len(getattr(parts, name))), None)
     if empty is not None:
         raise ValueError(
-            f"the part {empty!r} of the task has no items: screen is scored, validation chooses the fraction, test is reported. "
+            f"the part {empty!r} of the task has no items: screen is scored, validation chooses the fraction, test is "
+            f"reported. "
             "Split with a fraction above 0 for it."
         )
 
@@ -285,6 +294,7 @@ def _check_compensable(model: nn.Module, patterns: Sequence[str], compensation: 
     without = next((site for site in surgery.sites(model, patterns) if place_of(model, site).bias is None), None)
     if without is not None:
         raise ValueError(
-            f"'{without}' cannot be compensated on this host: nothing is added to its output that could carry the constant. "
+            f"'{without}' cannot be compensated on this host: nothing is added to its output that could carry the "
+            f"constant. "
             "Leave this matrix out, or give compensation='none'."
         )

@@ -1,7 +1,7 @@
-"""A task's items as examples to score components on: clean rows, where their loss is read, and a corrupted row for each.
+"""A task's items as examples to score components on: clean rows, where their loss is read, and corrupted rows.
 
-Rows are right-padded. A clean and a corrupted row of different length are aligned at the end of their prompts, and where
-only one of them has a token nothing is scored.
+Rows are right-padded. A clean and a corrupted row of different length are aligned at the end of their prompts, and
+where only one of them has a token nothing is scored.
 """
 
 import random
@@ -21,8 +21,8 @@ from analyses.task_set import Task
 from analyses.task_spelling import Ids
 
 Corrupt = Literal["shuffle", "previous"] | Mapping[Text, Text] | Sequence[tuple[Text, Text]]
-"""Where corrupted inputs come from: a random other example, the one before (as in the paper's script), or given pairs of
-a clean and a corrupted prompt."""
+"""Where corrupted inputs come from: a random other example, the one before (as in the paper's script), or given pairs
+of a clean and a corrupted prompt."""
 
 
 @final
@@ -63,8 +63,8 @@ def examples_of(model: nn.Module, task: Task, *, corrupt: Corrupt, seed: int) ->
     """The items as examples: the loss is that of the first right answer.
 
     Raises:
-        ValueError: if there is one example only to shuffle, a pair is missing or of another length, or `corrupt` is unknown.
-        UnscorableItems: if there are items that this model cannot be asked.
+        ValueError: if there is one example only to shuffle, a pair is missing or of another length, or `corrupt` is
+        unknown. UnscorableItems: if there are items that this model cannot be asked.
     """
     contexts, answers = _tokenised(model, task)
     rows = [(*context, *answer[:-1]) for context, answer in zip(contexts, answers, strict=True)]
@@ -92,7 +92,8 @@ def _partners(lengths: list[int], corrupt: str, seed: int) -> Int[Tensor, " exam
     n = len(lengths)
     if n < 2:
         raise ValueError(
-            f"{n} example with corrupt={corrupt!r}: the corrupted input comes from another example, so that one alone would "
+            f"{n} example with corrupt={corrupt!r}: the corrupted input comes from another example, so that one alone "
+            f"would "
             "score everything 0. Give two items or more, or corrupted prompts, corrupt={clean: corrupted}."
         )
     match corrupt:
@@ -101,13 +102,14 @@ def _partners(lengths: list[int], corrupt: str, seed: int) -> Int[Tensor, " exam
         case "shuffle":
             return _cycles(lengths, seed)
     raise ValueError(
-        f"corrupt={corrupt!r}: corrupted inputs are 'shuffle' (a random other example), 'previous' (the one before) or given, "
+        f"corrupt={corrupt!r}: corrupted inputs are 'shuffle' (a random other example), 'previous' (the one before) "
+        f"or given, "
         "{clean prompt: corrupted prompt}."
     )
 
 
 def _cycles(lengths: list[int], seed: int) -> Int[Tensor, " example"]:
-    """A random cycle through all examples of a length; one that is alone joins those of the nearest length above or below."""
+    """A random cycle through all examples of a length; one that is alone joins those of a neighbouring length."""
     order = list(range(len(lengths)))
     random.Random(seed).shuffle(order)
     order.sort(key=lambda example: lengths[example])
@@ -146,7 +148,8 @@ def _paired(model: nn.Module, task: Task, rows: list[Ids], answers: list[Ids], p
     if uneven is not None:
         raise ValueError(
             f"the corrupted prompt {pairs[keys[uneven]]!r} makes {len(found[uneven])} tokens and the clean one "
-            f"{keys[uneven]!r} {len(rows[uneven])}: a pair has the same length, position for position. Change one of them."
+            f"{keys[uneven]!r} {len(rows[uneven])}: a pair has the same length, position for position. Change one of "
+            f"them."
         )
     return found
 

@@ -18,7 +18,7 @@ from surgery import active
 @final
 @dataclass(frozen=True, slots=True)
 class FineTuning:
-    """AdamW on the answers' cross-entropy (nats), `steps` batches of `batch` items; learning rate, weight decay, seed."""
+    """AdamW on the answers' cross-entropy (nats): `steps` batches of `batch` items, drawn with `seed`."""
 
     steps: int = 100
     lr: float = 1e-4
@@ -28,7 +28,9 @@ class FineTuning:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or not self.lr > 0 or not self.weight_decay >= 0:
-            raise ValueError(f"{self!r}: steps and batch are 1 or more, lr above 0, weight_decay 0 or more. Take FineTuning().")
+            raise ValueError(
+                f"{self!r}: steps and batch are 1 or more, lr above 0, weight_decay 0 or more. Take FineTuning()."
+            )
 
 
 def fine_tuned(model: nn.Module, task: Task, how: FineTuning, *, progress: bool = True) -> nn.Module:
@@ -40,7 +42,8 @@ def fine_tuned(model: nn.Module, task: Task, how: FineTuning, *, progress: bool 
     """
     if active(model):
         raise ValueError(
-            "an edit is in force on this model, and fine-tuning would not see it: undo it first (surgery.undo_all(model)), "
+            "an edit is in force on this model, and fine-tuning would not see it: undo it first "
+            "(surgery.undo_all(model)), "
             "or commit it."
         )
     examples = examples_of(model, task, corrupt="previous", seed=0)
@@ -48,7 +51,10 @@ def fine_tuned(model: nn.Module, task: Task, how: FineTuning, *, progress: bool 
     copy = deepcopy(model)
     trained = [p for p in copy.parameters() if p.requires_grad]
     if not trained:
-        raise ValueError("no parameter of this model has requires_grad, so nothing can be fine-tuned: set it, or leave out finetune=.")
+        raise ValueError(
+            "no parameter of this model has requires_grad, so nothing can be fine-tuned: set it, or "
+            "leave out finetune=."
+        )
     device = trained[0].device
     optimizer = torch.optim.AdamW(trained, lr=how.lr, weight_decay=how.weight_decay)
     generator = torch.Generator().manual_seed(how.seed)
@@ -58,7 +64,9 @@ def fine_tuned(model: nn.Module, task: Task, how: FineTuning, *, progress: bool 
             tokens, mask = examples.tokens[rows].to(device), examples.mask[rows].to(device)
             value = loss.select(rows)(logits_of(copy, tokens, mask)).mean()
             if not bool(torch.isfinite(value)):
-                raise ValueError(f"the loss is {value.item()} at step {step}: fine-tuning diverged. Lower lr ({how.lr}).")
+                raise ValueError(
+                    f"the loss is {value.item()} at step {step}: fine-tuning diverged. Lower lr ({how.lr})."
+                )
             optimizer.zero_grad()
             value.backward()
             optimizer.step()

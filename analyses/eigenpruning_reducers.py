@@ -1,6 +1,7 @@
 """How one number is made of a component's scores on all examples and positions, in memory that does not grow with them.
 
-Source: the aggregation of Eigenpruning (arXiv:2404.03147, section 3.3) is the maximum; the others are alternatives to it.
+Source: the aggregation of Eigenpruning (arXiv:2404.03147, section 3.3) is the maximum; the others are alternatives to
+it.
 """
 
 from abc import ABC, abstractmethod
@@ -125,8 +126,8 @@ def check_reduce(reduce: object) -> Reduce:
         ValueError: if there is not, or a quantile is not from 0 to 1.
     """
     match reduce:
-        case "max" | "mean" | "mean_abs":
-            return reduce
+        case "max" | "mean" | "mean_abs" as name:
+            return name  # type: ignore[return-value]
         case ("quantile", float() | int() as q) if 0 <= q <= 1:
             return ("quantile", q)
     raise ValueError(

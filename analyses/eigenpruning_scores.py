@@ -1,8 +1,8 @@
 """What a component's input does for the answer: the score of Eigenpruning, for every component of every matrix.
 
-On example b at position t, component i scores `E = s_i (Δx·u_i) (v_i·g)`: `Δx = x' − x` from the matrix's true input x to that on
-a corrupted example, g the gradient of the answer's cross-entropy (nats) at the matrix's output. Summed over i it is
-`g·(WᵀΔx)`. A component that scores low everywhere is one whose input may change without harm to the answer.
+On example b at position t, component i scores `E = s_i (Δx·u_i) (v_i·g)`: `Δx = x' − x` from the matrix's true input x
+to that on a corrupted example, g the gradient of the answer's cross-entropy (nats) at the matrix's output. Summed over
+i it is `g·(WᵀΔx)`. A component that scores low everywhere is one whose input may change without harm to the answer.
 
 Vergara-Browne, Soto, Aizawa, "Eigenpruning" (arXiv:2404.03147, section 3.2).
 """
@@ -10,6 +10,7 @@ Vergara-Browne, Soto, Aizawa, "Eigenpruning" (arXiv:2404.03147, section 3.2).
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from math import floor
 from typing import Literal, final
 
 import numpy as np
@@ -27,11 +28,12 @@ from analyses.gradients import Backward, backward, inputs_of
 from analyses.question import Question, Target, ask
 from analyses.task_set import Task
 from hooks import Site
-from surgery import Compensated, Decompositions, Drop, Edit
+from surgery import Compensated, Decompositions, Edit
 from surgery.specs import check_compatible
 
 Budget = Literal["global", "type", "matrix"]
-"""Where a fraction of the components is counted: among all, among those of a matrix type (W_K), or in each matrix or head."""
+"""Where a fraction of the components is counted: among all, among those of a matrix type (W_K), or in each matrix or
+head."""
 Compensation = Literal["mean", "none"]
 """What stands for a removed component's input: its mean over examples and positions, or nothing."""
 Order = Literal["score", "flipped", "strength", "random"]
@@ -43,8 +45,8 @@ Order = Literal["score", "flipped", "strength", "random"]
 class ComponentScores:
     """The reduced score of every component, in nats, by matrix or head.
 
-    `flipped` holds the reduced scores of −E, a control. `constants` are the components' mean inputs `mean(x)·u_i` over all
-    positions with a token, `strengths` their singular values.
+    `flipped` holds the reduced scores of −E, a control. `constants` are the components' mean inputs `mean(x)·u_i` over
+    all positions with a token, `strengths` their singular values.
     """
 
     scores: dict[str, Float[Tensor, " component"]]
@@ -66,7 +68,7 @@ class ComponentScores:
         return sum(len(score) for score in self.scores.values())
 
     def __getitem__(self, site: str) -> Tensor:
-        """The scores of a matrix or head, `[component]`, or of all heads of one for a final `[*]`, `[head component]`."""
+        """The scores of a matrix or head, `[component]`; for a final `[*]`, of all its heads, `[head component]`."""
         if site.endswith("[*]"):
             heads = sorted(Site.parse(s) for s in self.scores if s.startswith(f"{site[:-3]}["))
             if heads:
@@ -75,7 +77,9 @@ class ComponentScores:
             raise KeyError(f"{site!r} was not scored; there are {', '.join(self.scores)}.")
         return self.scores[site]
 
-    def lowest(self, fraction: float, *, budget: Budget = "global", by: Order = "score", seed: int = 0) -> Selection:
+    def lowest(
+        self, fraction: float | int, *, budget: Budget = "global", by: Order = "score", seed: int = 0
+    ) -> Selection:
         """The lowest `floor(fraction · n)` components of every group of n that the budget is counted in.
 
         Among equal scores the weaker component goes first.
@@ -85,22 +89,22 @@ class ComponentScores:
         """
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction={fraction!r}: give the fraction of the components to remove, from 0 to 1.")
-        flat = pd.DataFrame(
-            [(site, i) for site in self.scores for i in range(len(self.scores[site]))], columns=["site", "component"]
-        )
-        flat["group"] = flat["site"].map({site: _group(site, budget) for site in self.scores})
-        flat["strength"] = np.concatenate([self.strengths[site].numpy() for site in self.scores])
-        flat["value"] = self._order(by, seed)
-        flat = flat.sort_values(["value", "strength"], kind="stable")
-        flat["place"] = flat.groupby("group").cumcount()
-        allowed = np.floor(fraction * flat.groupby("group")["place"].transform("size") + 1e-9)
-        chosen = flat[flat["place"] < allowed].groupby("site")["component"].agg(lambda c: sorted(map(int, c)))
-        return Selection({site: chosen[site] for site in self.scores if site in chosen.index})
+        value, places = self._order(by, seed), self._places()
+        strength = np.concatenate([self.strengths[site].numpy() for site in self.scores])
+        order = np.lexsort((strength, value))
+        groups = [_group(site, budget) for site, _ in places]
+        left = {group: floor(fraction * groups.count(group) + 1e-9) for group in set(groups)}
+        chosen: dict[str, list[int]] = {}
+        for at in order:
+            site, component = places[at]
+            if left[groups[at]]:
+                left[groups[at]] -= 1
+                chosen.setdefault(site, []).append(component)
+        return Selection({site: sorted(chosen[site]) for site in self.scores if site in chosen})
 
     def spec(self, chosen: Selection, *, compensation: Compensation = "mean") -> dict[str, Edit]:
         """The spec that removes the chosen components and, unless "none", puts their mean input in their place."""
-        if compensation not in ("mean", "none"):
-            raise ValueError(f"compensation={compensation!r}: what is removed is replaced by its 'mean', or by nothing, 'none'.")
+        _check_compensation(compensation)
         if compensation == "none":
             return chosen.drop()
         return {site: Compensated(edit, self.constants[site].tolist()) for site, edit in chosen.drop().items()}
@@ -120,11 +124,16 @@ class ComponentScores:
 
     def __repr__(self) -> str:
         frame = self.to_dataframe().sort_values("score", kind="stable")
-        shown = pd.concat([frame.head(3), frame.tail(3)])[["site", "component", "strength", "score"]].to_string(index=False)
+        ends = pd.concat([frame.head(3), frame.tail(3)])[["site", "component", "strength", "score"]]
+        shown = ends.to_string(index=False)
         return (
-            f"scores of {self.n_components} components of {len(self.sites)} matrices or heads, nats, {self.reduce} over "
+            f"scores of {self.n_components} components of {len(self.sites)} matrices or heads, nats, {self.reduce} "
+            f"over "
             f"{self.n_examples} examples and their positions, weights {self.weight_state}; lowest and highest:\n{shown}"
         )
+
+    def _places(self) -> list[tuple[str, int]]:
+        return [(site, i) for site, score in self.scores.items() for i in range(len(score))]
 
     def _order(self, by: Order, seed: int) -> np.ndarray:
         if by == "random":
@@ -228,7 +237,15 @@ def _input(found: Backward, target: Target) -> Tensor:
     return target.place.read_input(found.inputs[target.place.site.joint]).detach()
 
 
-def _group(site: str, budget: Budget) -> str:
+def _check_compensation(compensation: str) -> None:
+    if compensation not in ("mean", "none"):
+        raise ValueError(
+            f"compensation={compensation!r}: what is removed is replaced by its 'mean', or by nothing, 'none'. Give "
+            f"one of these."
+        )
+
+
+def _group(site: str, budget: str) -> str:
     match budget:
         case "global":
             return ""
@@ -237,6 +254,7 @@ def _group(site: str, budget: Budget) -> str:
         case "matrix":
             return site
     raise ValueError(
-        f"budget={budget!r}: the fraction is counted over all components ('global'), those of a matrix type ('type'), or in "
+        f"budget={budget!r}: the fraction is counted over all components ('global'), those of a matrix type ('type'), "
+        f"or in "
         "each matrix or head ('matrix')."
     )
