@@ -1,21 +1,24 @@
 """Specs as JSON documents: a schema with a version, a fingerprint of the weights, and nothing that is ever executed."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
-import jsonschema
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 from torch import nn
 
 from hooks import host_of
 from hooks.editor import editor_of
 from hooks.fingerprints import fingerprint
 from surgery import controls, cuts, edits
+from surgery.arguments import shown
 from surgery.bases import decode_basis
 from surgery.codec import TAG, build, encode
 from surgery.specs import Spec, resolve
 
+T = TypeVar("T")
 _FORMAT, VERSION = "model-surgery spec", 1
 
 _EDITS: dict[str, type[edits.Edit]] = {
@@ -26,18 +29,20 @@ _EDITS: dict[str, type[edits.Edit]] = {
     )
 }  # fmt: skip
 _HEX = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
-_SCHEMA = {
-    "type": "object",
-    "required": ["format", "version", "weight_state", "edits", "fingerprints"],
-    "additionalProperties": False,
-    "properties": {
-        "format": {"const": _FORMAT},
-        "version": {"type": "integer"},
-        "weight_state": {"type": "string"},
-        "edits": {"type": "object", "additionalProperties": {"type": "object", "required": [TAG]}},
-        "fingerprints": {"type": "object", "additionalProperties": _HEX},
-    },
-}
+_VALIDATOR = Draft202012Validator(
+    {
+        "type": "object",
+        "required": ["format", "version", "weight_state", "edits", "fingerprints"],
+        "additionalProperties": False,
+        "properties": {
+            "format": {"const": _FORMAT},
+            "version": {"const": VERSION},
+            "weight_state": {"type": "string"},
+            "edits": {"type": "object", "additionalProperties": {"type": "object", "required": [TAG]}},
+            "fingerprints": {"type": "object", "additionalProperties": _HEX},
+        },
+    }
+)
 
 
 class SpecFileError(ValueError):
@@ -49,13 +54,14 @@ def save(spec: Spec, path: str | Path, *, model: nn.Module) -> None:
 
     Raises:
         SiteError: if the spec does not fit the model.
+        ValueError: if it holds an edit or a basis of somebody's own making, which `load` could not make again.
     """
     marks = _fingerprints(model, spec)
     document = {
         "format": _FORMAT,
         "version": VERSION,
         "weight_state": host_of(model).weight_state(),
-        "edits": {pattern: encode(edit) for pattern, edit in spec.items()},
+        "edits": {pattern: _encoded(edit, pattern) for pattern, edit in spec.items()},
         "fingerprints": marks,
     }
     Path(path).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -86,32 +92,64 @@ def decode_edit(document: Mapping[str, object]) -> edits.Edit:
         values["edit"] = decode_edit(_mapping(values["edit"]))
     if "basis" in values:
         values["basis"] = decode_basis(_mapping(values["basis"]))
-    if isinstance(values.get("gain"), Mapping):
-        values["gain"] = {int(index): gain for index, gain in values["gain"].items()}  # type: ignore[union-attr]
+    gain = values.get("gain")
+    if isinstance(gain, Mapping):
+        values["gain"] = _unique((int(index), value) for index, value in gain.items())
     return build(values, _EDITS, "edit")
 
 
 def _mapping(value: object) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{value!r} stands where an object with a {TAG!r} belongs")
+        raise ValueError(f"{shown(value)} stands where an object with a {TAG!r} belongs")
     return value
+
+
+def _unique(pairs: Iterable[tuple[T, object]]) -> dict[T, object]:
+    """The pairs as a dictionary; JSON itself would let the last of several with one name win."""
+    found: dict[T, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it names {shown(name)} twice")
+        found[name] = value
+    return found
+
+
+def _encoded(edit: edits.Edit, pattern: str) -> dict[str, object]:
+    try:
+        document = encode(edit)
+        decode_edit(document)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"spec[{pattern!r}] is {shown(edit)}, which cannot be saved ({error}): build it from the edits and bases "
+            "of this package, Scale for instance."
+        ) from None
+    return document
 
 
 def _read(path: Path) -> dict:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-        jsonschema.validate(document, _SCHEMA)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
         raise SpecFileError(f"{path} is not a spec: it is not readable JSON ({error}). Save the spec again.") from None
-    except jsonschema.ValidationError as error:
+    _check_version(document, path)
+    error = best_match(_VALIDATOR.iter_errors(document))
+    if error is not None:
         where = "/".join(map(str, error.absolute_path)) or "the top level"
-        raise SpecFileError(f"{path} is not a spec: at {where}, {error.message[:200]}. Save the spec again.") from None
-    if document["version"] != VERSION:
+        raise SpecFileError(f"{path} is not a spec: at {where}, {error.message[:200]}. Save the spec again.")
+    return document
+
+
+def _check_version(document: object, path: Path) -> None:
+    """Before anything else is looked at: another version may look quite different."""
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        return
+    version = document.get("version")
+    if isinstance(version, int) and version != VERSION:
         raise SpecFileError(
-            f"{path} has schema version {document['version']}; this release reads version {VERSION}. "
+            f"{path} has schema version {shown(version)}; this release reads version {VERSION}. "
             "Install the release that wrote it, or save the spec again."
         )
-    return document
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -121,8 +159,10 @@ def _no_constant(name: str) -> NoReturn:
 def _decoded(entry: Mapping[str, object], path: str | Path, pattern: str) -> edits.Edit:
     try:
         return decode_edit(entry)
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise SpecFileError(f"{path}, edit of {pattern!r}: {error}.") from None
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise SpecFileError(
+            f"{path}, edit of {shown(pattern)}: {str(error).rstrip('.')}. Save the spec again."
+        ) from None
 
 
 def _fingerprints(model: nn.Module, spec: Spec) -> dict[str, str]:
@@ -134,13 +174,14 @@ def _check_fits(document: dict, marks: dict[str, str], path: str | Path, model: 
     state = host_of(model).weight_state()
     if document["weight_state"] != state:
         raise SpecFileError(
-            f"{path} was made for weights that were {document['weight_state']}; this model's are {state}, so the same edit "
-            "would be another one. Load the model in the state the spec was made for."
+            f"{path} was made for weights that were {shown(document['weight_state'])}; this model's are {state!r}, so "
+            "the same edit would be another one. Load the model in the state the spec was made for."
         )
     wrong = [site for site, mark in marks.items() if document["fingerprints"].get(site) != mark]
     wrong += [site for site in document["fingerprints"] if site not in marks]
     if wrong:
         raise SpecFileError(
-            f"{path} was made for other weights: '{wrong[0]}' and {len(wrong) - 1} more of {len(marks)} matrices differ from this "
-            "model's (another checkpoint, dtype, or trained since). Load that model, or load(path) without a model to skip the check."
+            f"{path} was made for other weights: {shown(wrong[0])} and {len(wrong) - 1} more of {len(marks)} matrices "
+            "differ from this model's (another checkpoint, dtype, or trained since). Load that model, or load(path) "
+            "without a model to skip the check."
         )

@@ -6,7 +6,7 @@ An edit is a value: it knows no model, and the same edit can be applied to any m
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from math import isfinite
 from operator import index
 from typing import NamedTuple, SupportsIndex, final
@@ -51,7 +51,8 @@ class Edit(ABC):
         """
 
     def __repr__(self) -> str:
-        given = [(f.name, getattr(self, f.name)) for f in fields(self) if _is_given(f, getattr(self, f.name))]  # type: ignore[arg-type]
+        known = fields(self) if is_dataclass(self) else ()  # somebody's own edit need not be one
+        given = [(f.name, getattr(self, f.name)) for f in known if _is_given(f, getattr(self, f.name))]
         return f"{type(self).__name__}({', '.join(f'{name}={_shown(value)}' for name, value in given)})"
 
 

@@ -338,7 +338,10 @@ def test_weights_that_are_not_finite_are_refused_by_name() -> None:
     with torch.no_grad():
         model.blocks[1].mlp.out.original_component.weight[3, 2:4] = torch.tensor([float("nan"), float("inf")])
         model.blocks[0].attn.q.original_component.weight[9] = float("nan")
-    message = "holds {} entries that are not finite (NaN or infinity), so it has no singular values: reload the model, or leave this matrix out."
+    message = (
+        "holds {} entries that are not finite (NaN or infinity), so it has no singular values: reload the model, or "
+        "leave this matrix out."
+    )
     for pattern, site, count in (
         ("blocks.*.mlp.W_out", "blocks.1.mlp.W_out", 2),
         ("blocks.0.attn.W_Q[*]", "blocks.0.attn.W_Q[1]", 32),

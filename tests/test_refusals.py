@@ -60,9 +60,48 @@ CASES = {
     "RandomBasis(numpy.int64(3))": "RandomBasis(seed=3)",
 }
 
+_FILES = {
+    '{"type": "KeepTop", "rank": "3"}': "KeepTop was given rank='3': give a whole number, 0 or more",
+    '{"type": "KeepTop", "rank": 2.0}': "KeepTop was given rank=2.0: give a whole number, 0 or more",
+    '{"type": "KeepTop", "rho": true}': "KeepTop was given rho=True: give a number",
+    '{"type": "KeepTop", "rule": {}}': (
+        "KeepTop was given rule={}: give one of marchenko-pastur, gavish-donoho, effective-rank"
+    ),
+    '{"type": "Keep", "components": {"a": 1}}': "Keep was given {'a': 1} as its components: give a list",
+    '{"type": "Keep", "components": null}': "Keep was given None as its components: give a list",
+    '{"type": "Drop", "components": [[0]]}': (
+        "Drop was given [0] as a component: components are integers or slices such as '5:8'"
+    ),
+    '{"type": "Scale", "gain": "12"}': "Scale was given '12' as its gains: give a list",
+    '{"type": "Scale", "gain": {"0": []}}': "Scale was given gain=[]: give a number",
+    '{"type": "Scale", "gain": [], "keep_nuclear_norm": "yes"}': (
+        "Scale was given keep_nuclear_norm='yes': give True or False"
+    ),
+    '{"type": "RandomBasis", "seed": "7"}': (
+        "RandomBasis was given seed='7': give a whole number, from 0 to 9223372036854775807"
+    ),
+    '{"type": "Zero", "basis": {"type": "RowBlocks", "blocks": []}}': (
+        "RowBlocks was given blocks=[]: give a whole number, 1 or more"
+    ),
+}
+CASES |= {
+    f"from_file({text!r})": f"edit of 'blocks.0.mlp.W_out': {said}. Save the spec again."
+    for text, said in _FILES.items()
+}
+
 CODE = """
-import json, sys, numpy
+import json, sys, tempfile, numpy
+from pathlib import Path
 from surgery import *
+def from_file(entry):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "edit.json"
+        document = {"format": "model-surgery spec", "version": 1, "weight_state": "raw", "fingerprints": {}}
+        path.write_text(json.dumps({**document, "edits": {"blocks.0.mlp.W_out": json.loads(entry)}}))
+        try:
+            return load(path)
+        except SpecFileError as error:
+            raise ValueError(str(error).removeprefix(f"{path}, ")) from None
 def answer(text):
     try:
         return repr(eval(text))
