@@ -1,0 +1,26 @@
+"""LASER: searching the layer, the matrix and the rank whose reduction makes a model better at a task.
+
+```python
+result = laser.search(model, task, sites="blocks.*.mlp.W_{in,out}", rhos=laser.PAPER_RHOS, seed=0)
+print(result)
+with surgery.apply(model, result.spec):
+    ...
+```
+
+Source: Sharma, Ash and Misra, "The Truth is in There" (arXiv:2312.13558). Candidates are chosen on validation items, by
+accuracy and then log-loss; the test items are looked at once. What lies before an edited matrix is computed once.
+"""
+
+from analyses.laser_candidates import PAPER_RHOS, ByRho, Candidate, Family, Published
+from analyses.laser_composition import Composition, Step, compose
+from analyses.laser_evaluation import MEMORY
+from analyses.laser_log import LogError
+from analyses.laser_race import Screened
+from analyses.laser_results import SearchResult
+from analyses.laser_search import MLP, search
+from analyses.laser_trials import Trial
+
+__all__ = [
+    "MEMORY", "MLP", "PAPER_RHOS", "ByRho", "Candidate", "Composition", "Family", "LogError", "Published", "Screened",
+    "SearchResult", "Step", "Trial", "compose", "search",
+]  # fmt: skip
