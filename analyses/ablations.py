@@ -65,9 +65,7 @@ def by_ablation(
     )
 
 
-def _substitute(
-    question: Question, replacement: Replacement, seed: int, corrupted: Tensor | None
-) -> Substitute:
+def _substitute(question: Question, replacement: Replacement, seed: int, corrupted: Tensor | None) -> Substitute:
     """How far every coordinate moves when its component goes out: a function of target, input and example indices."""
     match replacement:
         case "zero":

@@ -8,8 +8,8 @@
 | `by_exact_curvature` | to second order, exact diagonal | 2 for each component |
 | `by_ablation` | exact, one at a time | part of 1 for each component |
 
-and shares of what a whole spec changes, which sum to it: `by_path` (integrated gradients, with a certificate) and `by_shapley`.
-`interactions` measures how pairs depend on each other; `screen` runs the cascade from cheap to exact.
+and shares of what a whole spec changes, which sum to it: `by_path` (integrated gradients, with a certificate) and
+`by_shapley`. `interactions` measures how pairs depend on each other; `screen` runs the cascade from cheap to exact.
 
 **effect = metric with the component removed − metric now**, everywhere.
 """

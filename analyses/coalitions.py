@@ -1,8 +1,8 @@
-"""The metric with any set of components moved at once, many sets in one pass: what Shapley values and interactions need.
+"""The metric with any set of components moved at once, many sets in one pass, as Shapley values and interactions need.
 
-A *player* is a unit of components of one matrix, with the gains that an edit gives them; a *coalition* is a set of players
-whose edits are in force. Coalitions share a forward pass as rows of a batch, and what lies before the first edited matrix is
-recorded once.
+A *player* is a unit of components of one matrix, with the gains that an edit gives them; a *coalition* is a set of
+players whose edits are in force. Coalitions share a forward pass as rows of a batch, and what lies before the first
+edited matrix is recorded once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +84,8 @@ def game_of(
     """The game in which every component that the spec changes is a player, or every unit of `players`.
 
     Raises:
-        ValueError: if the spec changes nothing, uses a basis whose components do not sum to the matrix, or `players` names
+        ValueError: if the spec changes nothing, uses a basis whose components do not sum to the matrix, or `players`
+        names
             components that it does not change.
         SiteError: if a pattern names no editable matrix.
     """
@@ -94,12 +95,15 @@ def game_of(
         parts = [change for change in changes if change.site == site]
         if not parts[0].decomposition.basis.complete:
             raise ValueError(
-                f"'{site}' is edited in {parts[0].decomposition.basis!r}, whose components do not sum to the matrix, so its change "
+                f"'{site}' is edited in {parts[0].decomposition.basis!r}, whose components do not sum to the matrix, "
+                "so its change "
                 "has no shares. Use an edit of its singular components."
             )
         gains[site] = combine(parts)
     changed = {site: (g.values != 1).nonzero().squeeze(1).tolist() for site, g in gains.items()}
-    units = Selection({str(site): members for site, members in changed.items() if members}) if players is None else players
+    units = (
+        Selection({str(site): members for site, members in changed.items() if members}) if players is None else players
+    )
     if not units.n_components:
         raise ValueError("the spec changes no component (every gain is 1), so there is nothing to attribute.")
     for address, chosen in units.items():
@@ -125,7 +129,11 @@ class _Rows:
 
     @property
     def coalitions_per_pass(self) -> int:
-        return 1 if has_hooks(self.game.question.model) else max(1, self.game.question.rows_per_pass() // len(self.part.tokens))
+        return (
+            1
+            if has_hooks(self.game.question.model)
+            else max(1, self.game.question.rows_per_pass() // len(self.part.tokens))
+        )
 
     def values(
         self, coalitions: Bool[Tensor, "coalition player"], done: Callable[[int], object]

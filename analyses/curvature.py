@@ -1,17 +1,19 @@
 """Attribution to second order in the gains: `effect_i ≈ −∂m/∂γ_i + ½ ∂²m/∂γ_i²`.
 
-First order alone misjudges a loss, which curves as soon as a component is gone. The diagonal of the Hessian in the gains is
-estimated from its products with random vectors, each the cost of about two forward passes. Three things make few of them
+First order alone misjudges a loss, which curves as soon as a component is gone. The diagonal of the Hessian in the
+gains is estimated from its products with random vectors, each the cost of about two forward passes. Three things make
+few of them
 enough:
 
-- every example has gains, and so random vectors, of its own: it costs nothing, and the noise of the off-diagonal terms averages
-  out over examples instead of adding up;
-- half of the products find the Hessian's leading directions, the other half resolve them, and what is left is estimated by
-  leaving one vector out at a time (XDiag: Epperly, Tropp and Webber, arXiv:2301.07825, sec. 5; it improves on Hutchinson's
-  `E[z ⊙ H z]`);
-- for a loss, the estimate is drawn towards the Fisher diagonal, which is cheap and quiet: as far as its own noise demands, and
-  half of the rest of the way, because the curvature that the Fisher leaves out is a local one. It changes along the way to
-  the component's removal, and counting it in full predicts the removal less well (`benchmarks/attribution_accuracy.py`).
+- every example has gains, and so random vectors, of its own: it costs nothing, and the noise of the off-diagonal terms
+  averages out over examples instead of adding up;
+- half of the products find the Hessian's leading directions, the other half resolve them, and what is left is
+  estimated by leaving one vector out at a time (XDiag: Epperly, Tropp and Webber, arXiv:2301.07825, sec. 5; it
+  improves on Hutchinson's `E[z ⊙ H z]`);
+- for a loss, the estimate is drawn towards the Fisher diagonal, which is cheap and quiet: as far as its own noise
+  demands, and half of the rest of the way, because the curvature that the Fisher leaves out is a local one. It changes
+  along the way to the component's removal, and counting it in full predicts the removal less well
+  (`benchmarks/attribution_accuracy.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -55,16 +57,20 @@ def by_curvature(
 ) -> Effects:
     """The effect of removing each component to second order, with the Hessian's diagonal from `probes` random probes.
 
-    `share` says which matrices a probe covers at once: one, all of one type (W_Q of every layer, ...), or all. Sharing saves
-    passes and adds noise. `noise` of the result is the standard error over probes.
+    `share` says which matrices a probe covers at once: one, all of one type (W_Q of every layer, ...), or all. Sharing
+    saves passes and adds noise. `noise` of the result is the standard error over probes.
 
     Raises:
         ValueError: if the metric is not differentiable, `probes` is not even and positive, or as `ask`.
         SiteError: if a pattern names no editable matrix.
     """
     if probes < 2 or probes % 2:
-        raise ValueError(f"probes={probes!r}: an even number from 2 on is needed (16 is the default; by_gradient uses none).")
-    question = ask(model, tokens, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress)
+        raise ValueError(
+            f"probes={probes!r}: an even number from 2 on is needed (16 is the default; by_gradient uses none)."
+        )
+    question = ask(
+        model, tokens, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
+    )
     groups = _groups(question, share)
     generator = torch.Generator().manual_seed(seed)
 
@@ -103,7 +109,9 @@ def by_exact_curvature(
     Raises:
         as `by_curvature`.
     """
-    question = ask(model, tokens, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress)
+    question = ask(
+        model, tokens, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
+    )
 
     def diagonal(slopes: dict[Site, Tensor], gains: dict[Site, Tensor]) -> Iterator[tuple[Site, Tensor]]:
         for site, target in question.targets.items():
@@ -132,10 +140,11 @@ def by_fisher(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Effects:
-    """The effect on the loss, with the Fisher diagonal for the Hessian: `draws + 1` forward and backward passes for everything.
+    """The effect on the loss, with the Fisher diagonal for the Hessian: `draws + 1` forward and backward passes.
 
     Labels are drawn from the model's own prediction, and the squares taken position by position:
-    `½ n Σ_t s_i² (x_t·u_i)² (v_i·g_t)²`, n the number of labels of the example. Cheaper and rougher than `by_curvature`.
+    `½ n Σ_t s_i² (x_t·u_i)² (v_i·g_t)²`, n the number of labels of the example. Cheaper and rougher than
+    `by_curvature`.
 
     Raises:
         ValueError: if `draws` is not positive, or as `ask`.
@@ -173,7 +182,7 @@ def _fisher(question: Question, draws: int, seed: int, *, progress: bool) -> Eff
 
 
 def _drawn_towards(found: Effects, fisher: Effects) -> Effects:
-    """What sets each matrix's estimate apart from the Fisher one, less the share of it that is noise (James–Stein), halved."""
+    """Each matrix's estimate at half its distance from the Fisher one, less the share that is noise (James–Stein)."""
     examples, noise = {}, {}
     for site, rows in found.examples.items():
         apart = rows.mean(0) - fisher.examples[site].mean(0)
@@ -201,7 +210,9 @@ def _second_order(question: Question, method: str, diagonal: Diagonal, *, passes
         with _with_gains(question, len(chosen)) as gains:
             values = metric_of(question, part, differentiable=True)
         baselines.append(values.detach())
-        slopes = dict(zip(gains, torch.autograd.grad(values.sum(), list(gains.values()), create_graph=True), strict=True))
+        slopes = dict(
+            zip(gains, torch.autograd.grad(values.sum(), list(gains.values()), create_graph=True), strict=True)
+        )
         for site, drawn in diagonal(slopes, gains):
             target, half = question.targets[site], 0.5 * drawn
             rows[site].append(units_of(target, half.mean(0) - slopes[site].detach()).cpu())
@@ -275,7 +286,8 @@ def _hessian_product(
         [slopes[site] for site in group], [gains[site] for site in group], z, retain_graph=True, allow_unused=True
     )
     return tuple(
-        torch.zeros_like(gains[site]) if product is None else product for site, product in zip(group, products, strict=True)
+        torch.zeros_like(gains[site]) if product is None else product
+        for site, product in zip(group, products, strict=True)
     )
 
 
@@ -298,9 +310,9 @@ def _diagonals(
 ) -> Float[Tensor, "estimate example gain"]:
     """k estimates of the diagonal of every example's Hessian, each leaving out another of k random vectors; 2 k products.
 
-    With `Y = H Ω = Q R`, the estimate without vector i is `diag(Q_i Q_iᵀ H) + ω_i ⊙ (I − Q_i Q_iᵀ) H ω_i`, Q_i a basis of the other
-    columns of Y, which the inverse of R gives without a new factorisation (arXiv:2301.07825, app. A). Vectors are drawn on the
-    CPU, so that a seed means the same on every device.
+    With `Y = H Ω = Q R`, the estimate without vector i is `diag(Q_i Q_iᵀ H) + ω_i ⊙ (I − Q_i Q_iᵀ) H ω_i`, Q_i a
+    basis of the other columns of Y, which the inverse of R gives without a new factorisation (arXiv:2301.07825, app. A).
+    Vectors are drawn on the CPU, so that a seed means the same on every device.
     """
     k = min(k, shape[1])
     omega = torch.randint(2, (k, *shape), generator=generator).mul_(2).sub_(1).double()

@@ -1,7 +1,8 @@
 """What an attribution found: the effect of single components on a metric, with its evidence, and the specs it suggests.
 
-One sign convention everywhere: **effect = metric with the component removed − metric now**. A component whose removal lowers
-a metric that should be high has a negative effect and is helpful; `drop_most_harmful` follows the metric's direction.
+One sign convention everywhere: **effect = metric with the component removed − metric now**. A component whose removal
+lowers a metric that should be high has a negative effect and is helpful; `drop_most_harmful` follows the metric's
+direction.
 """
 
 import json
@@ -42,7 +43,8 @@ class Selection(Mapping[str, tuple[Unit, ...]]):
             members = [i for unit in chosen for i in unit]
             if len(set(members)) < len(members) or any(i < 0 for i in members):
                 raise ValueError(
-                    f"the selection of '{site}' is {list(chosen)!r}: name each component once, counting from 0, the strongest."
+                    f"the selection of '{site}' is {list(chosen)!r}: name each component once, counting from 0, the "
+                    "strongest."
                 )
 
     def __getitem__(self, site: str) -> tuple[Unit, ...]:
@@ -91,10 +93,11 @@ class Measure:
 class Effects:
     """The effect of removing components, in the metric's unit, one row for each example.
 
-    `examples[site]` is `[example, unit]`; `units[site]` says which components a column stands for. `strengths[site]` are all of
-    the matrix's singular values in force. `noise[site]` is the standard error of a column's mean that comes from the method
-    itself (random probes, permutations), 0 for exact methods. `passes` counts the work in forward passes of the whole model
-    over all examples. `change` is what all of it together does to the metric, where the effects are shares of that.
+    `examples[site]` is `[example, unit]`; `units[site]` says which components a column stands for. `strengths[site]`
+    are all of the matrix's singular values in force. `noise[site]` is the standard error of a column's mean that comes
+    from the method itself (random probes, permutations), 0 for exact methods. `passes` counts the work in forward
+    passes of the whole model over all examples. `change` is what all of it together does to the metric, where the
+    effects are shares of that.
     """
 
     method: str
@@ -112,7 +115,8 @@ class Effects:
         for site, rows in self.examples.items():
             if not bool(torch.isfinite(rows).all()):
                 raise ValueError(
-                    f"{int((~torch.isfinite(rows)).sum())} effects on '{site}' are not finite: the metric {self.measure.name!r} or "
+                    f"{int((~torch.isfinite(rows)).sum())} effects on '{site}' are not finite: the metric "
+                    f"{self.measure.name!r} or "
                     "the model gives NaN or infinity on these inputs. Check metric(model(tokens)) first."
                 )
 
@@ -122,7 +126,7 @@ class Effects:
         NaN where a component was not attributed; components of one unit all show the unit's effect.
         """
         if site.endswith("[*]"):
-            heads = sorted((Site.parse(s) for s in self.units if s.startswith(f"{site[:-3]}[")))
+            heads = sorted(Site.parse(s) for s in self.units if s.startswith(f"{site[:-3]}["))
             if heads:
                 return torch.stack([self[str(head)] for head in heads])
         if site not in self.units:
@@ -131,13 +135,15 @@ class Effects:
 
     @property
     def residual(self) -> float:
-        """How far shares are from the change they are shares of, relative to it: the certificate of `by_path`, `by_shapley`.
+        """How far shares are from the change they are shares of, relative to it: the certificate of `by_path`.
 
         Raises:
             ValueError: if these are effects of single components, which need not sum to anything.
         """
         if self.change is None:
-            raise ValueError(f"effects by {self.method} are not shares of a change: only by_path and by_shapley give shares.")
+            raise ValueError(
+                f"effects by {self.method} are not shares of a change: only by_path and by_shapley give shares."
+            )
         total = float(self.change.mean())
         gap = abs(sum(float(rows.sum(1).mean()) for rows in self.examples.values()) - total)
         return gap / abs(total) if total else float("inf" if gap else 0)
@@ -206,7 +212,9 @@ class Effects:
         Inside a block singular vectors are defined only up to a rotation, and so are the effects of single ones.
         """
         found = {site: degenerate_blocks(S, rtol) for site, S in self.strengths.items()}
-        return Selection({site: [tuple(range(b.start, b.stop)) for b in blocks] for site, blocks in found.items() if blocks})
+        return Selection(
+            {site: [tuple(range(b.start, b.stop)) for b in blocks] for site, blocks in found.items() if blocks}
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row for each component: site, layer, matrix, head, component, strength, effect, stderr, degenerate."""
@@ -245,7 +253,9 @@ class Effects:
         except FileNotFoundError:
             raise
         except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged or not a file of effects ({error}): attribute again and save.") from error
+            raise ValueError(
+                f"{path} is damaged or not a file of effects ({error}): attribute again and save."
+            ) from error
         units = {site: tuple(tuple(u) for u in chosen) for site, chosen in about["units"].items()}
         parts = {
             name: {site: tensors[f"{site}|{name}"] for site in units if f"{site}|{name}" in tensors}
@@ -263,8 +273,10 @@ class Effects:
         frame = frame.reindex(frame["effect"].abs().sort_values(ascending=False).index).head(5)
         shown = frame[["site", "component", "strength", "effect", "stderr"]].to_string(index=False)
         lines = [
-            f"effect of removal on {measure.name} [{measure.unit}], by {self.method}: {count} components of {len(self.sites)} "
-            f"matrices, {len(measure.baseline)} examples, {self.passes:.3g} forward passes, weights {self.weight_state}",
+            f"effect of removal on {measure.name} [{measure.unit}], by {self.method}: {count} components of "
+            f"{len(self.sites)} "
+            f"matrices, {len(measure.baseline)} examples, {self.passes:.3g} forward passes, weights "
+            f"{self.weight_state}",
             f"{measure.name} now: {float(measure.baseline.mean()):.4g}; largest effects:",
             shown,
             *self.notes,

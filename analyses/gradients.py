@@ -1,7 +1,7 @@
 """Attribution by one backward pass: every component of every matrix at once, to first order.
 
-With gain γ_i on component i, `∂m/∂γ_i = Σ_t s_i (x_t·u_i) (g_t·v_i)`, x the matrix's input and g the gradient at its output.
-To first order, removing it changes the metric by `−∂m/∂γ_i`.
+With gain γ_i on component i, `∂m/∂γ_i = Σ_t s_i (x_t·u_i) (g_t·v_i)`, x the matrix's input and g the gradient at its
+output. To first order, removing it changes the metric by `−∂m/∂γ_i`.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,17 +36,20 @@ def by_gradient(
 ) -> Effects:
     """The first-order effect of removing each component, from one forward and one backward pass over the examples.
 
-    `−Σ_t s_i (x_t·u_i) (g_t·v_i)`. With `corrupted` tokens, instead of removal, the effect of giving a component the coordinate it
-    has on the corrupted example, as in attribution patching: `Σ_t s_i ((x'_t − x_t)·u_i) (g_t·v_i)`.
+    `−Σ_t s_i (x_t·u_i) (g_t·v_i)`. With `corrupted` tokens, instead of removal, the effect of giving a component the
+    coordinate it has on the corrupted example, as in attribution patching: `Σ_t s_i ((x'_t − x_t)·u_i) (g_t·v_i)`.
 
     A good guide for a logit, a poor one for a loss, where the second order counts (`by_curvature`).
 
     Raises:
-        ValueError: if the metric is not differentiable or gives the wrong shape or NaN, if `corrupted` has another shape than
+        ValueError: if the metric is not differentiable or gives the wrong shape or NaN, if `corrupted` has another
+        shape than
             `tokens`, or as `ask`.
         SiteError: if a pattern names no editable matrix.
     """
-    question = ask(model, tokens, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress)
+    question = ask(
+        model, tokens, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
+    )
     check_differentiable(question.examples.metric)
     other = None if corrupted is None else alike(question, as_tokens(model, corrupted))
     baselines: list[Tensor] = []
@@ -85,10 +88,12 @@ class Backward:
     def score(
         self, target: Target, reference: Tensor | None = None, *, constants: Tensor | None = None
     ) -> Float[Tensor, "example pos component"]:
-        """`−s_i (x_t·u_i) (g_t·v_i)`; from a reference input, `s_i ((x'_t − x_t)·u_i) (g_t·v_i)`, or constants, with `c_i` for `x'·u_i`.
+        """`−s_i (x_t·u_i) (g_t·v_i)`, or `s_i ((x'_t − x_t)·u_i) (g_t·v_i)` from a reference input x'.
 
-        Each factor is taken from the smaller side of the matrix, `s (x·u) = (y − b)·v` and `s (g·v) = (∂m/∂x)·u`, unless `direct`:
-        both hold with the gains in force only.
+        Constants `c_i` stand for `x'·u_i` in the second.
+
+        Each factor is taken from the smaller side of the matrix, `s (x·u) = (y − b)·v` and `s (g·v) = (∂m/∂x)·u`,
+        unless `direct`: both hold with the gains in force only.
         """
         site, parts = target.place.site, target.components
         dtype = parts.S.dtype
@@ -194,7 +199,8 @@ def alike(question: Question, other: Int[Tensor, "other_example other_pos"]) -> 
     """
     if other.shape != question.examples.tokens.shape:
         raise ValueError(
-            f"the corrupted tokens have shape {tuple(other.shape)}, the clean ones {tuple(question.examples.tokens.shape)}: "
+            f"the corrupted tokens have shape {tuple(other.shape)}, the clean ones "
+            f"{tuple(question.examples.tokens.shape)}: "
             "every clean example needs a corrupted one of the same length."
         )
     return other
@@ -208,7 +214,8 @@ def check_differentiable(metric: Metric) -> None:
     """
     if not metric.differentiable:
         raise ValueError(
-            f"the metric {metric.name!r} is not differentiable, so no gradient can attribute it: use by_ablation or by_shapley, "
+            f"the metric {metric.name!r} is not differentiable, so no gradient can attribute it: use by_ablation or "
+            "by_shapley, "
             "or a smooth metric such as log_prob or logit_difference."
         )
 
@@ -230,7 +237,7 @@ def units_of(target: Target, rows: Float[Tensor, "example component"]) -> Float[
 
 
 def _routes(question: Question) -> dict[Site, bool]:
-    """For every matrix, whether the gradient is better taken at its input: where that is narrower and this matrix's alone."""
+    """Whether each matrix's gradient is better taken at its input: where that is narrower and its alone."""
     routes: dict[Site, bool] = {}
     for site, target in question.targets.items():
         if site.joint not in routes or site.head is None:

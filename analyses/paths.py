@@ -34,17 +34,18 @@ def by_path(
 ) -> Effects:
     """Shares of the change that a spec makes, which sum to it: integrated gradients over the gains (arXiv:1703.01365).
 
-    All gains move together from 1 to the spec's, `a_i = (γ_i − 1) ∫₀¹ ∂m/∂γ_i dτ`, by Gauss–Legendre quadrature. If the shares miss
-    the change by more than `tolerance` of it, the number of steps is doubled, up to `max_steps`. The result prints the
-    certificate: the change, the sum, and the relative residual, also as `effects.residual`.
+    All gains move together from 1 to the spec's, `a_i = (γ_i − 1) ∫₀¹ ∂m/∂γ_i dτ`, by Gauss–Legendre quadrature. If
+    the shares miss the change by more than `tolerance` of it, the number of steps is doubled, up to `max_steps`. The
+    result prints the certificate: the change, the sum, and the relative residual, also as `effects.residual`.
 
     Raises:
-        ValueError: if the metric is not differentiable, the numbers of steps or the tolerance make no sense, or as `game_of`.
-        SiteError: if a pattern names no editable matrix.
+        ValueError: if the metric is not differentiable, the numbers of steps or the tolerance make no sense, or as
+        `game_of`. SiteError: if a pattern names no editable matrix.
     """
     if not 1 <= steps <= max_steps or not tolerance > 0:
         raise ValueError(
-            f"steps={steps!r}, max_steps={max_steps!r}, tolerance={tolerance!r}: 1 <= steps <= max_steps and a positive tolerance."
+            f"steps={steps!r}, max_steps={max_steps!r}, tolerance={tolerance!r}: 1 <= steps <= max_steps and a "
+            "positive tolerance."
         )
     game = game_of(
         model, tokens, metric, spec, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
@@ -61,7 +62,10 @@ def by_path(
             break
         used *= 2
     total, summed = float(change.mean()), float(shares.sum(1).mean())
-    notes = [f"certificate: the change is {total:.5g}, the shares sum to {summed:.5g}, residual {residual:.2%} at {used} steps"]
+    notes = [
+        f"certificate: the change is {total:.5g}, the shares sum to {summed:.5g}, residual {residual:.2%} at {used} "
+        "steps"
+    ]
     if residual > tolerance:
         notes.append(f"NOT within the tolerance of {tolerance:.2%}: raise max_steps, or attribute a smaller edit.")
     return game.effects(f"path ({used} steps)", shares, ends[0], change, passes=passes, notes=notes)
@@ -72,14 +76,20 @@ def _integrated(game: Game, steps: int, progress: bool) -> Float[Tensor, "exampl
     question = game.question
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     total: dict[Site, Tensor] = {}
-    for node, weight in tqdm(list(zip(nodes, weights, strict=True)), desc="path", unit="step", delay=1, disable=not progress):
+    for node, weight in tqdm(
+        list(zip(nodes, weights, strict=True)), desc="path", unit="step", delay=1, disable=not progress
+    ):
         with apply(question.model, _along(game, (node + 1) / 2), progress=False):
-            parts = [(part := question.take(chosen), backward(question, part, direct=True)) for chosen in question.batches()]
+            parts = [
+                (part := question.take(chosen), backward(question, part, direct=True)) for chosen in question.batches()
+            ]
         for site, target in question.targets.items():
             away = 1 - game.gains[site].values.detach()
             constants = game.gains[site].constants
             slopes = torch.cat([found.score(target, constants=constants).sum(1) for _, found in parts])
-            total[site] = total.get(site, torch.zeros(())) + (weight / 2) * units_of(target, away * slopes).float().cpu()
+            total[site] = (
+                total.get(site, torch.zeros(())) + (weight / 2) * units_of(target, away * slopes).float().cpu()
+            )
     return torch.cat([total[site] for site in question.targets], dim=1)
 
 

@@ -19,12 +19,12 @@ Sites = str | Iterable[str] | Selection
 """Which components: every one of the matrices that a pattern (or each of several) names, or a selection of them."""
 
 Tokens = Tensor | str
-"""Token ids `[example pos]`, or one string. (Annotated without its shape: what is wrong with it is said in our own words.)"""
+"""Token ids `[example pos]`, or one string. (Annotated without a shape: what is wrong is said in our words.)"""
 
 TOKENS_PER_PASS = 8192
 LOGITS_PER_PASS = 2**26
-"""The stated budget: unless `batch_size` says otherwise, at most so many tokens go through the model at a time, and at most so
-many logits come out of it (256 MiB in fp32)."""
+"""The stated budget: unless `batch_size` says otherwise, at most so many tokens go through the model at a time, and at
+most so many logits come out of it (256 MiB in fp32)."""
 
 
 @final
@@ -68,14 +68,14 @@ class Question:
         return len(self.examples.tokens)
 
     def rows_per_pass(self, n_pos: int | None = None, n_logits: int | None = None) -> int:
-        """How many sequences of `n_pos` tokens, each with logits at `n_logits` positions, go through the model at a time."""
+        """How many sequences of `n_pos` tokens with logits at `n_logits` positions go through at a time."""
         n_pos = n_pos or self.examples.tokens.shape[1]
         n_logits = n_logits or len(self.examples.metric.needed_positions(n_pos))
-        fitting = min(TOKENS_PER_PASS // n_pos, LOGITS_PER_PASS // (n_logits * self.model.cfg.d_vocab))  # type: ignore[union-attr]
+        fitting = min(TOKENS_PER_PASS // n_pos, LOGITS_PER_PASS // (n_logits * int(self.model.cfg.d_vocab)))  # type: ignore[union-attr]
         return self.batch_size or max(1, fitting)
 
     def batches(self) -> Iterator[Int[Tensor, " example"]]:
-        """The examples' indices in batches; one batch of all where somebody's hooks are on the model, which may rely on it."""
+        """The examples' indices in batches; all at once where somebody's hooks, which may rely on it, are active."""
         whole = has_hooks(self.model)
         yield from torch.arange(self.n_examples).split(self.n_examples if whole else self.rows_per_pass())
 
@@ -111,7 +111,8 @@ def ask(
     """The question, after every check that needs no forward pass.
 
     Raises:
-        ValueError: if there are no examples, the mask does not match, the batch size is not positive, or the model is in train
+        ValueError: if there are no examples, the mask does not match, the batch size is not positive, or the model is
+        in train
             mode with dropout, where the same components would have another effect at every call.
         SiteError: if a pattern names no editable matrix.
     """
@@ -119,7 +120,8 @@ def ask(
     tokens = as_tokens(model, tokens)
     if attention_mask is not None and attention_mask.shape != tokens.shape:
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, the tokens {tuple(tokens.shape)}: give one entry a token."
+            f"attention_mask has shape {tuple(attention_mask.shape)}, the tokens {tuple(tokens.shape)}: give one "
+            "entry a token."
         )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: at least one sequence goes through the model at a time.")
@@ -171,7 +173,8 @@ def _targets(model: nn.Module, sites: Sites, svds: Decompositions | None, progre
         over = [i for unit in units for i in unit if i >= components.rank]
         if over:
             raise ValueError(
-                f"component {over[0]} of '{site}' was selected, but it has {components.rank} components, 0 to {components.rank - 1}."
+                f"component {over[0]} of '{site}' was selected, but it has {components.rank} components, 0 to "
+                f"{components.rank - 1}."
             )
         targets[site] = Target(host.place(site), components, units)
     return targets

@@ -22,7 +22,7 @@ from surgery import Decompositions, Edit
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Screening:
-    """What each stage of a screening found, and what it cost: effects of everything, of the best, and shares of the chosen."""
+    """What each stage of a screening found and cost: effects of all, of the best, and shares of the chosen."""
 
     estimated: Effects
     exact: Effects
@@ -32,7 +32,9 @@ class Screening:
     @property
     def spec(self) -> dict[str, Edit]:
         """The chosen components removed: the most harmful, or for a metric without direction the largest."""
-        return {} if self.certified is None else _removed(self.exact, sum(len(u) for u in self.certified.units.values()))
+        return (
+            {} if self.certified is None else _removed(self.exact, sum(len(u) for u in self.certified.units.values()))
+        )
 
     def costs(self) -> pd.DataFrame:
         """A row for each stage: method, components, forward passes, seconds."""
@@ -65,11 +67,12 @@ def screen(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Screening:
-    """Find the components that matter: an estimate for all, exact ablation of the `candidates` best, a path for the chosen.
+    """Find the components that matter: an estimate for all, exact ablation of the best, a path for the chosen.
 
-    The estimate is by curvature with `probes` probes, by gradient where `probes` is 0; None takes the gradient for a logit-like
-    metric and 16 probes for a loss (nats), where first order misleads. The `choose` most harmful of the exact effects (the largest,
-    if the metric has no direction) are attributed together along a path, whose shares sum to their joint effect.
+    The estimate is by curvature with `probes` probes, by gradient where `probes` is 0; None takes the gradient for a
+    logit-like metric and 16 probes for a loss (nats), where first order misleads. The `choose` most harmful of the
+    exact effects (the largest, if the metric has no direction) are attributed together along a path, whose shares sum
+    to their joint effect.
 
     Raises:
         ValueError: if the metric is not differentiable, or as the stages (`by_curvature`, `by_ablation`, `by_path`).

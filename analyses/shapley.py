@@ -33,10 +33,10 @@ def by_shapley(
 ) -> Effects:
     """Shapley shares of the change that a spec makes, from `samples` random orders in which its components are edited.
 
-    In every order the shares of all players sum exactly to the change; a share is its mean over orders. Orders come in pairs,
-    one the reverse of the other, which lowers the variance (Castro, Gómez and Tejada 2009; Mitchell et al., arXiv:2104.12199).
-    `noise` is the standard error over pairs. With `players`, units of several components play as one: the cost is `samples` times
-    the number of players.
+    In every order the shares of all players sum exactly to the change; a share is its mean over orders. Orders come in
+    pairs, one the reverse of the other, which lowers the variance (Castro, Gómez and Tejada 2009; Mitchell et al.,
+    arXiv:2104.12199). `noise` is the standard error over pairs. With `players`, units of several components play as
+    one: the cost is `samples` times the number of players.
 
     Raises:
         ValueError: if `samples` is not an even number of at least 2, or as `game_of`.
@@ -69,7 +69,7 @@ def by_shapley(
 @final
 @dataclass(frozen=True, slots=True)
 class Interactions:
-    """How far the effect of two components together departs from the sum of their effects, `[first second]`, mean over examples.
+    """How far the effect of two components together departs from the sum of their effects, mean over examples.
 
     Positive: together they raise the metric more than apart. The diagonal holds the effects of single components.
     """
@@ -111,7 +111,9 @@ def interactions(
     coalitions = torch.zeros(1 + n + len(pairs), n, dtype=torch.bool)
     coalitions[1 + torch.arange(n), torch.arange(n)] = True
     coalitions[1 + n + torch.arange(len(pairs)).unsqueeze(1), pairs] = True
-    with tqdm(total=len(coalitions) * game.question.n_examples, desc="interactions", unit="run", delay=1, disable=not progress) as bar:
+    with tqdm(
+        total=len(coalitions) * game.question.n_examples, desc="interactions", unit="run", delay=1, disable=not progress
+    ) as bar:
         values = game.values(coalitions, done=bar.update)
     effects = values[1:] - values[0]
     single, joint = effects[:n], effects[n:]
@@ -120,7 +122,9 @@ def interactions(
     rows[torch.arange(n), torch.arange(n)] = single
     rows[pairs[:, 0], pairs[:, 1]] = rows[pairs[:, 1], pairs[:, 0]] = beyond
     labels = tuple(f"{site} {'+'.join(map(str, unit))}" for site, unit in game.players)
-    return Interactions(labels, rows.mean(-1), rows.std(-1) / rows.shape[-1] ** 0.5, game.question.measure(values[0].cpu()))
+    return Interactions(
+        labels, rows.mean(-1), rows.std(-1) / rows.shape[-1] ** 0.5, game.question.measure(values[0].cpu())
+    )
 
 
 def _marginals(

@@ -1,7 +1,8 @@
 """Running only the part of a model that a change can reach: what comes before it is recorded once and replayed.
 
-Works alike on HookedTransformer and TransformerBridge, because it replaces the `forward` of whole modules (blocks, attention,
-MLP) in their instance dictionaries for the length of a `with` block, and asks nothing of the model's own loop.
+Works alike on HookedTransformer and TransformerBridge, because it replaces the `forward` of whole modules (blocks,
+attention, MLP) in their instance dictionaries for the length of a `with` block, and asks nothing of the model's own
+loop.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ Part = Literal["block", "attn", "mlp"]
 
 @dataclass(slots=True)
 class Recording:
-    """What flowed through the blocks in one forward pass: the residual stream into each, and what each half returned."""
+    """What flowed through the blocks in one forward pass: into each, and what each and its halves returned."""
 
     resid_pre: dict[int, Tensor] = field(default_factory=dict)
     outputs: dict[tuple[int, Part], object] = field(default_factory=dict)
@@ -79,9 +79,9 @@ def replayed(
 ) -> Iterator[None]:
     """Run only what lies after `site`'s input, on these rows of the recording.
 
-    Blocks before the site's are skipped; inside its block, attention is skipped if the site is in the MLP. `change` gives a
-    new output for the half that W_O or W_out ends, which is then not computed at all. Run the model on as many token rows as
-    there are rows, and as many positions as they keep.
+    Blocks before the site's are skipped; inside its block, attention is skipped if the site is in the MLP. `change`
+    gives a new output for the half that W_O or W_out ends, which is then not computed at all. Run the model on as many
+    token rows as there are rows, and as many positions as they keep.
     """
     blocks = model.blocks  # type: ignore[union-attr]
     block = blocks[site.layer]  # type: ignore[index]
@@ -120,7 +120,7 @@ def unembedding_only(model: nn.Module, columns: tuple[int, ...] | None) -> Itera
 
 
 def has_hooks(model: nn.Module) -> bool:
-    """Whether somebody's hooks are on the model now: they may expect the batch and the positions they were written for."""
+    """Whether somebody's hooks are on the model: they may expect the batch and positions they were written for."""
     return any(point._forward_hooks or point._backward_hooks for point in model.hook_dict.values())  # type: ignore[union-attr]
 
 
