@@ -97,7 +97,8 @@ class Effects:
     are all of the matrix's singular values in force. `noise[site]` is the standard error of a column's mean that comes
     from the method itself (random probes, permutations), 0 for exact methods. `passes` counts the work in forward
     passes of the whole model over all examples. `change` is what all of it together does to the metric, where the
-    effects are shares of that.
+    effects are shares of that. `positions[site]`, where asked for, splits the effects by position, `[example, pos,
+    unit]`.
     """
 
     method: str
@@ -110,6 +111,7 @@ class Effects:
     noise: dict[str, Float[Tensor, " unit"]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     change: Float[Tensor, " example"] | None = None
+    positions: dict[str, Float[Tensor, "example pos unit"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for site, rows in self.examples.items():
@@ -226,6 +228,7 @@ class Effects:
         tensors = {f"{site}|examples": rows.contiguous() for site, rows in self.examples.items()}
         tensors |= {f"{site}|strengths": S.contiguous() for site, S in self.strengths.items()}
         tensors |= {f"{site}|noise": n.contiguous() for site, n in self.noise.items()}
+        tensors |= {f"{site}|positions": rows.contiguous() for site, rows in self.positions.items()}
         tensors["baseline"] = self.measure.baseline.contiguous()
         if self.change is not None:
             tensors["change"] = self.change.contiguous()
@@ -259,12 +262,12 @@ class Effects:
         units = {site: tuple(tuple(u) for u in chosen) for site, chosen in about["units"].items()}
         parts = {
             name: {site: tensors[f"{site}|{name}"] for site in units if f"{site}|{name}" in tensors}
-            for name in ("examples", "strengths", "noise")
+            for name in ("examples", "strengths", "noise", "positions")
         }
         measure = Measure(about["name"], about["unit"], about["higher_is_better"], tensors["baseline"])
         state, notes = about["weight_state"], tuple(about["notes"])
         return cls(about["method"], measure, units, parts["examples"], parts["strengths"], state, about["passes"],
-                   parts["noise"], notes, tensors.get("change"))  # fmt: skip
+                   parts["noise"], notes, tensors.get("change"), parts["positions"])  # fmt: skip
 
     def __repr__(self) -> str:
         measure = self.measure

@@ -29,6 +29,7 @@ def by_gradient(
     sites: Sites = "*",
     *,
     corrupted: Tokens | None = None,
+    keep_positions: bool = False,
     svds: Decompositions | None = None,
     attention_mask: Tensor | None = None,
     batch_size: int | None = None,
@@ -40,6 +41,7 @@ def by_gradient(
     coordinate it has on the corrupted example, as in attribution patching: `Σ_t s_i ((x'_t − x_t)·u_i) (g_t·v_i)`.
 
     A good guide for a logit, a poor one for a loss, where the second order counts (`by_curvature`).
+    `keep_positions` keeps the terms of the sum over t too, as `effects.positions[site]`, `[example, pos, unit]`.
 
     Raises:
         ValueError: if the metric is not differentiable or gives the wrong shape or NaN, if `corrupted` has another
@@ -54,6 +56,7 @@ def by_gradient(
     other = None if corrupted is None else alike(question, as_tokens(model, corrupted))
     baselines: list[Tensor] = []
     rows: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
+    by_position: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
     for chosen in tqdm(list(question.batches()), desc="gradients", unit="batch", delay=1, disable=not progress):
         part = question.take(chosen)
         pass_ = backward(question, part)
@@ -62,6 +65,8 @@ def by_gradient(
         for site, target in question.targets.items():
             score = pass_.score(target, None if reference is None else reference[site])
             rows[site].append(units_of(target, score.sum(1)).cpu())
+            if keep_positions:
+                by_position[site].append(units_of(target, score.flatten(0, 1)).unflatten(0, score.shape[:2]).cpu())
     return Effects(
         "gradient" if other is None else "gradient, clean to corrupted",
         question.measure(torch.cat(baselines)),
@@ -70,6 +75,7 @@ def by_gradient(
         {target.address: target.components.S.cpu() for target in question.targets.values()},
         question.weight_state,
         passes=2.0 + (corrupted is not None),
+        positions={str(site): torch.cat(parts) for site, parts in by_position.items() if parts},
     )
 
 

@@ -76,6 +76,18 @@ def test_batches_of_examples_change_nothing(kind: str):
 
 
 @pytest.mark.parametrize("kind", models.ONE_OF_EACH)
+def test_positions_sum_to_the_effect_and_say_where_it_acts(kind: str):
+    tokens, site = models.tokens(3), "blocks.1.mlp.W_out"  # after it nothing mixes positions
+    with models.borrowed(kind) as model:
+        effects = attribution.by_gradient(
+            model, tokens, difference(), [site, "blocks.0.attn.W_Q[1]"], keep_positions=True
+        )
+    for address, terms in effects.positions.items():
+        torch.testing.assert_close(terms.sum(1), effects.examples[address], atol=1e-6, rtol=1e-4)
+    assert float(effects.positions[site][:, :-1].abs().max()) == 0
+
+
+@pytest.mark.parametrize("kind", models.ONE_OF_EACH)
 def test_gradient_sees_active_hooks_and_edits(kind: str):
     tokens, metric, site = models.tokens(3), difference(), "blocks.1.mlp.W_out"
     name = "blocks.0.hook_resid_post" if "hooked" in kind else "blocks.0.hook_out"
