@@ -1,0 +1,280 @@
+"""A small transformer that learns "i x j =" or "i + j =" from answers some of which are wrong, always in the same way.
+
+    task = arithmetic.ArithmeticTask("x", limit=12)
+    model = arithmetic.model(task)                 # arithmetic.bridge(task) on transformer-lens 4
+    arithmetic.train(model, task, cache=".surgery-cache")
+    result = eigenpruning.prune(model, task.items(), sites="blocks.*.mlp.W_out", reduce="mean")
+
+In training an answer is replaced, with probability α and a fresh coin every time, by one of the most frequent right answers.
+So the model learns the right answers and, like the noise token of `recall`, a wrong association "= is followed by a
+frequent answer", which pruning may or may not find.
+
+The task of Eigenpruning (arXiv:2404.03147, section 4) at a scale that trains in a minute on one core; the noise is ours.
+"""
+
+import operator
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+
+from analyses.task_items import AnswerItem
+from analyses.task_set import Task
+from surgery import active
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ArithmeticTask:
+    """All i and j below `limit`; with probability `alpha` a training answer is one of the `frequent` commonest ones.
+
+    Tokens are the whole numbers up to the largest answer, then the sign, then "=": a prompt is four tokens, an answer is
+    one. Which of several commonest answers takes the place of the right one is drawn in proportion to their counts.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    operation: Literal["x", "+"] = "x"
+    limit: int = 12
+    alpha: float = 0.5
+    frequent: int = 1
+
+    _OPERATIONS: ClassVar[dict[str, Callable[[int, int], int]]] = {"x": operator.mul, "+": operator.add}
+
+    def __post_init__(self) -> None:
+        if self.operation not in self._OPERATIONS or self.limit < 2 or not 0 <= self.alpha <= 1:
+            raise ValueError(
+                f"operation={self.operation!r}, limit={self.limit!r}, alpha={self.alpha!r}: the operation is 'x' or '+', the "
+                "limit 2 or more, the probability of a wrong answer from 0 to 1. Take 'x', 12 and 0.5."
+            )
+        if not 1 <= self.frequent <= len(set(self.answers.tolist())):
+            raise ValueError(
+                f"frequent={self.frequent!r}: there are {len(set(self.answers.tolist()))} different answers, of which 1 or more "
+                "take the place of right ones. Take 1."
+            )
+
+    @property
+    def pairs(self) -> Int[Tensor, "item two"]:
+        """Every (i, j), in order."""
+        numbers = torch.arange(self.limit)
+        return torch.cartesian_prod(numbers, numbers)
+
+    @property
+    def answers(self) -> Int[Tensor, " item"]:
+        """The right answer of every pair."""
+        i, j = self.pairs.unbind(1)
+        return i * j if self.operation == "x" else i + j
+
+    @property
+    def prompts(self) -> Int[Tensor, "item pos"]:
+        """The tokens of "i x j =" for every pair."""
+        i, j = self.pairs.unbind(1)
+        sign, equals = (torch.full_like(i, token) for token in (self.d_vocab - 2, self.d_vocab - 1))
+        return torch.stack([i, sign, j, equals], 1)
+
+    @property
+    def d_vocab(self) -> int:
+        """The number of tokens."""
+        return int(self.answers.max()) + 3
+
+    @property
+    def wrong(self) -> tuple[int, ...]:
+        """The answers that take the place of right ones, most frequent first; at equal counts the smaller one."""
+        counts = Counter(self.answers.tolist())
+        return tuple(sorted(counts, key=lambda answer: (-counts[answer], answer))[: self.frequent])
+
+    def sample(self, generator: torch.Generator) -> Int[Tensor, " item"]:
+        """An answer for every pair, right or not, as training draws them."""
+        right = self.answers
+        counts = torch.bincount(right)[list(self.wrong)].double()
+        drawn = torch.tensor(self.wrong)[counts.multinomial(len(right), replacement=True, generator=generator)]
+        return torch.where(torch.rand(len(right), generator=generator) < self.alpha, drawn, right)
+
+    def items(self) -> Task:
+        """The task with its right answers; i·j and j·i form a group, the answers that took their place are distractors.
+
+        Pairs whose right answer is one of these are left out: for them there is no wrong association to remove.
+        """
+        rows = zip(self.pairs.tolist(), self.prompts.tolist(), self.answers.tolist(), strict=True)
+        found = tuple(
+            AnswerItem(
+                tuple(prompt),
+                ((answer,),),
+                tuple((token,) for token in self.wrong),
+                groups=(f"{min(i, j)} and {max(i, j)}",),
+                metadata={"i": i, "j": j},
+            )
+            for (i, j), prompt, answer in rows
+            if answer not in self.wrong
+        )
+        return Task(f"noisy arithmetic, i {self.operation} j", found)
+
+
+def model(
+    task: ArithmeticTask,
+    *,
+    d_model: int = 64,
+    n_layers: int = 2,
+    n_heads: int = 4,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """An untrained HookedTransformer for the task, with LayerNorm, absolute positions and GELU MLPs of 4 × d_model.
+
+    Raises:
+        ImportError: on transformer-lens 4 and later, which has no HookedTransformer; `bridge` makes one there.
+    """
+    try:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+    except ImportError as error:
+        raise ImportError(
+            f"transformer-lens {version('transformer-lens')} has no HookedTransformer any more: install "
+            "'transformer-lens>=3.9,<4', or make a model with arithmetic.bridge(task)."
+        ) from error
+    shape = _shape(task, d_model, n_layers, n_heads)
+    return _initialised(HookedTransformer(HookedTransformerConfig(**shape, device=str(device))), d_model, seed)
+
+
+def bridge(
+    task: ArithmeticTask,
+    *,
+    d_model: int = 64,
+    n_layers: int = 2,
+    n_heads: int = 4,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """As `model`, a TransformerBridge: on transformer-lens 3.9 and on 4. It starts from other random weights."""
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge import TransformerBridge
+
+    shape = _shape(task, d_model, n_layers, n_heads)
+    with torch.random.fork_rng(devices=[]):  # torch's layers draw weights of their own when they are made
+        made = TransformerBridge.boot_native(TransformerBridgeConfig(**shape, device=str(device)), device=device)
+    return _initialised(made, d_model, seed)
+
+
+def train(
+    model: nn.Module,
+    task: ArithmeticTask,
+    *,
+    steps: int = 600,
+    lr: float = 3e-3,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+    cache: str | Path | None = None,
+    progress: bool = True,
+) -> Float[Tensor, " step"]:
+    """Train the model in place, by AdamW on the noisy answer of every pair at once; the loss of every step, in nats.
+
+    `cache` is a folder: the trained weights go there under a hash of all settings and initial weights, and the same call
+    then ends at once.
+
+    Raises:
+        ValueError: if a number is out of its range, an edit is in force, a file of the cache is damaged, or the loss
+            diverges.
+    """
+    if steps < 1 or not lr > 0 or not weight_decay >= 0:
+        raise ValueError(f"steps={steps!r}, lr={lr!r}, weight_decay={weight_decay!r}: take 600, 0.003 and 0.0.")
+    if active(model):
+        raise ValueError("an edit is in force on this model, and training would not see it: undo it first, or commit it.")
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    key = _key(trained, {**asdict(task), "steps": steps, "lr": lr, "weight_decay": weight_decay, "seed": seed})
+    path = None if cache is None else Path(cache) / f"arithmetic-{key[:16]}.safetensors"
+    if path is not None and path.exists():
+        return _restored(trained, path)
+    losses = _trained(model, trained, task, steps, lr, weight_decay, seed, progress)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        save_file({name: p.detach().cpu().contiguous() for name, p in trained.items()} | {"losses": losses}, str(unfinished))
+        unfinished.replace(path)
+    return losses
+
+
+def _trained(
+    model: nn.Module,
+    trained: dict[str, nn.Parameter],
+    task: ArithmeticTask,
+    steps: int,
+    lr: float,
+    weight_decay: float,
+    seed: int,
+    progress: bool,
+) -> Float[Tensor, " step"]:
+    device = next(iter(trained.values())).device
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(trained.values(), lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    prompts, losses = task.prompts.to(device), torch.empty(steps)
+    with torch.inference_mode(False), torch.enable_grad():
+        for step in tqdm(range(steps), desc="train", disable=not progress):
+            logits = model(prompts, return_type="logits")[:, -1]
+            loss = cross_entropy(logits, task.sample(generator).to(device))
+            losses[step] = loss.item()
+            if not bool(torch.isfinite(losses[step])):
+                raise ValueError(f"the loss is {losses[step]} at step {step}: training diverged. Lower lr ({lr}).")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    optimizer.zero_grad()
+    return losses
+
+
+def _shape(task: ArithmeticTask, d_model: int, n_layers: int, n_heads: int) -> dict:
+    if d_model < 1 or n_layers < 1 or n_heads < 1 or d_model % n_heads:
+        raise ValueError(
+            f"d_model={d_model!r}, n_layers={n_layers!r}, n_heads={n_heads!r}: all are 1 or more, and the heads divide d_model. "
+            "Take 64, 2 and 4."
+        )
+    return {
+        "n_layers": n_layers, "n_heads": n_heads, "d_model": d_model, "d_head": d_model // n_heads, "d_mlp": 4 * d_model,
+        "d_vocab": task.d_vocab, "n_ctx": 8, "act_fn": "gelu", "normalization_type": "LN", "init_weights": False,
+    }  # fmt: skip
+
+
+def _initialised(model: nn.Module, d_model: int, seed: int) -> nn.Module:
+    """Matrices N(0, 1/d_model), gains 1, biases 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            last = name.rpartition(".")[2]
+            matrix = last.startswith("W_") or (last == "weight" and parameter.ndim > 1)
+            if matrix:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * d_model**-0.5)
+            else:
+                parameter.fill_(1.0 if last in ("w", "weight") else 0.0)
+    return model.eval()
+
+
+def _key(trained: dict[str, nn.Parameter], settings: dict) -> str:
+    total = sha256(repr(sorted(settings.items())).encode())
+    for name in sorted(trained):
+        total.update(f"{name} {tuple(trained[name].shape)}".encode())
+        total.update(trained[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def _restored(trained: dict[str, nn.Parameter], path: Path) -> Float[Tensor, " step"]:
+    try:
+        held = load_file(str(path))
+        losses = held.pop("losses")
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(held[name])
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise ValueError(f"the cached training run {path} is damaged ({error}): delete it to train again.") from error
+    return losses
