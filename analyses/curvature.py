@@ -311,8 +311,8 @@ def _diagonals(
     """k estimates of the diagonal of every example's Hessian, each leaving out another of k random vectors.
 
     With `Y = H Ω = Q R`, the estimate without vector i is `diag(Q_i Q_iᵀ H) + ω_i ⊙ (I − Q_i Q_iᵀ) H ω_i`, Q_i a
-    basis of the other columns of Y, which the inverse of R gives without a new factorisation (arXiv:2301.07825, app. A).
-    It takes 2 k products. Vectors are drawn on the CPU, so that a seed means the same on every device.
+    basis of the other columns of Y, which the inverse of R gives without a new factorisation (arXiv:2301.07825,
+    app. A). It takes 2 k products. Vectors are drawn on the CPU, so that a seed means the same on every device.
     """
     k = min(k, shape[1])
     omega = torch.randint(2, (k, *shape), generator=generator).mul_(2).sub_(1).double()
