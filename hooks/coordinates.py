@@ -1,0 +1,157 @@
+"""Reading and moving a matrix's output along some of its singular directions, by one hook.
+
+With `W = Σ_i s_i u_i v_iᵀ`, component i adds `c_i v_i` to the output, `c_i = s_i (x·u_i)`: its coordinate. Every matrix
+has one end that no other matrix shares and that TransformerLens shows, and the coordinates can be read and moved there:
+
+- W_Q, W_K, W_V, W_in and W_gate at their output y: `c_i = (y − b)·v_i`, and c_i moves by δ with `y + δ v_i`;
+- W_O and W_out at their input x: `c_i = s_i (x·u_i)`, and c_i moves by δ with `x + (δ / s_i) u_i`.
+
+So a hook needs no partner and keeps nothing between calls, and works where a model shows only one end of a matrix.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from hooks.places import Place
+from hooks.sites import SiteError
+
+HookFunction = Callable[..., Tensor]
+Where = Literal["all"] | int | slice | Sequence[int] | Tensor
+"""Positions of a text: all, one column, some columns (a slice, a list), a column for each example (a tensor of whole
+numbers `[example]`), or any (booleans `[example pos]`). Negative columns count from the end."""
+
+_UNREACHABLE = 1e-6
+"""Relative to the strongest component."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """Some components of one matrix at the end that is its own, from `axes_of`.
+
+    `directions` are theirs in what passes there, `strengths` those in force; `unreachable` says which of them are so
+    weak that the rounding of the matrix outweighs what they write, where that keeps them from being set at will.
+    """
+
+    place: Place
+    directions: Float[Tensor, "width component"]
+    strengths: Float[Tensor, " component"]
+    unreachable: tuple[int, ...]
+
+    def read(self, activation: Tensor) -> Float[Tensor, "batch pos component"]:
+        """The coordinates, from what the hook point shows."""
+        if _at_input(self.place):
+            return (self.place.read_input(activation).to(self.directions.dtype) @ self.directions) * self.strengths
+        y = self.place.read_output(activation).to(self.directions.dtype)
+        bias = self._bias()
+        return (y if bias is None else y - bias.to(y.dtype)) @ self.directions
+
+    def move(self, activation: Tensor, by: Float[Tensor, "batch pos component"]) -> Tensor:
+        """The activation with each coordinate moved by so much, in its own dtype."""
+        if not _at_input(self.place):
+            return self.place.add_to_output(activation, by @ self.directions.mT)
+        reached = self.strengths > 0
+        steps = torch.where(reached, by / torch.where(reached, self.strengths, 1), 0)
+        change = (steps @ self.directions.mT).to(activation.dtype)
+        flat = (activation.flatten(2) if activation.ndim == 4 else activation).clone()
+        flat[..., self.place.head_slice] += change
+        return flat.view(activation.shape)
+
+    def hook(self, change: Callable[[Tensor], Tensor], where: Where = "all") -> tuple[str, HookFunction]:
+        """A pair for `run_with_hooks(fwd_hooks=[...])` that adds `change(coordinates)` to the coordinates."""
+
+        def moved(activation: Tensor, hook: nn.Module) -> Tensor:
+            coordinates = self.read(activation)
+            by = change(coordinates)
+            if not (isinstance(where, str) and where == "all"):
+                by = by * positions(where, *activation.shape[:2], device=by.device).unsqueeze(-1)
+            return self.move(activation, by)
+
+        return hook_point(self.place), moved
+
+    def _bias(self) -> Tensor | None:
+        held = None if self.place.bias is None else self.place.bias.current()
+        return None if held is None else held.detach().flatten()[self.place.head_slice]
+
+
+def axes_of(
+    place: Place,
+    components: Sequence[int],
+    U: Float[Tensor, "d_in all"],
+    S: Float[Tensor, " all"],
+    Vh: Float[Tensor, "all d_out"],
+) -> Axes:
+    """Where these components of a matrix, given by its singular vectors and its strengths now, are read and moved."""
+    at = list(components)
+    directions, weak = Vh[at].mT, ()
+    if _at_input(place):
+        directions, reach = U[:, at], _UNREACHABLE * float(S.max())
+        weak = tuple(i for i in at if float(S[i]) <= reach)
+    return Axes(place, directions, S[at], weak)
+
+
+def hook_point(place: Place) -> str:
+    """TransformerLens's name of the hook point at the end of a matrix that is its own.
+
+    Raises:
+        SiteError: if this model, as it is set up now, does not show it.
+    """
+    end, wire = ("input", place.input) if _at_input(place) else ("output", place.output)
+    if wire.name is None:
+        raise SiteError(
+            f"the {end} of '{place.site}' is at no hook point of this model: {wire.hidden}. Switch that off."
+        )
+    return wire.name
+
+
+def positions(where: Where, n_examples: int, n_pos: int, *, device: torch.device) -> Bool[Tensor, "rows pos"]:
+    """The chosen positions as booleans, one row for each example or one for all.
+
+    Raises:
+        ValueError: if a column is outside, or there are not as many rows as examples.
+    """
+    chosen = torch.zeros(1, n_pos, dtype=torch.bool, device=device)
+    if isinstance(where, Tensor):
+        if where.dtype == torch.bool and where.ndim == 2:
+            _agree(where.shape[0] in (1, n_examples) and where.shape[1] == n_pos, where, n_examples, n_pos)
+            return where.to(device)
+        _agree(where.ndim == 1 and not where.is_floating_point() and len(where) == n_examples, where, n_examples, n_pos)
+        columns = where.to(device).long()
+        _inside(columns.tolist(), n_pos)
+        return chosen.expand(n_examples, -1).clone().scatter_(1, (columns % n_pos).unsqueeze(1), True)
+    if isinstance(where, str):
+        _agree(where == "all", where, n_examples, n_pos)
+        return ~chosen
+    if not isinstance(where, slice):
+        where = [where] if isinstance(where, int) else list(where)
+        _inside(where, n_pos)
+    chosen[:, where] = True
+    return chosen
+
+
+def _at_input(place: Place) -> bool:
+    return place.site.matrix in ("W_O", "W_out")
+
+
+def _inside(columns: Sequence[int], n_pos: int) -> None:
+    outside = [column for column in columns if not -n_pos <= column < n_pos]
+    if outside:
+        raise ValueError(
+            f"positions name column {outside[0]}, but this run has {n_pos}, 0 to {n_pos - 1}, or -{n_pos} to -1 "
+            "counted from the end. Choose among them."
+        )
+
+
+def _agree(fits: bool, where: Tensor | str, n_examples: int, n_pos: int) -> None:
+    if not fits:
+        given = f"a {where.dtype} tensor of shape {tuple(where.shape)}" if isinstance(where, Tensor) else repr(where)
+        raise ValueError(
+            f"positions is {given}, in a run of {n_examples} examples and {n_pos} positions: it is 'all', a column, a "
+            "slice or list of columns, whole numbers [example], one column for each, or booleans [example pos]. Give "
+            "one of these."
+        )
