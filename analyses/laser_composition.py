@@ -1,7 +1,7 @@
 """Several reductions together: a greedy walk over candidates, each judged with the earlier ones in place."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from analyses.laser_candidates import PAPER_RHOS, Candidate, Edits, candidates
-from analyses.laser_evaluation import MEMORY, Evaluator, cost
+from analyses.laser_evaluation import MEMORY, Evaluator, Outcome, cost
 from analyses.laser_reports import TextCost, test_report
 from analyses.laser_results import SearchResult
 from analyses.laser_search import MLP, open_log, splits_of, tested, text_cost
@@ -27,10 +27,10 @@ from surgery.decompositions import decomposed
 @final
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One candidate of the walk: what it was tried with, how the model did, and whether it was kept."""
+    """One candidate of the walk: the edit then tried (None: taken back), how the model did, whether that was kept."""
 
     candidate: Candidate
-    edit: Edit
+    edit: Edit | None
     trial: Trial
     accepted: bool
 
@@ -72,7 +72,7 @@ class Composition:
             row = {
                 "step": number,
                 "site": str(step.candidate.site),
-                "edit": repr(step.edit),
+                "edit": "taken back" if step.edit is None else repr(step.edit),
                 "rho": step.candidate.rho,
                 "accepted": step.accepted,
                 "split": "validation",
@@ -117,7 +117,9 @@ def compose(
 
     From the last layer to the first and from the smallest ρ up, every candidate is tried with all edits kept so far in
     place, and kept if the validation accuracy rises, or stays and the log-loss falls. A cut of a matrix that is cut
-    already takes the earlier one's place; a `Drop` of further components is added to it.
+    already takes the earlier one's place; a `Drop` of further components is added to it. At the end every kept edit is
+    taken back, in the order of the layers, if the model does as well or better without it: early steps often gain only
+    because a better one has not come yet.
 
     Args:
         model: a HookedTransformer or a TransformerBridge; as it was when this returns, or is interrupted.
@@ -154,7 +156,8 @@ def compose(
     order = sorted(wanted, key=_paper_order)
     asked = bench.evaluator(parts.validation, sorted({one.site for one in order}, reverse=True))
     unedited = trial(None, asked.encoded, bench.unedited(asked, "validation"))
-    steps, spec = _walk(bench, asked, order, unedited)
+    walk = _Walk(bench, asked, unedited)
+    steps, spec = walk.over(order)
     return Composition(
         task=parts.validation.name,
         seed=seed,
@@ -167,26 +170,50 @@ def compose(
     )
 
 
-def _walk(
-    bench: Bench, asked: Evaluator, order: Sequence[Candidate], unedited: Trial
-) -> tuple[list[Step], dict[str, Edit]]:
-    spec: dict[str, Edit] = {}
-    current, steps = unedited, []
-    total = sum(cost(bench.model, one.site) for one in order) * len(asked.encoded.task)
-    with tqdm(total=total, desc="composing", unit="block", delay=1, disable=not bench.progress) as bar:
-        for one in order:
-            edit = _together(bench, spec.get(str(one.site)), one)
-            tried = {**spec, str(one.site): edit}
-            key = repr({site: tried[site] for site in sorted(tried)})
-            outcome = bench.edited(asked, "validation", tried, key, first=one.site, under=spec)
-            now = trial(one, asked.encoded, outcome)
-            accepted = now.merit > current.merit
-            steps.append(Step(one, edit, now, accepted))
-            if accepted:
-                spec, current = tried, now
-                asked.forget_after(one.site)
-            bar.update(cost(bench.model, one.site) * len(asked.encoded.task))
-    return steps, {site: spec[site] for site in sorted(spec, key=Site.parse)}
+@dataclass(slots=True)
+class _Walk:
+    """Where a composition stands."""
+
+    bench: Bench
+    asked: Evaluator
+    current: Trial
+    spec: dict[str, Edit] = field(default_factory=dict)
+    kept: dict[str, Candidate] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+
+    def over(self, order: Sequence[Candidate]) -> tuple[list[Step], dict[str, Edit]]:
+        """Every candidate, then every kept edit once more; the steps, and the spec in the order of the layers."""
+        items = len(self.asked.encoded.task)
+        total = sum(cost(self.bench.model, one.site) for one in order) * items
+        with tqdm(total=total, desc="composing", unit="block", delay=1, disable=not self.bench.progress) as bar:
+            for one in order:
+                self._try(one, _together(self.bench, self.spec.get(str(one.site)), one))
+                bar.update(cost(self.bench.model, one.site) * items)
+        for site in sorted(self.spec, key=Site.parse):
+            self._try(self.kept[site], None)
+        return self.steps, {site: self.spec[site] for site in sorted(self.spec, key=Site.parse)}
+
+    def _try(self, one: Candidate, edit: Edit | None) -> None:
+        site = str(one.site)
+        tried = {**self.spec, site: edit} if edit is not None else _without(self.spec, site)
+        outcome = self._outcome(one, tried)
+        now = trial(one, self.asked.encoded, outcome)
+        accepted = now.merit >= self.current.merit if edit is None else now.merit > self.current.merit
+        self.steps.append(Step(one, edit, now, accepted))
+        if accepted:
+            self.spec, self.current = tried, now
+            self.kept[site] = one
+            self.asked.forget_after(one.site)
+
+    def _outcome(self, one: Candidate, tried: dict[str, Edit]) -> Outcome:
+        if not tried:
+            return self.bench.unedited(self.asked, "validation")
+        key = repr({site: tried[site] for site in sorted(tried)})
+        return self.bench.edited(self.asked, "validation", tried, key, first=one.site, under=self.spec)
+
+
+def _without(spec: Mapping[str, Edit], site: str) -> dict[str, Edit]:
+    return {other: edit for other, edit in spec.items() if other != site}
 
 
 def _together(bench: Bench, before: Edit | None, one: Candidate) -> Edit:
@@ -221,9 +248,9 @@ def _unedited_merit(found: SearchResult, one: Trial) -> tuple[float, float]:
 
 def _check_disjoint(wanted: Iterable[Candidate]) -> None:
     """Refuse the whole and a head of one matrix, which cannot be edited together."""
-    heads: Mapping[Site, set[bool]] = {}
+    heads: dict[Site, set[bool]] = {}
     for one in wanted:
-        heads.setdefault(one.site.joint, set()).add(one.site.head is None)  # type: ignore[attr-defined]
+        heads.setdefault(one.site.joint, set()).add(one.site.head is None)
     clash = next((site for site, kinds in heads.items() if len(kinds) == 2), None)
     if clash is not None:
         raise ValueError(

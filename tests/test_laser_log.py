@@ -1,0 +1,206 @@
+"""The file that a search goes on from: nothing finished is lost, and nothing is taken from another search."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from asked_models import borrowed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_laser import QUIET, made, parts_of
+
+import surgery
+from analyses import laser
+from analyses.laser_evaluation import Evaluator, Outcome
+from analyses.laser_log import Log, LogError, _packed, _unpacked, model_fingerprint
+from analyses.scoring import Readings
+from surgery import KeepTop
+
+RHOS = (0.8, 0.3, 0.1)
+PROGRAM = """
+    import sys, time
+    sys.path[:0] = {paths!r}
+    import torch
+    import models
+    from test_laser import made, parts_of
+    from analyses import laser
+    from analyses.laser_evaluation import Evaluator
+
+    run = Evaluator.outcome
+    def slow(self, site=None):
+        time.sleep(0.2)
+        return run(self, site)
+    Evaluator.outcome = slow
+    laser.search(models.build("bridge gpt2"), parts_of(made()), rhos={rhos!r}, log=sys.argv[1], progress=False)
+"""
+
+
+def search(log: Path | None, **changed: object) -> laser.SearchResult:
+    with borrowed("bridge gpt2") as model:
+        return laser.search(model, parts_of(made()), **{"rhos": RHOS, "log": log, **QUIET, **changed})
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Which sites were run, one entry a run."""
+    ran, run = [], Evaluator.outcome
+
+    def counting(self: Evaluator, site: object = None) -> Outcome:
+        ran.append(site)
+        return run(self, site)
+
+    monkeypatch.setattr(Evaluator, "outcome", counting)
+    return ran
+
+
+def test_a_search_killed_in_the_middle_goes_on_and_finds_the_same(tmp_path: Path, counted: list[object]) -> None:
+    log = tmp_path / "search.jsonl"
+    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    program = textwrap.dedent(PROGRAM).format(paths=paths, rhos=RHOS)
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", program, str(log)])
+    deadline = time.monotonic() + 60
+    while not log.exists() or log.read_bytes().count(b"\n") < 6:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {json.loads(line)["key"] for line in log.read_text().splitlines()[1:]}
+    assert len(finished) >= 5
+    resumed = search(log)
+    assert len(counted) == 12 + 1 - len([key for key in finished if key.startswith("validation [")])
+    whole = search(None)
+    pd.testing.assert_frame_equal(resumed.to_dataframe(), whole.to_dataframe())
+    counted.clear()
+    again = search(log)
+    assert counted == []
+    assert repr(again) == repr(whole)
+
+
+def test_a_screened_search_and_a_composition_go_on_too(tmp_path: Path, counted: list[object]) -> None:
+    with borrowed("bridge gpt2") as model:
+        for name, run in {"screened": laser.search, "composed": laser.compose}.items():
+            options = {"strategy": "screened"} if name == "screened" else {}
+            log = tmp_path / f"{name}.jsonl"
+            first = run(model, parts_of(made()), rhos=RHOS, log=log, **options, **QUIET)
+            lines = log.read_bytes().splitlines(keepends=True)
+            counted.clear()
+            assert repr(run(model, parts_of(made()), rhos=RHOS, log=log, **options, **QUIET)) == repr(first)
+            assert counted == []
+            log.write_bytes(b"".join(lines[:-3]))
+            assert repr(run(model, parts_of(made()), rhos=RHOS, log=log, **options, **QUIET)) == repr(first)
+            assert 0 < len(counted) <= 3
+            assert [json.loads(line)["key"] for line in log.read_bytes().splitlines()[1:]] == [
+                json.loads(line)["key"] for line in lines[1:]
+            ]
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 400))
+def test_a_last_line_that_was_cut_short_is_dropped(cut: int) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log"
+        log = Log(path, {"task": "a"})
+        for key in ("one", "two"):
+            log.put_outcome(key, Outcome(Readings(torch.rand(30).double(), torch.arange(30), torch.arange(30))), {})
+        data = path.read_bytes()
+        last = data[:-1].rfind(b"\n") + 1
+        path.write_bytes(data[: max(last, len(data) - cut)])
+        again = Log(path, {"task": "a"})
+        assert len(again) == 1 and "one" in again
+        again.put_numbers("three", {"x": 1.0})
+        assert [json.loads(line).get("key") for line in path.read_bytes().splitlines()] == [None, "one", "three"]
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.floats(allow_nan=False, width=32), min_size=0, max_size=9),
+    st.lists(st.lists(st.integers(0, 99999), max_size=4).map(tuple), max_size=3),
+)
+def test_an_outcome_comes_back_from_its_line_to_the_last_bit(values: list[float], said: list[tuple[int, ...]]) -> None:
+    numbers = torch.tensor(values, dtype=torch.double)
+    whole = torch.arange(len(values)) * 7919
+    outcome = Outcome(Readings(numbers, whole, whole + 1), tuple(said))
+    back = _unpacked(json.loads(json.dumps(_packed(outcome))))
+    assert torch.equal(back.readings.log_prob, numbers) and torch.equal(back.readings.rank, whole)
+    assert torch.equal(back.readings.top, whole + 1) and back.generated == tuple(said)
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"rhos": (0.8, 0.3)}, "candidates"),
+        ({"strategy": "screened"}, "strategy"),
+        ({"prepend_bos": False}, "prepend_bos"),
+    ],
+)
+def test_the_log_of_another_search_is_refused(tmp_path: Path, changed: dict, what: str) -> None:
+    log = tmp_path / "log"
+    search(log)
+    before = log.read_bytes()
+    with pytest.raises(LogError, match=f"is the log of another search, with another {what}: only the same search"):
+        search(log, **changed)
+    assert log.read_bytes() == before
+
+
+def test_another_task_or_another_model_is_another_search(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    search(log)
+    with borrowed("bridge gpt2") as model:
+        with pytest.raises(LogError, match=r"with another task: .* Give the path of a new file"):
+            laser.search(model, parts_of(made(seed=1)), rhos=RHOS, log=log, **QUIET)
+        mark = model_fingerprint(model)
+        with surgery.apply(model, {"blocks.0.mlp.W_in": KeepTop(rho=0.5)}, progress=False):
+            assert model_fingerprint(model) != mark
+            with pytest.raises(LogError, match="with another model"):
+                laser.search(model, parts_of(made()), rhos=RHOS, log=log, **QUIET)
+        bias = model.ln_final.original_component.bias
+        was = bias[0].item()
+        with torch.no_grad():
+            bias[0] += 1
+            assert model_fingerprint(model) != mark
+            bias[0] = was
+        assert model_fingerprint(model) == mark
+
+
+def test_files_that_are_no_logs_are_refused_and_left_alone(tmp_path: Path) -> None:
+    for content, message in {
+        b"a,b\n1,2\n": r"line 1 cannot be read .* Delete the file, or the lines",
+        b'{"format": "else"}\n': r"does not begin as a search log of version 1: nothing was written",
+        b"\xff\xfe\n": "line 1 cannot be read",
+        b"[1]\n": "line 1 cannot be read",
+        b"no newline": "does not begin as a search log",
+    }.items():
+        path = tmp_path / "file"
+        path.write_bytes(content)
+        with pytest.raises(LogError, match=message):
+            search(path)
+        assert path.read_bytes() == content
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    search(log)
+    lines = log.read_bytes().splitlines(keepends=True)
+    for damage in (b'{"key": 3}\n', b'{"key": "x", "said"\n'):
+        log.write_bytes(b"".join([*lines[:3], damage, *lines[4:]]))
+        with pytest.raises(LogError, match=rf"{log}, line 4 cannot be read"):
+            search(log)
+
+
+def test_a_line_can_be_read_by_a_person(tmp_path: Path) -> None:
+    log = tmp_path / "folder" / "log"
+    result = search(log)
+    entries = [json.loads(line) for line in log.read_text().splitlines()[1:]]
+    by_edit = {json.dumps(entry["edit"]): entry for entry in entries if entry["part"] == "validation"}
+    for one in result.trials:
+        entry = by_edit[json.dumps({str(one.candidate.site): repr(one.candidate.edit)})]
+        assert (entry["accuracy"], entry["log_loss"]) == (one.summary.accuracy, one.summary.log_loss)
