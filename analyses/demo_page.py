@@ -10,7 +10,7 @@ from analyses.demo_experiment import GAINS, W_OUT, Demo, Row
 ANSWER, NOISE, QUIET, HIGHLIGHT = "#1f77b4", "#d62728", "#b5b5b5", "#d62728"
 METRICS = {
     "p_correct": "p(correct)", "p_noise": "p(noise)", "accuracy": "accuracy",
-    "accuracy_without_noise": "without noise token",
+    "accuracy_without_noise": "acc. without noise",
 }  # fmt: skip
 _LAYOUT = {"template": "plotly_white", "font": {"size": 13}, "margin": {"l": 70, "r": 30, "t": 60, "b": 60}}
 
@@ -72,7 +72,7 @@ def spectrum(demo: Demo) -> go.Figure:
     )
     share = strengths[0] ** 2 / sum(s**2 for s in strengths)
     figure.add_annotation(
-        x=0, y=strengths[0], text=f"component 0: {share:.1%} of the energy", showarrow=True, ax=110, ay=8
+        x=0, y=strengths[0], text=f"component 0: {share:.1%} of the energy", showarrow=True, ax=120, ay=22
     )
     figure.update_layout(**_LAYOUT, title=f"Singular values of {W_OUT}", height=340, bargap=0.15)
     figure.update_xaxes(title="component")
