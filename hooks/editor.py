@@ -64,6 +64,10 @@ class Editor:
         if id(reader) not in self._guards:
             self._guards[id(reader)] = reader.register_forward_pre_hook(refuse_moved_shadow)
 
+    def is_shown(self, slot: Slot) -> bool:
+        """Whether what was laid over the slot is still there (assigning a parameter throws it out)."""
+        return slot.key not in self._shadows or self._shadows[slot.key].is_in_place
+
     def hide(self, slot: Slot) -> None:
         """Take back what `show` laid over the slot, if anything."""
         shadow = self._shadows.pop(slot.key, None)

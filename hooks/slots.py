@@ -50,7 +50,8 @@ class Slot:
         held = self.owner.__dict__.get(self.name)
         if self.mirrors is not None:
             parameter = self.registered()
-            object.__setattr__(self.owner, self.name, None if parameter is None else parameter.detach())
+            if _memory(held) != _memory(parameter):
+                object.__setattr__(self.owner, self.name, None if parameter is None else parameter.detach())
         elif isinstance(held, Tensor):
             object.__delattr__(self.owner, self.name)
 
@@ -127,6 +128,10 @@ def check_fits(slot: Slot, tensor: Tensor) -> None:
             f"cannot lay a tensor of shape {tuple(tensor.shape)}, {_kind(tensor)} over {slot.label}: it holds "
             f"{tuple(held.shape)}, {_kind(held)}. Reshape, cast or move the tensor first."
         )
+
+
+def _memory(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _kind(tensor: Tensor) -> str:

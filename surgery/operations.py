@@ -1,20 +1,23 @@
 """Applying a spec to a model and taking it back: all or nothing, in any order, bit for bit."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from types import TracebackType
 from typing import final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooks import Site, host_of, place_of
 from hooks.editor import editor_of, guard, strip, unguard
+from hooks.fingerprints import fingerprint
 from hooks.hosts import refuse_compiled
 from surgery.bases import SVD
-from surgery.decompositions import Decomposition, Decompositions, decomposed
+from surgery.decompositions import Decomposition, Decompositions, StaleDecompositionError, decomposed
 from surgery.rendering import Rendering, install, render
 from surgery.report import table
 from surgery.specs import Change, Spec, check_compatible, combine, plan
@@ -30,7 +33,8 @@ class Operation:
     """
 
     def __init__(self, model: nn.Module, spec: Spec, changes: Sequence[Change], *, written: bool) -> None:
-        self.model = model
+        # Weak, since operations in force are remembered here: a model that everybody else has dropped is to be freed.
+        self._model = ref(model)
         self.spec = dict(spec)
         self.changes = tuple(changes)
         self.written = written
@@ -44,16 +48,33 @@ class Operation:
         self.undo()
 
     @property
+    def model(self) -> nn.Module:
+        """The edited model.
+
+        Raises:
+            ReferenceError: if it is gone; an operation does not keep it alive.
+        """
+        model = self._model()
+        if model is None:
+            raise ReferenceError(
+                "the model of this operation has been deleted: keep a reference to it, and apply again."
+            )
+        return model
+
+    @property
     def is_active(self) -> bool:
         """Whether the model is under this edit now."""
-        return self in _operations.get(self.model, [])
+        model = self._model()
+        return model is not None and self in _operations.get(model, [])
 
     def undo(self) -> None:
         """Take the edit back. Other edits stay in force, whatever the order; a second call does nothing."""
         if not self.is_active:
             return
         remaining = [operation for operation in active(self.model) if operation is not self]
-        install(self.model, _state(self.model, self, remaining))
+        with lasting_tensors():
+            state = _state(self.model, self, remaining)
+        install(self.model, state)
         _operations[self.model] = remaining
         _leave_if_idle(self.model)
 
@@ -69,9 +90,13 @@ class Operation:
         return editor_of(self.model).original(place_of(self.model, site))
 
     def __repr__(self) -> str:
+        sites = len({change.site for change in self.changes})
+        matrices = f"{sites} {'matrix' if sites == 1 else 'matrices'}"
+        if self._model() is None:
+            return f"operation on a model that has been deleted, {matrices}"
         state = ("written into" if self.written else "applied to") if self.is_active else "undone on"
         lines = table(self.changes, self._original, readable=True).to_string(index=False)
-        return f"operation {state} {type(self.model).__name__}, {len(self.changes)} matrices\n{lines}"
+        return f"operation {state} {type(self.model).__name__}, {matrices}\n{lines}"
 
 
 def apply(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, progress: bool = True) -> Operation:
@@ -105,7 +130,7 @@ def active(model: nn.Module) -> tuple[Operation, ...]:
 
 
 def undo_all(model: nn.Module) -> None:
-    """Undo every operation in force. A deep copy of an edited model, which has none, is stripped of the edit it carries."""
+    """Undo every operation in force; a deep copy of an edited model is stripped of the edit it carries."""
     if model in _operations:
         for operation in reversed(active(model)):
             operation.undo()
@@ -126,7 +151,7 @@ def components_in_force(
     Raises:
         ValueError: if an operation in force edits a matrix in another basis, or its heads where the whole is asked for.
     """
-    found = decomposed(model, sites, basis=svds.basis if svds else SVD(), svds=svds, progress=progress)
+    found = decomposed(model, sites, basis=SVD() if svds is None else svds.basis, svds=svds, progress=progress)
     in_force = [(change.site, change.edit.basis) for change in _changes(active(model))]
     for site, entry in found.items():
         check_compatible([*in_force, (site, entry.basis)])
@@ -144,10 +169,11 @@ def _put_in_force(
     host_of(model)  # refuses what cannot be operated on before any work is done
     if not written:
         refuse_compiled(model)
-    operation = Operation(model, spec, plan(model, spec, svds=svds, progress=progress), written=written)
-    before, after = active(model), (*active(model), operation)
-    check_compatible([(change.site, change.edit.basis) for change in _changes(after)])
-    restored, edited = _state(model, operation, before), _state(model, operation, after)
+    with lasting_tensors():
+        operation = Operation(model, spec, plan(model, spec, svds=svds, progress=progress), written=written)
+        check_in_force(model, operation.changes)
+        before, after = active(model), (*active(model), operation)
+        restored, edited = _state(model, operation, before), _state(model, operation, after)
     try:
         install(model, edited)
         guard(model)
@@ -157,6 +183,35 @@ def _put_in_force(
         _leave_if_idle(model)
         raise
     return operation
+
+
+def check_in_force(model: nn.Module, new: Sequence[Change]) -> None:
+    """Refuse new changes that do not go with those in force on the same matrices.
+
+    Raises:
+        ValueError: if they overlap or are in another basis.
+        StaleDecompositionError: if a weight was changed under an edit in force, so that gains no longer multiply.
+    """
+    check_compatible([(change.site, change.edit.basis) for change in (*_changes(active(model)), *new)])
+    touched = {change.site.joint for change in new}
+    for operation in active(model):
+        for change in operation.changes:
+            if change.site.joint in touched and not _still_holds(model, change, written=operation.written):
+                raise StaleDecompositionError(
+                    f"'{change.site}' was given other weights while {change.edit!r} was in force on it, so that "
+                    "another edit cannot be combined with it: undo that edit first (surgery.undo_all(model))."
+                )
+
+
+def _still_holds(model: nn.Module, change: Change, *, written: bool) -> bool:
+    editor, place = editor_of(model), place_of(model, change.site)
+    in_place = written or all(editor.is_shown(slot) for slot in place.slots)
+    return in_place and fingerprint(editor.original(place)) == change.decomposition.fingerprint
+
+
+def lasting_tensors() -> AbstractContextManager:
+    """Tensors made within can take part in autograd later, even if an edit is made in inference mode."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def _state(model: nn.Module, touched: Operation, operations: Sequence[Operation]) -> list[Rendering]:

@@ -26,7 +26,7 @@ class Rendering:
 def render(
     model: nn.Module, sites: Iterable[Site], *, shown: Sequence[Change], written: Sequence[Change]
 ) -> list[Rendering]:
-    """The state of every slot of these (joint) sites under all `shown` changes, of which `written` go into the parameters.
+    """The state of every slot of these (joint) sites under all `shown` changes, the `written` ones in the parameters.
 
     Raises:
         ValueError: if a change adds a constant where this host has no bias to add it to.
@@ -36,13 +36,13 @@ def render(
     for site in sites:
         place = host.place(site)
         all_changes, permanent = _on_matrix(shown, site), _on_matrix(written, site)
-        weight = [_weight(editor, place, part) for part in (all_changes, permanent)]
-        if len(permanent) == len(all_changes):
-            weight[0] = None
-        renderings += [Rendering(slot, *weight) for slot in place.slots]
-        biases = [_bias(editor, place, part) for part in (all_changes, permanent)]
+        shadowed = len(permanent) < len(all_changes)
+        shown_weight = _weight(editor, place, all_changes) if shadowed else None
+        shown_bias = _bias(editor, place, all_changes) if shadowed else None
+        written_weight, written_bias = _weight(editor, place, permanent), _bias(editor, place, permanent)
+        renderings += [Rendering(slot, shown_weight, written_weight) for slot in place.slots]
         if place.bias is not None:
-            renderings.append(Rendering(place.bias, None if len(permanent) == len(all_changes) else biases[0], biases[1]))
+            renderings.append(Rendering(place.bias, shown_bias, written_bias))
     return renderings
 
 
@@ -94,12 +94,13 @@ def _bias(editor: Editor, place: Place, changes: list[Change]) -> Tensor | None:
         return None
     if place.bias is None:
         raise ValueError(
-            f"'{place.site}' cannot be compensated on this host: nothing is added to its output that could carry the constant. "
-            "Use the plain edit, or another matrix."
+            f"'{place.site}' cannot be compensated on this host: nothing is added to its output that could carry the "
+            "constant. Use the plain edit, or another matrix."
         )
     original = editor.original_bias(place.bias)
     held = editor.original(place)
-    bias = torch.zeros(place.d_out, device=held.device) if original is None else original.flatten().clone().float()
+    start = held.new_zeros(place.d_out) if original is None else original.flatten().clone()
+    bias = start.to(torch.promote_types(start.dtype, torch.float32))
     for site, addition in added:
         if addition is not None:
             at = slice(None) if site.head is None or site.matrix == "W_O" else place.at_head(site.head).head_slice
