@@ -162,6 +162,8 @@ class HookedTransformerHost(Host):
             hook = "hook_attn_out" if site.matrix == "W_O" else "hook_mlp_out"
             normed = self.model.cfg.use_normalization_before_and_after or _is_post_norm(self.model.cfg)
             hidden = f"{hook} lies after another normalisation" if normed else ""
+            if site.matrix == "W_O" and self.model.cfg.use_attn_result:
+                hidden = "use_attn_result shows the result of each head before they are summed"
             return Wire(getattr(block, site.part), None, "first", None if hidden else f"{site.prefix}.{hook}", hidden)
         if site.part == "attn":
             hook = f"hook_{site.matrix[-1].lower()}"

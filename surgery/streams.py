@@ -11,8 +11,8 @@ from hooks.editor import editor_of
 from hooks.hosts import refuse_compiled
 from hooks.wires import Wire
 from surgery.decompositions import Decompositions
-from surgery.operations import changes_in_force
-from surgery.specs import Change, Spec, check_compatible, combine, plan, recompose
+from surgery.operations import changes_in_force, check_in_force, lasting_tensors
+from surgery.specs import Change, Gains, Spec, combine, plan, recompose
 
 HookFunction = Callable[..., Tensor | None]
 
@@ -20,7 +20,7 @@ HookFunction = Callable[..., Tensor | None]
 def fwd_hooks(
     model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, progress: bool = True
 ) -> list[tuple[str, HookFunction]]:
-    """The edits of a spec as pairs of hook name and function, for `run_with_hooks(fwd_hooks=...)` or `model.hooks(...)`.
+    """The edits of a spec as pairs of hook name and function, for `run_with_hooks(fwd_hooks=...)` or `hooks(...)`.
 
     For each matrix one hook reads its input x and one adds `((x @ U) * ((γ − 1) s)) @ Vh` to its output, which equals
     `apply` up to rounding (about 1e-5). TransformerLens runs the hooks of one hook point in the order of the list, so
@@ -32,7 +32,9 @@ def fwd_hooks(
         ValueError and TypeError: as `surgery.apply`.
     """
     refuse_compiled(model)
-    changes = plan(model, spec, svds=svds, progress=progress)
+    with lasting_tensors():
+        changes = plan(model, spec, svds=svds, progress=progress)
+    check_in_force(model, changes)
     host = host_of(model)
     by_site: dict[object, list[Change]] = {}
     for change in changes:
@@ -40,9 +42,7 @@ def fwd_hooks(
     pairs: list[tuple[str, HookFunction]] = []
     for parts in by_site.values():
         place = host.place(parts[0].site)
-        present = changes_in_force(model, place.site)
-        check_compatible([(change.site, change.edit.basis) for change in [*present, *parts]])
-        pairs += _Correction(model, place, present, parts).hooks()
+        pairs += _Correction(model, place, changes_in_force(model, place.site), parts).hooks()
     return pairs
 
 
@@ -76,20 +76,20 @@ class _Correction:
         return self.place.add_to_output(activation, self._pending.pop())
 
     def _change(self, x: Tensor) -> Tensor:
-        decomposition = self.added[0].decomposition
-        after = combine([*self.present, *self.added])
-        if not decomposition.basis.complete:
-            return self._dense(x)
-        before = combine(self.present).values if self.present else torch.ones_like(after.values)
-        x = x.to(decomposition.S.dtype)
-        change = ((x @ decomposition.U) * ((after.values - before) * decomposition.S)) @ decomposition.Vh
+        decomposition, after = self.added[0].decomposition, combine([*self.present, *self.added])
+        S = decomposition.S
+        before = combine(self.present) if self.present else Gains(torch.ones_like(S), 1.0)
+        lost = before.values - after.values
+        x = x.to(S.dtype)
+        if decomposition.basis.complete:
+            change = ((x @ decomposition.U) * (-lost * S)) @ decomposition.Vh
+        else:  # the components do not sum to the matrix, or take its place
+            change = x @ (self._matrix(after) - self._matrix(before if self.present else None))
         if after.constants is not None:
-            change = change + ((before - after.values) * decomposition.S * after.constants) @ decomposition.Vh
+            change = change + (lost * S * after.constants) @ decomposition.Vh
         return change
 
-    def _dense(self, x: Tensor) -> Tensor:
-        """Where the new components replace the matrix instead of summing to it."""
+    def _matrix(self, gains: Gains | None) -> Tensor:
         decomposition = self.added[0].decomposition
         W = editor_of(self.model).original(self.place).to(decomposition.S.dtype)
-        before = recompose(W, decomposition, combine(self.present)) if self.present else W
-        return x.to(W.dtype) @ (recompose(W, decomposition, combine([*self.present, *self.added])) - before)
+        return W if gains is None else recompose(W, decomposition, gains)
