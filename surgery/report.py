@@ -12,14 +12,12 @@ from surgery.specs import Change, recompose
 _COLUMNS = ["site", "edit", "kept", "of", "energy", "relative_error", "parameters", "parameters_factored", "weights"]
 
 
-def table(
-    changes: Sequence[Change], original: Callable[[Site], Tensor], *, readable: bool = False
-) -> pd.DataFrame:
+def table(changes: Sequence[Change], original: Callable[[Site], Tensor], *, readable: bool = False) -> pd.DataFrame:
     """A row for each change, where `original` gives a site's matrix before any edit.
 
-    `kept` counts the components with a gain above 0. `energy` is the fraction of the squared Frobenius norm that the gains
-    leave, `relative_error` the Frobenius norm of what is taken away over that of the matrix; both compare with the matrix
-    before any edit. `parameters_factored` is what U, S and Vh of the kept components would take.
+    `kept` counts the components with a gain above 0. `energy` is the fraction of the squared Frobenius norm that the
+    gains leave, `relative_error` the Frobenius norm of what is taken away over that of the matrix; both compare with
+    the matrix before any edit. `parameters_factored` is what U, S and Vh of the kept components would take.
     """
     frame = pd.DataFrame([_row(change, original) for change in changes], columns=_COLUMNS)
     if readable:
@@ -34,24 +32,29 @@ def _row(change: Change, original: Callable[[Site], Tensor]) -> tuple:
     decomposition, gains = change.decomposition, change.gains.values.detach().double()
     d_in, d_out = decomposition.shape
     kept = int((gains > 0).sum())
-    energy = float((decomposition.energy * gains.square()).sum())
+    energy, error = _left(change, gains, original)
     return (
         str(change.site),
         repr(change.edit),
         kept,
         decomposition.rank,
         energy,
-        _relative_error(change, gains, original),
+        error,
         d_in * d_out,
         kept * (d_in + 1 + d_out),
         decomposition.weight_state,
     )
 
 
-def _relative_error(change: Change, gains: torch.Tensor, original: Callable[[Site], Tensor]) -> float:
-    """From the gains alone in a complete basis, whose components are orthogonal; else from the matrices themselves."""
+def _left(change: Change, gains: Tensor, original: Callable[[Site], Tensor]) -> tuple[float, float]:
+    """Energy and relative error: from the gains in a complete basis, whose components are orthogonal; else in full."""
     decomposition = change.decomposition
     if decomposition.basis.complete:
-        return float((decomposition.energy * (1 - gains).square()).sum().sqrt())
+        energy = float((decomposition.energy * gains.square()).sum())
+        return energy, float((decomposition.energy * (1 - gains).square()).sum().sqrt())
     W = original(change.site).to(decomposition.S)
-    return float(torch.linalg.matrix_norm(recompose(W, decomposition, change.gains) - W) / torch.linalg.matrix_norm(W))
+    norm = float(torch.linalg.matrix_norm(W))
+    if norm == 0:
+        return 0.0, 0.0
+    edited = recompose(W, decomposition, change.gains._replace(values=gains.to(W)))
+    return float(torch.linalg.matrix_norm(edited) / norm) ** 2, float(torch.linalg.matrix_norm(edited - W) / norm)
