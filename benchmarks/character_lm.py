@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz.,?'"
-_NAMES = "anna ben clara david emma felix greta henry ida jonas".split()
-_THINGS = "ball lamp boat stone letter basket ladder window garden apple".split()
-_ADJECTIVES = "red small heavy old bright broken quiet warm strange empty".split()
+_NAMES = ["anna", "ben", "clara", "david", "emma", "felix", "greta", "henry", "ida", "jonas"]
+_THINGS = ["ball", "lamp", "boat", "stone", "letter", "basket", "ladder", "window", "garden", "apple"]
+_ADJECTIVES = ["red", "small", "heavy", "old", "bright", "broken", "quiet", "warm", "strange", "empty"]
 _VERBS = [("finds", "found"), ("carries", "carried"), ("paints", "painted"), ("hides", "hid"), ("sells", "sold")]
-_PLACES = "in the kitchen,by the river,under the table,behind the barn,on the hill".split(",")
+_PLACES = ["in the kitchen", "by the river", "under the table", "behind the barn", "on the hill"]
 
 
 def story(seed: int, sentences: int) -> str:

@@ -1,0 +1,233 @@
+"""How well each attribution predicts what removing a component does, against removing it, on small trained models.
+
+python benchmarks/attribution_accuracy.py [--quick] [--device cuda] [sizes, see --help]
+
+The first model is a character model that this script trains (once). With SURGERY_STORY_MODEL set to a folder that
+holds a transformers checkpoint, a second one is read from there and measured on text that it writes itself.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from math import isnan
+from pathlib import Path
+from statistics import median
+
+import character_lm
+import pandas as pd
+import timing
+import torch
+from torch import Tensor, nn
+
+import surgery
+from analyses import attribution, metrics
+from analyses.attribution import Effects, Selection
+from analyses.metrics import Metric
+from hooks import Site
+from hooks.fingerprints import fingerprint
+from surgery import Decompositions
+
+CACHE = Path(".surgery-cache")
+AIMS = {("loss", "mlp"): 0.95, ("loss", "attn"): 0.93, ("logit", "mlp"): 0.93, ("logit", "attn"): 0.95}
+"""Spearman of `by_curvature` with 16 probes for each type of matrix, median over matrices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model, the text it is measured on, and a name for files."""
+
+    name: str
+    model: nn.Module
+    tokens: Tensor
+    device: str
+
+    def metric(self, name: str) -> Metric:
+        """The loss at every position, or the logit of the true next token at the last one."""
+        if name == "loss":
+            return metrics.loss(metrics.next_token_labels(self.tokens[:, :-1]))
+        return metrics.logit(self.tokens[:, -1])
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a method predicts, and what that took."""
+
+    effects: Effects
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How well a method did on one matrix."""
+
+    method: str
+    site: str
+    spearman: float
+    error: float
+
+    @property
+    def matrix(self) -> str:
+        """Its type, such as W_out."""
+        return Site.parse(self.site).matrix
+
+
+def compare(subject: Subject, name: str, svds: Decompositions, *, probes: int, exact_curvature: int) -> None:
+    """The table of one metric: every method against exact leave-one-out."""
+    truth = _leave_one_out(subject, name, svds)
+    n = sum(len(units) for units in truth.effects.units.values())
+    print(f"\n{subject.name}, {name}: {n} components of {len(svds)} matrices, "
+          f"{len(subject.tokens)} x {subject.tokens.shape[1] - 1} tokens. Exact leave-one-out: "
+          f"{truth.effects.passes:.0f} passes, {truth.seconds:.0f} s")  # fmt: skip
+    methods = dict(_methods(subject, name, svds, probes=probes, exact_curvature=exact_curvature))
+    rows = [row for method, found in methods.items() for row in _scores(method, found.effects, truth.effects)]
+    _print_table([*rows, *_strengths(truth.effects)], methods)
+    _print_verdict([row for row in rows if row.method == f"curvature, {probes} by type"], name)
+
+
+def _methods(
+    subject: Subject, name: str, svds: Decompositions, *, probes: int, exact_curvature: int
+) -> Iterator[tuple[str, Found]]:
+    model, tokens, metric = subject.model, subject.tokens[:, :-1], subject.metric(name)
+
+    def run(method: Callable[..., Effects], *given: object, sites: object = None, **options: object) -> Found:
+        call = partial(method, model, tokens, *given, sites or list(svds), svds=svds, progress=False, **options)
+        seconds, effects = timing.timed(call, device=subject.device)
+        return Found(effects, seconds)
+
+    yield "gradient", run(attribution.by_gradient, metric)
+    if name == "loss":
+        yield "Fisher, 4 draws", run(attribution.by_fisher, metrics.next_token_labels(tokens))
+    yield f"curvature, {probes} by type", run(attribution.by_curvature, metric, probes=probes, share="type")
+    yield f"curvature, {probes} for all", run(attribution.by_curvature, metric, probes=probes, share="all")
+    if exact_curvature:
+        some = _spaced(svds, exact_curvature)
+        yield f"exact curvature of {exact_curvature}", run(attribution.by_exact_curvature, metric, sites=some)
+
+
+def _leave_one_out(subject: Subject, name: str, svds: Decompositions) -> Found:
+    """Exact effects, which take minutes: kept for the next time, together with how long they took."""
+    tokens = subject.tokens
+    marks = "".join([fingerprint(tokens.float().cpu()), *(parts.fingerprint for parts in svds.values())])
+    path = CACHE / f"leave-one-out-{name}-{sha256(marks.encode()).hexdigest()[:16]}.safetensors"
+    if path.exists():
+        kept = Effects.load(path)
+        return Found(kept, float(kept.notes[0].split()[1]))
+    call = partial(attribution.by_ablation, subject.model, tokens[:, :-1], subject.metric(name), list(svds), svds=svds)
+    seconds, effects = timing.timed(call, device=subject.device)
+    effects = replace(effects, notes=(f"took {seconds:.0f} s",))
+    CACHE.mkdir(parents=True, exist_ok=True)
+    effects.save(path)
+    return Found(effects, seconds)
+
+
+def _scores(method: str, found: Effects, truth: Effects) -> Iterator[Row]:
+    """A row for each matrix: Spearman and relative L2 error of the components that the method attributed."""
+    for site in found.sites:
+        kept = ~found[site].isnan()
+        predicted, exact = found[site][kept].double(), truth[site][kept].double()
+        error = float((predicted - exact).norm() / exact.norm())
+        yield Row(method, site, spearman(predicted, exact), error)
+
+
+def _strengths(truth: Effects) -> Iterator[Row]:
+    """Singular values have no sign, so they are set against the size of the effects."""
+    for site, S in truth.strengths.items():
+        yield Row("s_i alone (sizes)", site, spearman(S.double(), truth[site].abs().double()), float("nan"))
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """The correlation of the ranks, equal values sharing theirs."""
+    ranks = torch.tensor([pd.Series(x.tolist()).rank().tolist() for x in (a, b)], dtype=torch.float64)
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def _spaced(svds: Decompositions, n: int) -> Selection:
+    """Components of every matrix from the strongest to the weakest, evenly spaced."""
+    return Selection({
+        site: sorted({round(float(i)) for i in torch.linspace(0, parts.rank - 1, min(n, parts.rank))})
+        for site, parts in svds.items()
+    })  # fmt: skip
+
+
+def _print_table(rows: Sequence[Row], methods: dict[str, Found]) -> None:
+    types = list(dict.fromkeys(row.matrix for row in rows))
+    print(
+        "  Spearman over a matrix's components, median (lowest) over matrices; below it the relative L2 error, median"
+    )
+    print(f"  {'':24}" + "".join(f"{name:>16}" for name in types) + f"{'passes':>9}{'seconds':>9}")
+    for method in dict.fromkeys(row.method for row in rows):
+        cost = "" if method not in methods else f"{methods[method].effects.passes:9.0f}{methods[method].seconds:9.1f}"
+        cells = [[row for row in rows if (row.method, row.matrix) == (method, name)] for name in types]
+        correlations = [[row.spearman for row in cell] for cell in cells]
+        print(f"  {method:24}" + "".join(f"{median(c):.3f} ({min(c):.2f})".rjust(16) for c in correlations) + cost)
+        errors = [median(row.error for row in cell) for cell in cells]
+        if not any(isnan(error) for error in errors):
+            print(f"  {'':24}" + "".join(f"{error:16.2f}" for error in errors))
+
+
+def _print_verdict(rows: Sequence[Row], name: str) -> None:
+    """Whether the aims were met, and every matrix that is ranked worse than its aim."""
+    for part, words in (("mlp", "MLP"), ("attn", "attention")):
+        aim, among = AIMS[name, part], [row for row in rows if Site.parse(row.site).part == part]
+        middle = median(row.spearman for row in among)
+        print(f"  {words} matrices by {among[0].method}: median {middle:.3f}   {timing.verdict(middle, aim)}")
+        poor = sorted((row for row in among if row.spearman < aim), key=lambda row: row.spearman)
+        if poor:
+            listed = ", ".join(f"{row.site} {row.spearman:.2f} (error {row.error:.2f})" for row in poor)
+            print(f"    below that, confirm these exactly: {listed}")
+
+
+def character_model(*, steps: int, n: int, pos: int, device: str) -> Subject:
+    """The character model on held-out text of its kind; the last token of a row is only a label."""
+    model = character_lm.trained(CACHE, steps=steps).to(device)
+    return Subject(f"character model, {steps} steps", model, character_lm.held_out(n, pos + 1).to(device), device)
+
+
+def story_model(folder: str, *, n: int, pos: int, device: str) -> Subject:
+    """A pretrained model on text drawn from itself."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model = TransformerBridge.boot_transformers(folder, device=device)
+    return Subject("story model", model, _own_text(model, n, pos + 1, device), device)
+
+
+@torch.no_grad()
+def _own_text(model: nn.Module, n: int, pos: int, device: str) -> Tensor:
+    """Samples at temperature 1 from the beginning-of-text token on, which is token 1 in Llama's vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.ones(n, 1, dtype=torch.long, device=device)
+    while tokens.shape[1] < pos:
+        prediction = model(tokens)[:, -1].float().softmax(-1).cpu()
+        tokens = torch.cat([tokens, torch.multinomial(prediction, 1, generator=generator).to(device)], dim=1)
+    return tokens
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--steps", type=int, default=800, help="training steps of the character model")
+    parser.add_argument("--examples", type=int, default=32)
+    parser.add_argument("--positions", type=int, default=32)
+    parser.add_argument("--probes", type=int, default=16)
+    parser.add_argument(
+        "--exact-curvature", type=int, default=0, help="components of each matrix to do exactly, 0 for none"
+    )
+    parser.add_argument("--sites", default="*", help="which matrices")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--quick", action="store_true", help="8 examples, a few matrices, for a first look")
+    args = parser.parse_args(argv)
+    n, sites = (8, "blocks.1.*") if args.quick else (args.examples, args.sites)
+    print(f"Predicting what the removal of a component does: {timing.machine(args.device)}")
+    subjects = [character_model(steps=args.steps, n=n, pos=args.positions, device=args.device)]
+    if folder := os.environ.get("SURGERY_STORY_MODEL"):
+        subjects.append(story_model(folder, n=n, pos=args.positions, device=args.device))
+    for subject in subjects:
+        svds = surgery.decompose(subject.model, sites, progress=False)
+        for name in ("loss", "logit"):
+            compare(subject, name, svds, probes=args.probes, exact_curvature=args.exact_curvature)
+
+
+if __name__ == "__main__":
+    main()

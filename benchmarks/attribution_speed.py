@@ -1,0 +1,243 @@
+"""How fast attribution is, as ratios in one run, on a model shaped like GPT-2 small with random weights.
+
+python benchmarks/attribution_speed.py [--quick] [--device cuda] [sizes, see --help]
+
+A gradient of every component is set against one forward and one backward pass with frozen parameters, and against loops
+over components; exact ablation against a loop that overwrites the weight and runs the whole model. Loops are timed on a
+sample of components and extrapolated.
+"""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from statistics import median
+
+import timing
+import torch
+from foundation import gpt2_shaped, shape_flags, shape_of
+from torch import Tensor, nn
+
+import surgery
+from analyses import attribution, metrics
+from analyses.metrics import Metric
+from analyses.question import LOGITS_PER_PASS, TOKENS_PER_PASS
+from surgery import Decomposition, Decompositions
+
+MATRICES = ("attn.W_Q", "attn.W_K", "attn.W_V", "attn.W_O", "mlp.W_in", "mlp.W_out")
+
+
+def gradient(
+    model: nn.Module, tokens: Tensor, svds: Decompositions, scored: dict[str, Metric], *, rounds: int, device: str
+) -> None:
+    """`by_gradient` of everything against a plain forward and backward pass, and against loops over components."""
+    n = sum(parts.rank for parts in svds.values())
+    calls: dict[str, timing.Call] = {}
+    for name, metric in scored.items():
+        calls[f"{name}: plain"] = partial(forward_and_backward, model, tokens, metric)
+        calls[f"{name}: ours"] = partial(_by_gradient, model, tokens, metric, svds)
+    took = timing.in_turns(calls, rounds=rounds, device=device)
+    print(
+        f"\nby_gradient, {n} components of {len(svds)} matrices, {tokens.numel()} tokens, SVDs ready; "
+        f"medians of {rounds} rounds"
+    )
+    for name, metric in scored.items():
+        plain, ours = f"{name}: plain", f"{name}: ours"
+        ratio = took.ratio(ours, plain)
+        peaks = [timing.peak_memory(calls[which], device=device) for which in (ours, plain)]
+        print(f"  {name}")
+        print(f"    forward + backward, frozen parameters  {took.median(plain):8.3f} s")
+        print(f"    by_gradient                            {took.median(ours):8.3f} s   ratio {ratio:.2f} x   "
+              f"{timing.verdict(ratio, 1.4, at_most=True)}, single rounds {took.spread(ours, plain)}")  # fmt: skip
+        if None not in peaks:
+            print(f"    peak memory                            {peaks[0]:8.0f} MiB, plain {peaks[1]:.0f} MiB")
+        if metric is next(iter(scored.values())):
+            _loops(model, tokens, metric, svds, ours=took.median(ours), passed=took.median(plain), device=device)
+
+
+def _loops(
+    model: nn.Module, tokens: Tensor, metric: Metric, svds: Decompositions, *, ours: float, passed: float, device: str
+) -> None:
+    """Two loops over components: one differentiates each gain by itself, one scores from activations that are kept."""
+    n = sum(parts.rank for parts in svds.values())
+    scoring = passed + sum(_seconds_to_score(parts, tokens.numel(), device) * parts.rank for parts in svds.values())
+    one = svds["blocks.0.attn.W_Q"]
+    found = [timing.timed(partial(_one_gain, model, tokens, metric, one, i), device=device) for i in range(3)]
+    alone = n * min(took for took, _ in found)
+    effects = _by_gradient(model, tokens, metric, svds)[one.site]
+    apart = max(float((slope.cpu() + effects[i]).abs() / effects[i].abs()) for i, (_, slope) in enumerate(found))
+    alone_ratio, scores_ratio = alone / ours, (scoring - passed) / max(ours - passed, 1e-3)
+    print("    loops over components, extrapolated from samples:")
+    print(f"      each gain's own forward + backward   {alone:8.0f} s   ratio {alone_ratio:.0f} x   "
+          f"{timing.verdict(alone_ratio, 50)}; agrees to {apart:.0e}")  # fmt: skip
+    print(f"      one pass, then (x u) (g v) for each  {scoring:8.1f} s   ratio {scoring / ours:.1f} x, "
+          f"of the scores alone {scores_ratio:.1f} x")  # fmt: skip
+
+
+def forward_and_backward(model: nn.Module, tokens: Tensor, metric: Metric) -> Tensor:
+    """A backward pass to the embeddings, through parameters that need no gradient."""
+    embedded: list[Tensor] = []
+
+    def start(activation: Tensor, hook: object) -> Tensor:
+        embedded.append(activation.detach().requires_grad_())
+        return embedded[0]
+
+    with model.hooks(fwd_hooks=[("hook_embed", start)]):  # type: ignore[operator]
+        value = metric(model(tokens)).sum()
+    return torch.autograd.grad(value, embedded)[0]
+
+
+def _by_gradient(model: nn.Module, tokens: Tensor, metric: Metric, svds: Decompositions) -> attribution.Effects:
+    return attribution.by_gradient(model, tokens, metric, list(svds), svds=svds, progress=False)
+
+
+def _one_gain(model: nn.Module, tokens: Tensor, metric: Metric, parts: Decomposition, i: int) -> Tensor:
+    """The slope in one gain, by autograd through a correction of the matrix's output."""
+    gain = torch.ones((), device=tokens.device, requires_grad=True)
+    place = parts.site.removesuffix("W_Q") + "hook_q"
+
+    def correct(q: Tensor, hook: object) -> Tensor:
+        x = held[0]
+        return q + (((x @ parts.U[:, i]) * (gain - 1) * parts.S[i]).unsqueeze(-1) * parts.Vh[i]).view(q.shape)
+
+    held: list[Tensor] = []
+    read = f"blocks.{parts.site.split('.')[1]}.ln1.hook_normalized"
+    with model.hooks(fwd_hooks=[(read, lambda x, hook: held.append(x)), (place, correct)]):  # type: ignore[operator, func-returns-value]
+        return torch.autograd.grad(metric(model(tokens)).sum(), gain)[0]
+
+
+def _seconds_to_score(parts: Decomposition, n_tokens: int, device: str) -> float:
+    """Of one component, from the activations at both ends of its matrix: the median of 20."""
+    x, g = (torch.randn(n_tokens, width, device=parts.S.device) for width in parts.shape)
+
+    def score(i: int) -> Tensor:
+        return parts.S[i] * ((x @ parts.U[:, i]) * (g @ parts.Vh[i])).sum()
+
+    return median(timing.seconds_of(partial(score, i % parts.rank), device=device) for i in range(20))
+
+
+def ablation(
+    model: nn.Module,
+    tokens: Tensor,
+    svds: Decompositions,
+    scored: dict[str, Metric],
+    *,
+    sampled: int,
+    layers: Sequence[int],
+    device: str,
+) -> None:
+    """`by_ablation` against overwriting the weight and running the whole model, layer by layer."""
+    print(
+        f"\nby_ablation, {sampled} components of each of {len(MATRICES)} matrices a layer, "
+        "against overwriting the weight; ms per component"
+    )
+    print(
+        f"  (at most {TOKENS_PER_PASS} tokens and {LOGITS_PER_PASS:,} logits at a time; "
+        "its one recording pass is counted in)"
+    )
+    for name, metric in scored.items():
+        print(f"  {name}\n    {'layer':>7}{'loop':>10}{'ours':>10}{'faster':>9}")
+        totals, apart = [0.0, 0.0], 0.0
+        for layer in layers:
+            units = {f"blocks.{layer}.{matrix}": list(range(sampled)) for matrix in MATRICES}
+            n = sampled * len(units)
+            looped = partial(overwriting, model, tokens, metric, svds)
+            first, values = timing.timed(partial(looped, {f"blocks.{layer}.attn.W_Q": [0]}), device=device)
+            call = partial(_by_ablation, model, tokens, metric, svds, units)
+            ours, effects = timing.timed(call, device=device)
+            second, more = timing.timed(partial(looped, {f"blocks.{layer}.mlp.W_out": [0]}), device=device)
+            apart = max(apart, *(_apart(effects, site, some) for site, some in {**values, **more}.items()))
+            ours, plain = ours / n, (first + second) / 2
+            totals = [totals[0] + plain, totals[1] + ours]
+            print(f"    {layer:7}{1000 * plain:10.1f}{1000 * ours:10.1f}{plain / ours:8.1f}x")
+        faster = totals[0] / totals[1]
+        averages = [1000 * total / len(layers) for total in totals]
+        print(f"    {'average':>7}{averages[0]:10.1f}{averages[1]:10.1f}{faster:8.1f}x   "
+              f"{timing.verdict(faster, 2)}; the two agree to {apart:.0e}")  # fmt: skip
+
+
+def last_matrix(
+    model: nn.Module, tokens: Tensor, svds: Decompositions, metric: Metric, site: str, *, sampled: int, device: str
+) -> None:
+    """Every component of the last W_out, where only one position and the unembedding are left to compute."""
+    units = {site: list(range(svds[site].rank))}
+    call = partial(_by_ablation, model, tokens, metric, svds, units)
+    ours = median(timing.seconds_of(call, device=device) for _ in range(3)) / len(units[site])
+    plain = (
+        timing.seconds_of(
+            partial(overwriting, model, tokens, metric, svds, {site: list(range(sampled))}), device=device
+        )
+        / sampled
+    )
+    peak = timing.peak_memory(call, device=device)
+    memory = "" if peak is None else f", peak {peak:.0f} MiB"
+    print(f"\nby_ablation, all {len(units[site])} components of {site}, metric at the last position")
+    print(f"  loop {1000 * plain:.1f} ms per component ({sampled} timed), ours {1000 * ours:.2f} ms{memory}: "
+          f"{plain / ours:.0f} x faster   {timing.verdict(plain / ours, 100)}")  # fmt: skip
+
+
+def _by_ablation(
+    model: nn.Module, tokens: Tensor, metric: Metric, svds: Decompositions, units: dict[str, list[int]]
+) -> attribution.Effects:
+    return attribution.by_ablation(model, tokens, metric, attribution.Selection(units), svds=svds, progress=False)
+
+
+def _apart(effects: attribution.Effects, site: str, values: list[Tensor]) -> float:
+    """How far the metric with the first component out is from what the loop measured."""
+    ours = effects.measure.baseline + effects.examples[site][:, 0]
+    return float((ours - values[0].cpu()).abs().max())
+
+
+@torch.no_grad()
+def overwriting(
+    model: nn.Module, tokens: Tensor, metric: Metric, svds: Decompositions, units: dict[str, list[int]]
+) -> dict[str, list[Tensor]]:
+    """What one would write without the library: subtract the component, run the model, put the weight back."""
+    values: dict[str, list[Tensor]] = {}
+    for site, components in units.items():
+        weight, parts = model.get_parameter(site), svds[site]
+        before = weight.clone()
+        for i in components:
+            term = parts.S[i] * torch.outer(parts.U[:, i], parts.Vh[i])
+            weight.sub_(_like_stored(term, weight))
+            values.setdefault(site, []).append(metric(model(tokens)))
+            weight.copy_(before)
+    return values
+
+
+def _like_stored(term: Tensor, weight: Tensor) -> Tensor:
+    """A matrix in the layout of HookedTransformer: W_Q `[head, d_model, d_head]`, W_O `[head, d_head, d_model]`."""
+    if weight.ndim == 2:
+        return term
+    heads, rows, _ = weight.shape
+    return term.view(rows, heads, -1).transpose(0, 1) if rows == term.shape[0] else term.view(weight.shape)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    shape_flags(parser)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--sampled", type=int, default=2, help="components of each matrix to take out in every layer")
+    parser.add_argument(
+        "--every", type=int, default=2, help="take components out in every so many layers, and in the last"
+    )
+    args = parser.parse_args(argv)
+    shape, device = shape_of(args), args.device
+    rounds, every = (1, max(shape.layers // 2, 1)) if args.quick else (args.rounds, args.every)
+    model = gpt2_shaped(shape, device)
+    tokens = torch.randint(shape.vocab, (1, shape.positions), generator=torch.Generator().manual_seed(0)).to(device)
+    scored = {
+        "loss at every position": metrics.loss(metrics.next_token_labels(tokens)),
+        "logit difference at the last": metrics.logit_difference(3, 5),
+    }
+    print(f"Attribution in a model of {shape.layers} layers, d_model {shape.d_model}, d_mlp {shape.d_mlp}, "
+          f"{shape.vocab} tokens: {timing.machine(device)}")  # fmt: skip
+    svds = surgery.decompose(model, progress=False)
+    gradient(model, tokens, svds, scored, rounds=rounds, device=device)
+    layers = list(range(shape.layers - 1, -1, -every))[::-1]
+    ablation(model, tokens, svds, scored, sampled=args.sampled, layers=layers, device=device)
+    last = f"blocks.{shape.layers - 1}.mlp.W_out"
+    last_matrix(model, tokens, svds, scored["logit difference at the last"], last, sampled=5, device=device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""That the benchmarks run and say what they should; never how fast anything is."""
+
+import importlib
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+TINY = ["--layers", "2", "--d-model", "16", "--heads", "2", "--d-mlp", "64", "--vocab", "50", "--positions", "8"]
+
+pytestmark = pytest.mark.hooked
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A script as a module, imported as Python would when it runs the script; what it keeps goes elsewhere."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.delenv("SURGERY_STORY_MODEL", raising=False)
+
+    def load(name: str) -> ModuleType:
+        module = importlib.import_module(name)
+        if hasattr(module, "CACHE"):
+            monkeypatch.setattr(module, "CACHE", tmp_path)
+        return module
+
+    return load
+
+
+def test_foundation_prints_its_ratios(benchmark, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark("foundation").main([*TINY, "--rounds", "1", "--large", "16x64"])
+    printed = capsys.readouterr().out
+    for line in (r"mlp.W_in +\d", r"mlp.W_out +\d", r"attn.W_Q\[\*\] +\d", r"all 4 MLP matrices edited +\d"):
+        assert re.search(line, printed), line
+    assert len(re.findall(r"(met|MISSED) \(aim <= 1.02\)", printed)) == 1
+    assert len(re.findall(r"(met|MISSED) \(aim >= 1.3\)", printed)) == 1
+    assert len(re.findall(r"(met|MISSED) \(aim >= 2\)", printed)) == 2
+
+
+def test_attribution_speed_prints_its_ratios_and_agrees_with_its_loops(benchmark, capsys) -> None:
+    benchmark("attribution_speed").main([*TINY, "--rounds", "1", "--every", "1"])
+    printed = capsys.readouterr().out
+    assert "by_gradient, 192 components of 12 matrices, 8 tokens" in printed
+    assert len(re.findall(r"(met|MISSED) \(aim <= 1.4\)", printed)) == 2
+    assert len(re.findall(r"(met|MISSED) \(aim >= 100\)", printed)) == 1
+    agreement = [float(x) for x in re.findall(r"agrees? to (\S+)", printed)]
+    assert len(agreement) == 3
+    assert max(agreement) < 1e-4
+
+
+def test_attribution_accuracy_prints_every_method_and_keeps_the_exact_effects(benchmark, capsys, tmp_path) -> None:
+    accuracy = benchmark("attribution_accuracy")
+    flags = ["--quick", "--steps", "2", "--positions", "6", "--probes", "2", "--exact-curvature", "2"]
+    accuracy.main(flags)
+    first = capsys.readouterr().out
+    for method in ("gradient", "Fisher, 4 draws", "curvature, 2 by type", "curvature, 2 for all", "s_i alone"):
+        assert method in first
+    assert len(re.findall(r"(met|MISSED) \(aim >= 0.9\d\)", first)) == 4
+    assert len(list(tmp_path.glob("leave-one-out-*"))) == 2
+    accuracy.main(flags)
+    again = capsys.readouterr().out
+    scores = [re.findall(r"-?\d\.\d{3} \(-?\d\.\d\d\)", printed) for printed in (first, again)]
+    assert scores[0] == scores[1] != []
+
+
+def test_its_spearman_is_the_usual_one(benchmark) -> None:
+    a, b = np.random.default_rng(0).integers(0, 6, (2, 40))
+    ours = benchmark("attribution_accuracy").spearman(torch.tensor(a), torch.tensor(b))
+    assert ours == pytest.approx(spearmanr(a, b).statistic)
+
+
+def test_calls_take_turns_in_alternating_order_and_the_first_round_does_not_count(benchmark) -> None:
+    ran: list[str] = []
+
+    @contextmanager
+    def around():
+        ran.append("in")
+        yield
+        ran.append("out")
+
+    calls = {"a": lambda: ran.append("a"), "b": lambda: ran.append("b")}
+    took = benchmark("timing").in_turns(calls, rounds=2, device="cpu", around={"b": around})
+    assert ran == ["in", "b", "out", "a", "a", "in", "b", "out", "in", "b", "out", "a"]
+    assert {name: len(seconds) for name, seconds in took.seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_ratios_are_taken_within_a_round(benchmark) -> None:
+    took = benchmark("timing").Timings({"a": [1.0, 20.0, 3.0], "b": [1.0, 10.0, 2.0]})
+    assert (took.ratio("a", "b"), took.median("a"), took.spread("a", "b")) == (1.5, 3.0, "1.00-2.00")
+
+
+def test_peak_memory_sees_what_was_freed_again(benchmark) -> None:
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("this system does not tell a process its memory")
+
+    def call() -> None:
+        for _ in range(20):
+            torch.ones(2**24)
+
+    peak = benchmark("timing").peak_memory(call, device="cpu")
+    assert 60 < peak < 200
+
+
+@pytest.mark.parametrize(
+    ("value", "aim", "at_most", "text"),
+    [
+        (1.3, 1.4, True, "met (aim <= 1.4)"),
+        (1.5, 1.4, True, "MISSED (aim <= 1.4)"),
+        (1.5, 2, False, "MISSED (aim >= 2)"),
+    ],
+)
+def test_verdicts(benchmark, value: float, aim: float, at_most: bool, text: str) -> None:
+    assert benchmark("timing").verdict(value, aim, at_most=at_most) == text
