@@ -5,11 +5,12 @@
     arithmetic.train(model, task, cache=".surgery-cache")
     result = eigenpruning.prune(model, task.items(), sites="blocks.*.mlp.W_out", reduce="mean")
 
-In training an answer is replaced, with probability α and a fresh coin every time, by one of the most frequent right answers.
-So the model learns the right answers and, like the noise token of `recall`, a wrong association "= is followed by a
-frequent answer", which pruning may or may not find.
+In training an answer is replaced, with probability α and a fresh coin every time, by one of the most frequent right
+answers. So the model learns the right answers and, like the noise token of `recall`, a wrong association "= is
+followed by a frequent answer", which pruning may or may not find.
 
-The task of Eigenpruning (arXiv:2404.03147, section 4) at a scale that trains in a minute on one core; the noise is ours.
+The task of Eigenpruning (arXiv:2404.03147, section 4) at a scale that trains in a minute on one core; the noise is
+ours.
 """
 
 import operator
@@ -39,8 +40,8 @@ from surgery import active
 class ArithmeticTask:
     """All i and j below `limit`; with probability `alpha` a training answer is one of the `frequent` commonest ones.
 
-    Tokens are the whole numbers up to the largest answer, then the sign, then "=": a prompt is four tokens, an answer is
-    one. Which of several commonest answers takes the place of the right one is drawn in proportion to their counts.
+    Tokens are the whole numbers up to the largest answer, then the sign, then "=": a prompt is four tokens, an answer
+    is one. Which of several commonest answers takes the place of the right one is drawn in proportion to their counts.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -56,12 +57,14 @@ class ArithmeticTask:
     def __post_init__(self) -> None:
         if self.operation not in self._OPERATIONS or self.limit < 2 or not 0 <= self.alpha <= 1:
             raise ValueError(
-                f"operation={self.operation!r}, limit={self.limit!r}, alpha={self.alpha!r}: the operation is 'x' or '+', the "
+                f"operation={self.operation!r}, limit={self.limit!r}, alpha={self.alpha!r}: the operation is 'x' or "
+                f"'+', the "
                 "limit 2 or more, the probability of a wrong answer from 0 to 1. Take 'x', 12 and 0.5."
             )
         if not 1 <= self.frequent <= len(set(self.answers.tolist())):
             raise ValueError(
-                f"frequent={self.frequent!r}: there are {len(set(self.answers.tolist()))} different answers, of which 1 or more "
+                f"frequent={self.frequent!r}: there are {len(set(self.answers.tolist()))} different answers, of which "
+                f"1 or more "
                 "take the place of right ones. Take 1."
             )
 
@@ -179,8 +182,8 @@ def train(
 ) -> Float[Tensor, " step"]:
     """Train the model in place, by AdamW on the noisy answer of every pair at once; the loss of every step, in nats.
 
-    `cache` is a folder: the trained weights go there under a hash of all settings and initial weights, and the same call
-    then ends at once.
+    `cache` is a folder: the trained weights go there under a hash of all settings and initial weights, and the same
+    call then ends at once.
 
     Raises:
         ValueError: if a number is out of its range, an edit is in force, a file of the cache is damaged, or the loss
@@ -189,7 +192,9 @@ def train(
     if steps < 1 or not lr > 0 or not weight_decay >= 0:
         raise ValueError(f"steps={steps!r}, lr={lr!r}, weight_decay={weight_decay!r}: take 600, 0.003 and 0.0.")
     if active(model):
-        raise ValueError("an edit is in force on this model, and training would not see it: undo it first, or commit it.")
+        raise ValueError(
+            "an edit is in force on this model, and training would not see it: undo it first, or commit it."
+        )
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     key = _key(trained, {**asdict(task), "steps": steps, "lr": lr, "weight_decay": weight_decay, "seed": seed})
     path = None if cache is None else Path(cache) / f"arithmetic-{key[:16]}.safetensors"
@@ -199,7 +204,9 @@ def train(
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")
-        save_file({name: p.detach().cpu().contiguous() for name, p in trained.items()} | {"losses": losses}, str(unfinished))
+        save_file(
+            {name: p.detach().cpu().contiguous() for name, p in trained.items()} | {"losses": losses}, str(unfinished)
+        )
         unfinished.replace(path)
     return losses
 
@@ -237,12 +244,14 @@ def _trained(
 def _shape(task: ArithmeticTask, d_model: int, n_layers: int, n_heads: int) -> dict:
     if d_model < 1 or n_layers < 1 or n_heads < 1 or d_model % n_heads:
         raise ValueError(
-            f"d_model={d_model!r}, n_layers={n_layers!r}, n_heads={n_heads!r}: all are 1 or more, and the heads divide d_model. "
+            f"d_model={d_model!r}, n_layers={n_layers!r}, n_heads={n_heads!r}: all are 1 or more, and the heads "
+            "divide d_model. "
             "Take 64, 2 and 4."
         )
     return {
-        "n_layers": n_layers, "n_heads": n_heads, "d_model": d_model, "d_head": d_model // n_heads, "d_mlp": 4 * d_model,
-        "d_vocab": task.d_vocab, "n_ctx": 8, "act_fn": "gelu", "normalization_type": "LN", "init_weights": False,
+        "n_layers": n_layers, "n_heads": n_heads, "d_model": d_model, "d_head": d_model // n_heads,
+        "d_mlp": 4 * d_model, "d_vocab": task.d_vocab, "n_ctx": 8, "act_fn": "gelu",
+        "normalization_type": "LN", "init_weights": False,
     }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """What a model says after its prompts as a matrix loses components, from the one end of its spectrum or the other.
 
-Chen, Bruna, Bietti (arXiv:2406.03068): cutting the feed-forward weights down lowers the generic answer and lifts the one
-that the context asks for; which matrix, and which end of its spectrum, decides the sign.
+Chen, Bruna, Bietti (arXiv:2406.03068): cutting the feed-forward weights down lowers the generic answer and lifts the
+one that the context asks for; which matrix, and which end of its spectrum, decides the sign.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -69,11 +69,13 @@ class Curve:
             KeyError: if there are none.
         """
         frame = self.frame
-        rows = frame[(frame["name"] == name) & (frame["end"] == end)]
-        rows = rows if site is None else rows[rows["site"] == site]
+        rows = frame.loc[(frame["name"] == name) & (frame["end"] == end)]
+        rows = rows if site is None else rows.loc[rows["site"] == site]
         if rows.empty:
             names, ends, sites = (", ".join(map(str, frame[c].unique())) for c in ("name", "end", "site"))
-            raise KeyError(f"there is no curve of {name!r}, {end!r}, {site!r}: names are {names}; ends {ends}; sites {sites}.")
+            raise KeyError(
+                f"there is no curve of {name!r}, {end!r}, {site!r}: names are {names}; ends {ends}; sites {sites}."
+            )
         return rows.sort_values(["site", "rho"]).reset_index(drop=True)
 
     def __repr__(self) -> str:
@@ -95,8 +97,8 @@ def curve(
 ) -> Curve:
     """How probable the tracked tokens are after the prompts when one matrix at a time is cut to a fraction ρ.
 
-    Every matrix is cut at both ends, keeping the top ρ of its components and keeping all others, and loses its strongest
-    component alone; MLP matrices also come with everything their MLP writes set to zero (its bias stays).
+    Every matrix is cut at both ends, keeping the top ρ of its components and keeping all others, and loses its
+    strongest component alone; MLP matrices also come with everything their MLP writes set to zero (its bias stays).
 
     Args:
         model: a HookedTransformer or a TransformerBridge; edits in force stay.
@@ -112,7 +114,9 @@ def curve(
     """
     asked = source if isinstance(source, Prompts) else prompts(model, source, track, generic=generic)
     if isinstance(source, Prompts) and (track or generic is not None):
-        raise ValueError("track and generic are part of prompts made before: give them to truncation.prompts(...), or pass texts.")
+        raise ValueError(
+            "track and generic are part of prompts made before: give them to truncation.prompts(...), or pass texts."
+        )
     asked.check(int(model.cfg.d_vocab))  # type: ignore[union-attr, arg-type]
     cuts = list(cuts_of(surgery.sites(model, site), rhos))
     readings: list[list[_Reading]] = [[] for _ in cuts]
@@ -136,7 +140,9 @@ def cuts_of(sites: Sequence[str], rhos: Sequence[float | int]) -> Iterator[Cut]:
     """
     bad = [rho for rho in rhos if not 0 <= rho <= 1]
     if bad or not rhos:
-        raise ValueError(f"rhos={tuple(rhos)!r}: give one or more fractions of the full rank, from 0 to 1, such as 0.05.")
+        raise ValueError(
+            f"rhos={tuple(rhos)!r}: give one or more fractions of the full rank, from 0 to 1, such as 0.05."
+        )
     yield Cut("full", "", 1.0, None)
     for mlp in dict.fromkeys(site.rpartition(".")[0] for site in sites if ".mlp." in site):
         yield Cut("MLP dropped", f"{mlp}.W_out", 0.0, Zero())

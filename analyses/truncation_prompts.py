@@ -1,7 +1,7 @@
 """Prompts with the tokens whose probability is tracked after them: the right answer, its rival, a generic word.
 
-For the truncation study (arXiv:2406.03068, its experiments on pretrained models): indirect objects come from `tasks.ioi`,
-facts from `facts`; the generic competitor of both is " the".
+For the truncation study (arXiv:2406.03068, its experiments on pretrained models): indirect objects come from
+`tasks.ioi`, facts from `facts`; the generic competitor of both is " the".
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,8 @@ from analyses.task_set import Task
 
 CORRECT, DISTRACTOR = "correct", "distractor"
 Tracked = int | str | Sequence[int] | Sequence[str] | Tensor
-"""A token for all prompts, or one for each: its id, or a text that continues the prompt, of which the first token counts."""
+"""A token for all prompts, or one for each: its id, or a text that continues the prompt, of which the first token
+counts."""
 
 PLACES = (
     ("The Eiffel Tower", "Paris"), ("The Colosseum", "Rome"), ("The Brandenburg Gate", "Berlin"),
@@ -45,7 +46,9 @@ def facts(
     """
     names = list(dict.fromkeys(answer for _, answer in places))
     if len(names) < 2:
-        raise ValueError(f"places hold {len(names)} different answers: every fact needs another one as its rival. Give 2 or more.")
+        raise ValueError(
+            f"places hold {len(names)} different answers: every fact needs another one as its rival. Give 2 or more."
+        )
     items = []
     for subject, answer in places:
         other = names[(names.index(answer) + 1) % len(names)]
@@ -82,19 +85,22 @@ class Prompts:
             outside = ids[(ids < 0) | (ids >= vocabulary)]
             if len(outside):
                 raise ValueError(
-                    f"track[{name!r}] names token {int(outside[0])}, the model has {vocabulary} tokens: ids run from 0 to "
+                    f"track[{name!r}] names token {int(outside[0])}, the model has {vocabulary} tokens: ids run from "
+                    f"0 to "
                     f"{vocabulary - 1}. Take the ids of this model's tokenizer."
                 )
         if CORRECT not in self.track:
             raise ValueError(
-                f"track names {', '.join(map(repr, self.track)) or 'nothing'}: margins are taken from {CORRECT!r}, the right "
+                f"track names {', '.join(map(repr, self.track)) or 'nothing'}: margins are taken from {CORRECT!r}, "
+                f"the right "
                 "token of each prompt. Add it."
             )
         for name, ids in self.track.items():
             same = (ids == self.track[CORRECT]).nonzero().flatten().tolist()
             if name != CORRECT and same:
                 raise ValueError(
-                    f"{CORRECT!r} and {name!r} are the same token after prompt {same[0]} (and {len(same) - 1} others): nothing "
+                    f"{CORRECT!r} and {name!r} are the same token after prompt {same[0]} (and {len(same) - 1} "
+                    f"others): nothing "
                     "tells them apart there. Choose words that differ in their first token, or leave these prompts out."
                 )
 
@@ -110,14 +116,15 @@ def prompts(
 
     Args:
         model: only its tokenizer, configuration and device are used.
-        source: a task of answers, whose first right answer is tracked as "correct" and, if every item has one, whose first
+        source: a task of answers, whose first right answer is tracked as "correct" and, if every item has one, whose
+        first
             distractor as "distractor"; or texts; or token ids, all of a length.
         track: names and tokens. Of a text the first token counts, as it continues the prompt.
         generic: short for `track={"generic": ...}`, for instance " the".
 
     Raises:
-        ValueError: if there are no prompts, or what is tracked is missing, outside the vocabulary, or not one token a prompt.
-        UnscorableItems: if a text cannot be read or said by this model.
+        ValueError: if there are no prompts, or what is tracked is missing, outside the vocabulary, or not one token a
+        prompt. UnscorableItems: if a text cannot be read or said by this model.
     """
     wanted: dict[str, Tracked] = dict(track or {}) | ({} if generic is None else {"generic": generic})
     if isinstance(source, Tensor):
@@ -142,14 +149,16 @@ def _of_task(task: Task, wanted: dict[str, Tracked]) -> dict[str, Tracked]:
     """The task's own answers and distractors beside what is asked for."""
     if task.kind != "answer":
         raise ValueError(
-            f"task {task.name!r} holds items of kind {task.kind!r}: a token is tracked after prompts with answers. Give a task of "
+            f"task {task.name!r} holds items of kind {task.kind!r}: a token is tracked after prompts with answers. "
+            f"Give a task of "
             "answers, or texts and track=."
         )
     own: dict[str, Tracked] = {CORRECT: [item.right[0] for item in task.items]}  # type: ignore[dict-item]
     without = [i for i, item in enumerate(task.items) if not item.wrong]
     if 0 < len(without) < len(task):
         raise ValueError(
-            f"item {without[0]} of task {task.name!r} has no distractor, others have: give every item one to track, or none."
+            f"item {without[0]} of task {task.name!r} has no distractor, others have: give every item one to track, "
+            f"or none."
         )
     if not without:
         own[DISTRACTOR] = [item.wrong[0] for item in task.items]  # type: ignore[assignment]
@@ -170,7 +179,9 @@ def _spread(name: str, given: object, n: int) -> list[Text]:
     return texts
 
 
-def _tokens_after(model: nn.Module, contexts: Sequence[Text], texts: Sequence[Text]) -> tuple[list[tuple[int, ...]], list[int]]:
+def _tokens_after(
+    model: nn.Module, contexts: Sequence[Text], texts: Sequence[Text]
+) -> tuple[list[tuple[int, ...]], list[int]]:
     """The token rows of the prompts, and the first token of each text after its prompt."""
     items = [AnswerItem(context, (text,)) for context, text in zip(contexts, texts, strict=True)]
     encoded = encode(model, Task("prompts", tuple(items)))

@@ -1,7 +1,7 @@
 """The noisy recall experiment under truncation and under single gradient steps, from its weights alone.
 
-The model is two blocks without normalisation. A cut is made in the matrix by the gains that `surgery.apply` would use, and
-only what comes after it is computed again, at the scored positions.
+The model is two blocks without normalisation. A cut is made in the matrix by the gains that `surgery.apply` would use,
+and only what comes after it is computed again, at the scored positions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,9 @@ def swept(
     seed: int,
     batch_size: int,
 ) -> pd.DataFrame:
-    """A row for each cut and metric: end, site, rho, metric, value, stderr (over sequences); the probes for no cut only.
+    """A row for each cut and metric: end, site, rho, metric, value, stderr (over sequences).
+
+    The attention probes are there for the uncut model only.
 
     Raises:
         ValueError: if the weights are not those of the task's model, or W_Q is to be cut, which is the identity here.
@@ -52,7 +54,8 @@ def swept(
     sites = [str(Site.parse(site).joint) for site in sites_of(model, patterns)]
     if any(site.endswith("W_Q") for site in sites):
         raise ValueError(
-            f"{next(s for s in sites if s.endswith('W_Q'))} is the identity in this experiment, and is not cut: choose among W_K, "
+            f"{next(s for s in sites if s.endswith('W_Q'))} is the identity in this experiment, and is not cut: "
+            f"choose among W_K, "
             "W_V, W_O, W_in and W_out."
         )
     clean = task.sample(sequences, seed=seed, alpha=0.0).to(weights[EMBED].device)
@@ -77,21 +80,23 @@ def gradient_steps(
 ) -> pd.DataFrame:
     """What one gradient step on the feed-forward or on the attention matrices alone teaches, from each checkpoint.
 
-    The gradient of the training loss (noisy sequences) is taken once; a step of `lr` then changes one half of the model, and
-    fresh noisy sequences tell what it learned. Columns: step, part, gradient_norm, and the changes of noise_logit and
-    answer_logit (logits over the mean logit), p_noise and p_correct, means over the scored positions.
+    The gradient of the training loss (noisy sequences) is taken once; a step of `lr` then changes one half of the
+    model, and fresh noisy sequences tell what it learned. Columns: step, part, gradient_norm, and the changes of
+    noise_logit and answer_logit (logits over the mean logit), p_noise and p_correct, means over the scored positions.
 
-    Source: the comparison of first gradient steps in arXiv:2406.03068, section 4, here with all matrices of both halves.
+    Source: the comparison of first gradient steps in arXiv:2406.03068, section 4, here with all matrices of both
+    halves.
 
     Raises:
         ValueError: if there are no checkpoints, or a number is out of its range.
     """
     if not checkpoints or not lr > 0 or batch < 1:
         raise ValueError(
-            f"{len(checkpoints)} checkpoints, lr={lr!r}, batch={batch!r}: give one or more, a learning rate above 0 and a batch of 1 "
+            f"{len(checkpoints)} checkpoints, lr={lr!r}, batch={batch!r}: give one or more, a learning rate above 0 "
+            f"and a batch of 1 "
             "or more; take 0.03 and 256."
         )
-    rows = []
+    rows: list[tuple] = []
     for step in sorted(checkpoints):
         rows += _one_step(step, checkpoints[step], task, lr, batch, seed)
     columns = ["step", "part", "gradient_norm", "noise_logit", "answer_logit", "p_noise", "p_correct"]
@@ -99,19 +104,20 @@ def gradient_steps(
 
 
 def _one_step(step: int, weights: Weights, task: RecallTask, lr: float, batch: int, seed: int) -> list[tuple]:
-    parts = {
-        "feed-forward": [name for names in MLPS for name in names if bool(weights[name].any())],
-        "attention": list(TRAINED),
-    }
+    on = [names for names in MLPS if any(bool(weights[name].any()) for name in names)]
+    parts = {"feed-forward": [name for names in on for name in names], "attention": list(TRAINED)}
     device = weights[EMBED].device
     with torch.inference_mode(False), torch.enable_grad():
-        W = {name: weight.detach().clone().requires_grad_(name in sum(parts.values(), [])) for name, weight in weights.items()}
+        moving = {name for names in parts.values() for name in names}
+        W = {name: weight.detach().clone().requires_grad_(name in moving) for name, weight in weights.items()}
         noisy = task.sample(batch, seed=seed).to(device)
         cross_entropy(scored_logits(W, noisy.tokens, noisy.scored), noisy.targets[noisy.scored]).backward()
     fresh = task.sample(batch, seed=seed + 1).to(device)
     before = _learned(weights, fresh, task.noise_token)
     found = []
     for part, names in parts.items():
+        if not names:
+            continue
         gradients = {name: gradient for name in names if (gradient := W[name].grad) is not None}
         norm = float(sum(g.double().square().sum() for g in gradients.values()) ** 0.5)
         moved = {**weights, **{name: weights[name] - lr * gradient for name, gradient in gradients.items()}}
@@ -132,7 +138,9 @@ def _learned(weights: Weights, batch: RecallBatch, noise_token: int) -> Float[Te
 def _model(weights: Weights, task: RecallTask) -> nn.Module:
     """A model that holds the weights."""
     if EMBED not in weights:
-        raise ValueError(f"the weights hold no {EMBED}: give those of recall.weights(model) or recall.train(..., checkpoints=...).")
+        raise ValueError(
+            f"the weights hold no {EMBED}: give those of recall.weights(model) or recall.train(..., checkpoints=...)."
+        )
     return recall.load(recall.bridge(task, d_model=weights[EMBED].shape[1]), weights)
 
 
@@ -190,7 +198,9 @@ class _Stages:
         return resid + _mlp(W, resid, 0)
 
 
-def _pattern(queries: Float[Tensor, "batch pos d"], keys: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos pos"]:
+def _pattern(
+    queries: Float[Tensor, "batch pos d"], keys: Float[Tensor, "batch pos d"]
+) -> Float[Tensor, "batch pos pos"]:
     scores = queries @ keys.mT / queries.shape[-1] ** 0.5
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     return scores.masked_fill(later, -torch.inf).softmax(-1)

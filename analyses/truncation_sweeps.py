@@ -26,9 +26,13 @@ from surgery import sites as sites_of
 
 Weights: TypeAlias = Mapping[str, Float[Tensor, "row column"]]
 Checkpoints: TypeAlias = TrainingRun | Mapping[int, Weights | nn.Module | Callable[[], nn.Module]]
-"""Training steps and what the model was then: weights as `recall.train` keeps them, a model, or a function that loads one."""
+"""Training steps and what the model was then: weights as `recall.train` keeps them, a model, or a function that loads
+one."""
 
-RECALL_SITES = ("blocks.1.attn.W_V", "blocks.1.attn.W_O", "blocks.1.mlp.W_in", "blocks.1.mlp.W_out")
+RECALL_SITES = (
+    "blocks.0.attn.W_V", "blocks.0.attn.W_O", "blocks.1.attn.W_V", "blocks.1.attn.W_O", "blocks.1.mlp.W_in",
+    "blocks.1.mlp.W_out",
+)  # fmt: skip
 RECALL_STEPS = (0, 25, 50, 100, 150, 200, 250, 300, 400)
 
 
@@ -37,9 +41,9 @@ RECALL_STEPS = (0, 25, 50, 100, 150, 200, 250, 300, 400)
 class Sweep:
     """Values over training steps and cuts, one row for each metric.
 
-    Columns of `frame`: step, end (what was cut, see `truncation_curves.End`), site, rho, metric, value, stderr. On the recall
-    experiment the metrics are those of `recall.evaluate` and, uncut, the attention probes; on prompts they are `p(name)`,
-    `margin(name)` (logits of "correct" over the name) and `likeliest(name)`.
+    Columns of `frame`: step, end (what was cut, see `truncation_curves.End`), site, rho, metric, value, stderr. On the
+    recall experiment the metrics are those of `recall.evaluate` and, uncut, the attention probes; on prompts they are
+    `p(name)`, `margin(name)` (logits of "correct" over the name) and `likeliest(name)`.
     """
 
     frame: pd.DataFrame
@@ -60,13 +64,14 @@ class Sweep:
             KeyError: if there is none.
         """
         frame = self.frame
-        chosen = (frame["metric"] == metric) & (frame["end"] == end) & (frame["site"].str.startswith(site) if site else True)
-        rows = frame[chosen if rho is None else chosen & (frame["rho"] == rho)]
+        chosen = (frame["metric"] == metric) & (frame["end"] == end) & frame["site"].str.startswith(site)
+        rows = frame.loc[chosen if rho is None else chosen & (frame["rho"] == rho)]
         if rows.empty or rows["step"].duplicated().any():
-            found = "none" if rows.empty else f"several ({', '.join(map(str, sorted(set(zip(rows['site'], rows['rho'], strict=True)))))})"
+            found = "none" if rows.empty else f"{len(rows.groupby(['site', 'rho']))}"
             raise KeyError(
                 f"metric={metric!r}, end={end!r}, site={site!r}, rho={rho!r} names {found} of the curves: metrics are "
-                f"{', '.join(frame['metric'].unique())}; ends {', '.join(frame['end'].unique())}; name a site and a rho where "
+                f"{', '.join(frame['metric'].unique())}; ends {', '.join(frame['end'].unique())}; name a site and a "
+                f"rho where "
                 "there are several."
             )
         return rows.set_index("step")["value"].sort_index()
@@ -74,13 +79,13 @@ class Sweep:
     def first_step(self, metric: str, above: float, *, end: str = "full", site: str = "") -> int | None:
         """The first step at which the metric reaches a value, None if it never does."""
         values = self.of(metric, end=end, site=site)
-        reached = values[values >= above]
-        return None if reached.empty else int(reached.index[0])
+        return next((step for step in self.steps if values.loc[step] >= above), None)
 
     def __repr__(self) -> str:
         last = self.frame[self.frame["step"] == self.steps[-1]]
         shown = last.pivot_table(index=["site", "end", "rho"], columns="metric", values="value", sort=False)
-        return f"truncation at steps {', '.join(map(str, self.steps))}; at the last:\n{shown.to_string(float_format='{:.3f}'.format)}"
+        table = shown.to_string(float_format="{:.3f}".format)
+        return f"truncation at steps {', '.join(map(str, self.steps))}; at the last:\n{table}"
 
 
 @final
@@ -98,16 +103,22 @@ class Study:
         values = pd.concat(frames).groupby(by, sort=False)["value"]
         return values.agg(["mean", "min", "max"]).reset_index()
 
-    def at(self, metric: str, step: int, *, end: str = "full", site: str = "", rho: float | None = None) -> dict[int, float]:
+    def at(
+        self, metric: str, step: int, *, end: str = "full", site: str = "", rho: float | None = None
+    ) -> dict[int, float]:
         """A metric's value at one step, by seed."""
-        return {seed: float(sweep.of(metric, end=end, site=site, rho=rho)[step]) for seed, sweep in self.sweeps.items()}
+        cut = {"end": end, "site": site, "rho": rho}
+        return {seed: sweep.of(metric, **cut).to_dict()[step] for seed, sweep in self.sweeps.items()}
 
     def __repr__(self) -> str:
         frame = self.to_dataframe()
         last = frame[frame["step"] == frame["step"].max()]
-        wide = last.assign(value=[f"{m:.3f} [{a:.3f}, {b:.3f}]" for m, a, b in last[["mean", "min", "max"]].to_numpy()])
-        shown = wide.pivot_table(index=["site", "end", "rho"], columns="metric", values="value", aggfunc="first", sort=False)
-        return f"mean and range over seeds {', '.join(map(str, self.sweeps))} at step {frame['step'].max()}\n{shown.to_string()}"
+        triples = zip(last["mean"], last["min"], last["max"], strict=True)
+        wide = last.assign(value=[f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in triples])
+        index = ["site", "end", "rho"]
+        shown = wide.pivot_table(index=index, columns="metric", values="value", aggfunc="first", sort=False).fillna("")
+        seeds = ", ".join(map(str, self.sweeps))
+        return f"mean and range over seeds {seeds} at step {frame['step'].max()}\n{shown.to_string()}"
 
 
 def sweep(
@@ -126,10 +137,11 @@ def sweep(
     """Every checkpoint under every cut: nothing, an MLP dropped, each matrix at each ρ, its top component dropped.
 
     On a `RecallTask`, clean sequences (α = 0) made from `seed`, the same for all, so that differences are paired; the
-    checkpoints are weights as `recall.train(..., checkpoints=...)` keeps them, or models of `recall.model`. On prompts, the
-    checkpoints are models, or functions that load them, one at a time:
+    checkpoints are weights as `recall.train(..., checkpoints=...)` keeps them, or models of `recall.model`. On
+    prompts, the checkpoints are models, or functions that load them, one at a time:
 
-        {step: partial(HookedTransformer.from_pretrained_no_processing, "pythia-70m", checkpoint_value=step) for step in steps}
+        {step: partial(HookedTransformer.from_pretrained_no_processing, "pythia-70m", checkpoint_value=step) for step
+        in steps}
 
     Args:
         checkpoints: by training step.
@@ -160,12 +172,13 @@ def sweep(
             frame = swept(weights, task, patterns, rhos, sequences=sequences, seed=seed, batch_size=batch_size)
         else:
             model = _model(held[step], step)
-            _same_shapes(shapes, step, {s: (place_of(model, s).d_in, place_of(model, s).d_out) for s in sites_of(model, patterns)})
+            places = {site: place_of(model, site) for site in sites_of(model, patterns)}
+            _same_shapes(shapes, step, {site: (place.d_in, place.d_out) for site, place in places.items()})
             settings = {} if isinstance(task, Prompts) else {"track": track, "generic": generic}
             frame = _long(curve(model, task, patterns, rhos=rhos, batch_size=batch_size, progress=False, **settings))
         frames.append(frame.assign(step=step))
     columns = ["step", "end", "site", "rho", "metric", "value", "stderr"]
-    return Sweep(pd.concat(frames, ignore_index=True)[columns])
+    return Sweep(pd.DataFrame(pd.concat(frames, ignore_index=True), columns=columns))
 
 
 def study(
@@ -185,8 +198,8 @@ def study(
 ) -> Study:
     """The noisy recall experiment from the start, once for every seed: train with checkpoints, then sweep.
 
-    A seed draws the initial weights and the training sequences; the task is the same for all. `mlps` says which blocks have
-    an MLP, none for the control. Training is cached and resumable, as in `recall.train`.
+    A seed draws the initial weights and the training sequences; the task is the same for all. `mlps` says which blocks
+    have an MLP, none for the control. Training is cached and resumable, as in `recall.train`.
 
     Raises:
         ValueError: if there are no seeds, or as `recall.train` and `sweep`.
@@ -215,7 +228,8 @@ def _weights(held: Weights | nn.Module | Callable[[], nn.Module]) -> dict[str, T
 def _model(held: Weights | nn.Module | Callable[[], nn.Module], step: int) -> nn.Module:
     if isinstance(held, Mapping):
         raise ValueError(
-            f"checkpoint {step} holds weights, and prompts need a model to run: give a model or a function that loads one, or a "
+            f"checkpoint {step} holds weights, and prompts need a model to run: give a model or a function that loads "
+            f"one, or a "
             "RecallTask in place of the prompts."
         )
     return held if isinstance(held, nn.Module) else held()
@@ -230,7 +244,8 @@ def _same_shapes(seen: dict[int, dict[str, tuple[int, int]]], step: int, shapes:
     other = next((name for name in {**seen[first], **shapes} if seen[first].get(name) != shapes.get(name)), None)
     if other is not None:
         raise ValueError(
-            f"checkpoint {step} has {other} of shape {shapes.get(other)}, checkpoint {first} {seen[first].get(other)}: the "
+            f"checkpoint {step} has {other} of shape {shapes.get(other)}, checkpoint {first} "
+            f"{seen[first].get(other)}: the "
             "checkpoints of a sweep are one model at several steps. Sweep other models by themselves."
         )
 
@@ -246,4 +261,4 @@ def _long(found: Curve) -> pd.DataFrame:
         for metric in ("p", "margin", "likeliest")
     ]
     rows = pd.concat(frames)
-    return rows[~((rows["metric"] == "margin(correct)"))]
+    return rows.loc[rows["metric"] != "margin(correct)"]
