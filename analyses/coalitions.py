@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from analyses.effects import Effects, Selection, Unit
 from analyses.gradients import arithmetic, logits_of, metric_of
 from analyses.metrics import Metric
-from analyses.question import Examples, Question, Target, Tokens, ask
+from analyses.question import Examples, Question, Target, Tokens, ask, selected
 from hooks import Site, host_of
 from hooks.replay import Recording, Rows, has_hooks, recorded, replayed, unembedding_only
-from surgery import Decompositions, Gains, Spec
+from surgery import SVD, Decompositions, Gains, Spec
 from surgery.specs import combine, plan
 
 
@@ -32,6 +32,7 @@ class Game:
     question: Question
     gains: dict[Site, Gains]
     players: tuple[tuple[Site, Unit], ...]
+    svds: Decompositions | None
 
     def values(
         self, coalitions: Bool[Tensor, "coalition player"], *, done: Callable[[int], object] = lambda n: None
@@ -84,20 +85,19 @@ def game_of(
     """The game in which every component that the spec changes is a player, or every unit of `players`.
 
     Raises:
-        ValueError: if the spec changes nothing, uses a basis whose components do not sum to the matrix, or `players`
-        names
-            components that it does not change.
+        ValueError: if the spec changes nothing, edits anything but singular components, or `players` names components
+            that it does not change.
         SiteError: if a pattern names no editable matrix.
     """
     gains: dict[Site, Gains] = {}
+    basis = SVD() if svds is None else svds.basis
     changes = plan(model, spec, svds=svds, progress=progress)
     for site in dict.fromkeys(change.site for change in changes):
         parts = [change for change in changes if change.site == site]
-        if not parts[0].decomposition.basis.complete:
+        if parts[0].edit.basis != basis or not basis.complete:
             raise ValueError(
-                f"'{site}' is edited in {parts[0].decomposition.basis!r}, whose components do not sum to the matrix, "
-                "so its change "
-                "has no shares. Use an edit of its singular components."
+                f"'{site}' is edited in {parts[0].edit.basis!r}, but shares are of singular components, which sum to "
+                "the matrix. Use an edit of these, such as Drop([0])."
             )
         gains[site] = combine(parts)
     changed = {site: (g.values != 1).nonzero().squeeze(1).tolist() for site, g in gains.items()}
@@ -106,16 +106,18 @@ def game_of(
     )
     if not units.n_components:
         raise ValueError("the spec changes no component (every gain is 1), so there is nothing to attribute.")
-    for address, chosen in units.items():
-        allowed = {str(site): members for site, members in changed.items()}.get(address, [])
-        strangers = [i for unit in chosen for i in unit if i not in allowed]
+    for site, chosen in selected(model, units).items():
+        strangers = {i for unit in chosen for i in unit} - set(changed.get(site, []))
         if strangers:
-            raise ValueError(f"players names component {strangers[0]} of '{address}', which the spec does not change.")
+            raise ValueError(
+                f"players names component {min(strangers)} of '{site}', which the spec does not change: leave it out, "
+                "or edit it too."
+            )
     question = ask(
         model, tokens, metric, units, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
     )
     named = tuple((site, unit) for site, target in question.targets.items() for unit in target.units)
-    return Game(question, gains, named)
+    return Game(question, gains, named, svds)
 
 
 @dataclass(slots=True)
@@ -129,11 +131,8 @@ class _Rows:
 
     @property
     def coalitions_per_pass(self) -> int:
-        return (
-            1
-            if has_hooks(self.game.question.model)
-            else max(1, self.game.question.rows_per_pass() // len(self.part.tokens))
-        )
+        question = self.game.question
+        return 1 if has_hooks(question.model) else max(1, question.rows_per_pass() // len(self.part.tokens))
 
     def values(
         self, coalitions: Bool[Tensor, "coalition player"], done: Callable[[int], object]
@@ -157,7 +156,7 @@ class _Rows:
             stack.enter_context(arithmetic(False))
             values = metric(logits_of(model, part.tokens[here], mask))
         done(len(coalitions) * n)
-        return values.view(len(coalitions), n).float()
+        return values.view(len(coalitions), n).float().cpu()
 
     def _moves(self, site: Site, target: Target, coalitions: Bool[Tensor, "coalition player"]) -> Tensor:
         """`γ − 1` of every component in every coalition, `[coalition component]`."""

@@ -2,8 +2,7 @@
 
 First order alone misjudges a loss, which curves as soon as a component is gone. The diagonal of the Hessian in the
 gains is estimated from its products with random vectors, each the cost of about two forward passes. Three things make
-few of them
-enough:
+few of them enough:
 
 - every example has gains, and so random vectors, of its own: it costs nothing, and the noise of the off-diagonal terms
   averages out over examples instead of adding up;
@@ -58,7 +57,8 @@ def by_curvature(
     """The effect of removing each component to second order, with the Hessian's diagonal from `probes` random probes.
 
     `share` says which matrices a probe covers at once: one, all of one type (W_Q of every layer, ...), or all. Sharing
-    saves passes and adds noise. `noise` of the result is the standard error over probes.
+    saves passes and adds noise; where there are no more gains than probes, the diagonal is exact. Components of one
+    unit share a gain. `noise` of the result is the standard error over probes.
 
     Raises:
         ValueError: if the metric is not differentiable, `probes` is not even and positive, or as `ask`.
@@ -85,7 +85,8 @@ def by_curvature(
             estimates = _diagonals(product, (len(gains[group[0]]), sum(widths)), probes // 2, generator)
             yield from zip(group, estimates.split(widths, -1), strict=True)
 
-    passes = 4.0 + 2 * probes * len(groups)
+    widths = [sum(len(question.targets[site].units) for site in group) for group in groups]
+    passes = 4.0 + 2 * sum(min(probes, width) for width in widths)
     found = _second_order(question, f"curvature ({probes} probes)", diagonal, passes=passes, progress=progress)
     if not isinstance(question.examples.metric, Loss):
         return found
@@ -116,11 +117,11 @@ def by_exact_curvature(
     def diagonal(slopes: dict[Site, Tensor], gains: dict[Site, Tensor]) -> Iterator[tuple[Site, Tensor]]:
         for site, target in question.targets.items():
             exact = torch.zeros_like(gains[site])
-            for unit in target.units:
+            for column in range(len(target.units)):
                 z = torch.zeros_like(gains[site])
-                z[:, list(unit)] = 1
+                z[:, column] = 1
                 (product,) = _hessian_product(slopes, gains, [site], [z])
-                exact[:, list(unit)] = product[:, list(unit)]
+                exact[:, column] = product[:, column]
             yield site, exact.unsqueeze(0)
 
     n = sum(len(target.units) for target in question.targets.values())
@@ -174,10 +175,12 @@ def _fisher(question: Question, draws: int, seed: int, *, progress: bool) -> Eff
         for _ in range(draws):
             drawn = backward(question, Examples(part.tokens, part.attention_mask, _sampled_loss(labels, generator)))
             for site, target in question.targets.items():
-                second[site] = second[site] + drawn.score(target).square().sum(1) / draws
+                score = drawn.score(target)
+                together = units_of(target, score.flatten(0, 1)).unflatten(0, score.shape[:2])
+                second[site] = second[site] + together.square().sum(1) / draws
         n = (labels != metrics.IGNORED).sum(1, keepdim=True)
         for site, target in question.targets.items():
-            rows[site].append(units_of(target, first.score(target).sum(1) + 0.5 * n * second[site]).cpu())
+            rows[site].append((units_of(target, first.score(target).sum(1)) + 0.5 * n * second[site]).cpu())
     return _effects(question, f"Fisher ({draws} draws)", baselines, rows, {}, passes=2.0 * (draws + 1))
 
 
@@ -214,9 +217,8 @@ def _second_order(question: Question, method: str, diagonal: Diagonal, *, passes
             zip(gains, torch.autograd.grad(values.sum(), list(gains.values()), create_graph=True), strict=True)
         )
         for site, drawn in diagonal(slopes, gains):
-            target, half = question.targets[site], 0.5 * drawn
-            rows[site].append(units_of(target, half.mean(0) - slopes[site].detach()).cpu())
-            draws[site].append(torch.stack([units_of(target, one) for one in half]).sum(1).cpu())
+            rows[site].append((0.5 * drawn.mean(0) - slopes[site].detach()).cpu())
+            draws[site].append(0.5 * drawn.sum(1).cpu())
     noise = {
         str(site): (sum(parts) / question.n_examples).std(0) / len(parts[0]) ** 0.5  # type: ignore[union-attr]
         for site, parts in draws.items()
@@ -248,27 +250,32 @@ def _effects(
 
 @contextmanager
 def _with_gains(question: Question, n_examples: int) -> Iterator[dict[Site, Tensor]]:
-    """Gains of 1 on every component of every target, of each example its own, to be differentiated twice."""
+    """Gains of 1 on every unit of every target, of each example its own, to be differentiated twice."""
     gains: dict[Site, Tensor] = {}
     with ExitStack() as stack:
         for site, target in question.targets.items():
             S = target.components.S
-            gains[site] = torch.ones(n_examples, len(S), dtype=S.dtype, device=S.device, requires_grad=True)
+            gains[site] = torch.ones(n_examples, len(target.units), dtype=S.dtype, device=S.device, requires_grad=True)
             stack.enter_context(_corrected(target, gains[site]))
         yield gains
 
 
 @contextmanager
-def _corrected(target: Target, gains: Float[Tensor, "example component"]) -> Iterator[None]:
+def _corrected(target: Target, gains: Float[Tensor, "example unit"]) -> Iterator[None]:
     """`y + ((x U) ⊙ (γ − 1) s) Vh`, which is y, but depends on the gains."""
     place, parts = target.place, target.components
+    U, S, Vh, shared = parts.U, parts.S, parts.Vh, gains
+    if target.units != tuple((i,) for i in range(parts.rank)):
+        members = [i for unit in target.units for i in unit]
+        U, S, Vh = U[:, members], S[members], Vh[members]
+        shared = gains[:, [column for column, unit in enumerate(target.units) for _ in unit]]
     inputs: list[Tensor] = []
 
     def read(x: Tensor) -> None:
-        inputs[:] = [place.read_input(x).to(parts.S.dtype)]
+        inputs[:] = [place.read_input(x).to(S.dtype)]
 
     def add(y: Tensor) -> Tensor:
-        return place.add_to_output(y, ((inputs.pop() @ parts.U) * ((gains - 1) * parts.S).unsqueeze(1)) @ parts.Vh)
+        return place.add_to_output(y, ((inputs.pop() @ U) * ((shared - 1) * S).unsqueeze(1)) @ Vh)
 
     handles = [place.input.attach(read), place.output.attach(add)]
     try:
@@ -312,9 +319,13 @@ def _diagonals(
 
     With `Y = H Ω = Q R`, the estimate without vector i is `diag(Q_i Q_iᵀ H) + ω_i ⊙ (I − Q_i Q_iᵀ) H ω_i`, Q_i a
     basis of the other columns of Y, which the inverse of R gives without a new factorisation (arXiv:2301.07825,
-    app. A). It takes 2 k products. Vectors are drawn on the CPU, so that a seed means the same on every device.
+    app. A). It takes 2 k products; as many give the whole diagonal of 2 k gains or fewer, and then there is one exact
+    estimate. Vectors are drawn on the CPU, so that a seed means the same on every device.
     """
-    k = min(k, shape[1])
+    n_examples, n = shape
+    if 2 * k >= n:
+        columns = [product(one.expand(n_examples, n))[:, i] for i, one in enumerate(torch.eye(n))]
+        return torch.stack(columns, 1).float().unsqueeze(0)
     omega = torch.randint(2, (k, *shape), generator=generator).mul_(2).sub_(1).double()
     Y = torch.stack([product(z) for z in omega], dim=-1).double()
     omega = omega.to(Y.device)

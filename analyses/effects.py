@@ -127,13 +127,7 @@ class Effects:
 
         NaN where a component was not attributed; components of one unit all show the unit's effect.
         """
-        if site.endswith("[*]"):
-            heads = sorted(Site.parse(s) for s in self.units if s.startswith(f"{site[:-3]}["))
-            if heads:
-                return torch.stack([self[str(head)] for head in heads])
-        if site not in self.units:
-            raise KeyError(f"'{site}' was not attributed; there are {', '.join(self.units)}.")
-        return self._spread(site, self.examples[site].mean(0))
+        return self._by_head(site, lambda one: self._spread(one, self.examples[one].mean(0)))
 
     @property
     def residual(self) -> float:
@@ -155,11 +149,9 @@ class Effects:
         """The matrices that were attributed."""
         return tuple(self.units)
 
-    def stderr(self, site: str) -> Float[Tensor, " component"]:
+    def stderr(self, site: str) -> Float[Tensor, "*head component"]:
         """The standard error of each mean effect: over examples and, where the method is random, over its draws."""
-        rows = self.examples[site]
-        over_examples = rows.std(0) / len(rows) ** 0.5 if len(rows) > 1 else torch.full_like(rows[0], nan)
-        return self._spread(site, (over_examples.square() + self._noise(site).square()).sqrt())
+        return self._by_head(site, self._stderr)
 
     def interval(
         self, site: str, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
@@ -167,6 +159,7 @@ class Effects:
         """Bootstrap percentile interval of each mean effect over examples, `[lower, upper]`."""
         if not 0 < level < 1:
             raise ValueError(f"level={level!r}: a confidence level lies between 0 and 1, such as 0.95.")
+        self._check_attributed(site)
         rows = self.examples[site].double()
         generator = torch.Generator().manual_seed(seed)
         weights = torch.zeros(resamples, len(rows), dtype=rows.dtype)
@@ -174,8 +167,8 @@ class Effects:
         weights.scatter_add_(1, draws, torch.ones_like(draws, dtype=rows.dtype))
         means = weights @ rows / len(rows)
         tail = (1 - level) / 2
-        bounds = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=rows.dtype), dim=0)
-        return torch.stack([self._spread(site, bound) for bound in bounds.to(self.examples[site].dtype)])
+        bounds = np.quantile(means.numpy(), [tail, 1 - tail], axis=0)  # torch's refuses more than 2**24 numbers
+        return torch.stack([self._spread(site, bound) for bound in torch.from_numpy(bounds).to(self.examples[site])])
 
     def top(self, k: int) -> Selection:
         """The k units with the largest effects in absolute value, over all matrices, largest first in each matrix."""
@@ -213,10 +206,8 @@ class Effects:
 
         Inside a block singular vectors are defined only up to a rotation, and so are the effects of single ones.
         """
-        found = {site: degenerate_blocks(S, rtol) for site, S in self.strengths.items()}
-        return Selection(
-            {site: [tuple(range(b.start, b.stop)) for b in blocks] for site, blocks in found.items() if blocks}
-        )
+        found = {site: _degenerate_units(S, rtol) for site, S in self.strengths.items()}
+        return Selection({site: units for site, units in found.items() if units})
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row for each component: site, layer, matrix, head, component, strength, effect, stderr, degenerate."""
@@ -250,20 +241,26 @@ class Effects:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 if (metadata.get("format"), metadata.get("version")) != (_FORMAT, _VERSION):
-                    raise ValueError(f"{path} is not a file of effects that this version wrote (version {_VERSION}).")
-                about = json.loads(metadata["about"])
+                    raise ValueError(f"not one that this release wrote, version {_VERSION}")
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+                return cls._read(json.loads(metadata["about"]), tensors)
         except FileNotFoundError:
             raise
-        except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
             raise ValueError(
                 f"{path} is damaged or not a file of effects ({error}): attribute again and save."
             ) from error
+
+    @classmethod
+    def _read(cls, about: dict, tensors: dict[str, Tensor]) -> "Effects":
         units = {site: tuple(tuple(u) for u in chosen) for site, chosen in about["units"].items()}
         parts = {
             name: {site: tensors[f"{site}|{name}"] for site in units if f"{site}|{name}" in tensors}
             for name in ("examples", "strengths", "noise", "positions")
         }
+        for site, chosen in units.items():
+            if parts["examples"][site].shape[1:] != (len(chosen),) or parts["strengths"][site].ndim != 1:
+                raise ValueError(f"the parts of {site} do not fit together")
         measure = Measure(about["name"], about["unit"], about["higher_is_better"], tensors["baseline"])
         state, notes = about["weight_state"], tuple(about["notes"])
         return cls(about["method"], measure, units, parts["examples"], parts["strengths"], state, about["passes"],
@@ -277,14 +274,34 @@ class Effects:
         shown = frame[["site", "component", "strength", "effect", "stderr"]].to_string(index=False)
         lines = [
             f"effect of removal on {measure.name} [{measure.unit}], by {self.method}: {count} components of "
-            f"{len(self.sites)} "
-            f"matrices, {len(measure.baseline)} examples, {self.passes:.3g} forward passes, weights "
-            f"{self.weight_state}",
+            f"{len(self.sites)} matrices, {len(measure.baseline)} examples, {self.passes:.3g} forward passes, "
+            f"weights {self.weight_state}",
             f"{measure.name} now: {float(measure.baseline.mean()):.4g}; largest effects:",
             shown,
             *self.notes,
         ]
         return "\n".join(lines)
+
+    def _by_head(self, site: str, read: Callable[[str], Tensor]) -> Tensor:
+        """What `read` gives of a matrix; for a final `[*]`, a row for each head up to the last attributed one."""
+        if site.endswith("[*]"):
+            found = {Site.parse(s).head: read(s) for s in self.units if s.startswith(f"{site[:-3]}[")}
+            heads = {head: row for head, row in found.items() if head is not None}
+            if heads:
+                nothing = torch.full_like(next(iter(heads.values())), nan)
+                return torch.stack([heads.get(head, nothing) for head in range(max(heads) + 1)])
+        self._check_attributed(site)
+        return read(site)
+
+    def _check_attributed(self, site: str) -> None:
+        if site not in self.units:
+            names = [*list(self.units)[:8], *(["…"] if len(self.units) > 8 else [])]
+            raise KeyError(f"'{site}' was not attributed; there are {', '.join(names)}. All are in effects.sites.")
+
+    def _stderr(self, site: str) -> Float[Tensor, " component"]:
+        rows = self.examples[site]
+        over_examples = rows.std(0) / len(rows) ** 0.5 if len(rows) > 1 else torch.full_like(rows[0], nan)
+        return self._spread(site, (over_examples.square() + self._noise(site).square()).sqrt())
 
     def _noise(self, site: str) -> Tensor:
         return self.noise.get(site, torch.zeros(len(self.units[site])))
@@ -317,8 +334,8 @@ class Effects:
     def _frame(self, site: str) -> pd.DataFrame:
         parsed, S = Site.parse(site), self.strengths[site]
         block = torch.full((len(S),), -1, dtype=torch.long)
-        for number, members in enumerate(degenerate_blocks(S)):
-            block[members] = number
+        for number, members in enumerate(_degenerate_units(S)):
+            block[list(members)] = number
         frame = pd.DataFrame({
             "site": site, "layer": parsed.layer, "matrix": parsed.matrix, "head": parsed.head,
             "component": range(len(S)), "strength": S.numpy(), "effect": self[site].numpy(),
@@ -327,3 +344,9 @@ class Effects:
         frame["head"] = frame["head"].astype("Int64")
         frame["degenerate"] = frame["degenerate"].astype("Int64").where(frame["degenerate"] >= 0)
         return frame
+
+
+def _degenerate_units(S: Float[Tensor, " component"], rtol: float = 1e-5) -> list[Unit]:
+    """Blocks of (near-)equal strengths, whatever their order: gains in force may have changed it."""
+    order = S.argsort(descending=True, stable=True)
+    return [tuple(sorted(order[block].tolist())) for block in degenerate_blocks(S[order], rtol)]

@@ -79,7 +79,7 @@ def _integrated(game: Game, steps: int, progress: bool) -> Float[Tensor, "exampl
     for node, weight in tqdm(
         list(zip(nodes, weights, strict=True)), desc="path", unit="step", delay=1, disable=not progress
     ):
-        with apply(question.model, _along(game, (node + 1) / 2), progress=False):
+        with apply(question.model, _along(game, (node + 1) / 2), svds=game.svds, progress=False):
             parts = [
                 (part := question.take(chosen), backward(question, part, direct=True)) for chosen in question.batches()
             ]

@@ -111,9 +111,9 @@ def ask(
     """The question, after every check that needs no forward pass.
 
     Raises:
-        ValueError: if there are no examples, the mask does not match, the batch size is not positive, or the model is
-        in train
-            mode with dropout, where the same components would have another effect at every call.
+        ValueError: if there are no examples, the mask does not match, the batch size is not positive, nothing is
+            selected, or the model is in train mode with dropout, where the same components would have another effect
+            at every call.
         SiteError: if a pattern names no editable matrix.
     """
     check_deterministic(model)
@@ -125,7 +125,8 @@ def ask(
         )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: at least one sequence goes through the model at a time.")
-    examples = Examples(tokens, attention_mask, metrics.as_metric(metric))
+    mask = None if attention_mask is None else attention_mask.to(tokens.device).long()
+    examples = Examples(tokens, mask, metrics.as_metric(metric))
     return Question(model, examples, _targets(model, sites, svds, progress), batch_size)
 
 
@@ -149,21 +150,45 @@ def check_deterministic(model: nn.Module) -> None:
         ValueError: in train mode, if the model has dropout.
     """
     inner = getattr(model, "original_model", model)
-    dropout = [m for m in inner.modules() if isinstance(m, nn.Dropout) and m.p > 0 and m.training]
-    if dropout:
+    rates = [_dropout(m) for m in inner.modules() if m.training]
+    if any(rates):
         raise ValueError(
-            f"the model is in train mode and has dropout ({dropout[0].p}), so its output changes at every call: "
+            f"the model is in train mode and has dropout ({max(rates)}), so its output changes at every call: "
             "call model.eval() first."
         )
+
+
+def _dropout(module: nn.Module) -> float:
+    """The rate of a dropout layer, or of attention that drops by itself, as Hugging Face's does; else 0."""
+    held = module.p if isinstance(module, nn.Dropout) else module.__dict__.get("attention_dropout", 0.0)
+    return held if isinstance(held, float) else 0.0
+
+
+def selected(model: nn.Module, selection: Selection) -> dict[Site, tuple[Unit, ...]]:
+    """The units chosen of each matrix, where a key of the selection may be a pattern that names several.
+
+    Raises:
+        ValueError: if two keys name the same matrix.
+        SiteError: if a key names no editable matrix.
+    """
+    found: dict[Site, tuple[Unit, ...]] = {}
+    for address, units in selection.items():
+        for site in match_sites(model, address):
+            if site in found:
+                raise ValueError(f"the selection names '{site}' twice, once as '{address}': name each matrix once.")
+            found[site] = units
+    return {site: units for site, units in found.items() if units}
 
 
 def _targets(model: nn.Module, sites: Sites, svds: Decompositions | None, progress: bool) -> dict[Site, Target]:
     chosen: Mapping[Site, tuple[Unit, ...] | None]
     if isinstance(sites, Selection):
-        chosen = {match_sites(model, address)[0]: units for address, units in sites.items()}
+        chosen = {**selected(model, sites)}
     else:
         patterns = [sites] if isinstance(sites, str) else list(sites)
         chosen = dict.fromkeys(sorted({site for pattern in patterns for site in match_sites(model, pattern)}))
+    if not chosen:
+        raise ValueError("no component is selected: name at least one matrix, or components of it.")
     host = host_of(model)
     targets = {}
     for site, components in components_in_force(model, chosen, svds=svds, progress=progress).items():

@@ -22,19 +22,16 @@ from surgery import Decompositions, Edit
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Screening:
-    """What each stage of a screening found and cost: effects of all, of the best, and shares of the chosen."""
+    """What each stage of a screening found and cost: effects of all, of the best, and shares of the chosen.
+
+    `spec` removes the chosen: the most harmful components, or for a metric without direction the largest.
+    """
 
     estimated: Effects
     exact: Effects
     certified: Effects | None
+    spec: dict[str, Edit]
     seconds: tuple[float, ...]
-
-    @property
-    def spec(self) -> dict[str, Edit]:
-        """The chosen components removed: the most harmful, or for a metric without direction the largest."""
-        return (
-            {} if self.certified is None else _removed(self.exact, sum(len(u) for u in self.certified.units.values()))
-        )
 
     def costs(self) -> pd.DataFrame:
         """A row for each stage: method, components, forward passes, seconds."""
@@ -48,7 +45,7 @@ class Screening:
 
     def __repr__(self) -> str:
         lines = ["screening", self.costs().to_string(index=False), "", repr(self.exact)]
-        lines += ["", "no component improves the metric" if self.certified is None else repr(self.certified)]
+        lines += ["", "nothing was chosen" if self.certified is None else repr(self.certified)]
         return "\n".join(lines)
 
 
@@ -89,12 +86,8 @@ def screen(
     times = [perf_counter()]
     exact = by_ablation(model, tokens, metric, estimated.top(candidates), **shared)  # type: ignore[arg-type]
     times.append(perf_counter())
-    spec = _removed(exact, choose)
+    spec = exact.drop(choose) if metric.higher_is_better is None else exact.drop_most_harmful(choose)
     certified = by_path(model, tokens, metric, spec, **shared) if spec else None  # type: ignore[arg-type]
     times.append(perf_counter())
     spent = torch.tensor([start, *times], dtype=torch.float64).diff().tolist()
-    return Screening(estimated, exact, certified, tuple(spent))
-
-
-def _removed(exact: Effects, k: int) -> dict[str, Edit]:
-    return exact.drop(k) if exact.measure.higher_is_better is None else exact.drop_most_harmful(k)
+    return Screening(estimated, exact, certified, spec, tuple(spent))

@@ -57,12 +57,12 @@ def by_shapley(
             order = torch.randperm(n, generator=generator)
             for one in (order, order.flip(0)):
                 shares[pair] += 0.5 * _marginals(game, one, ends, bar.update)
-    mean, spread = shares.mean(0), shares.mean(1)
+    spread = shares.mean(1)
     noise = spread.std(0) / len(spread) ** 0.5 if len(spread) > 1 else torch.full((n,), torch.nan)
     notes = [f"shares of the change {float((ends[1] - ends[0]).mean()):.4g}, from {samples} orders of {n} players"]
     return game.effects(
-        f"Shapley ({samples} orders)", mean, ends[0], ends[1] - ends[0],
-        passes=2.0 + samples * (n - 1), noise=None if len(spread) < 2 else noise, notes=notes,
+        f"Shapley ({samples} orders)", shares.mean(0), ends[0], ends[1] - ends[0],
+        passes=2.0 + samples * (n - 1), noise=noise, notes=notes,
     )  # fmt: skip
 
 
@@ -122,9 +122,8 @@ def interactions(
     rows[torch.arange(n), torch.arange(n)] = single
     rows[pairs[:, 0], pairs[:, 1]] = rows[pairs[:, 1], pairs[:, 0]] = beyond
     labels = tuple(f"{site} {'+'.join(map(str, unit))}" for site, unit in game.players)
-    return Interactions(
-        labels, rows.mean(-1), rows.std(-1) / rows.shape[-1] ** 0.5, game.question.measure(values[0].cpu())
-    )
+    stderr = rows.std(-1) / rows.shape[-1] ** 0.5 if rows.shape[-1] > 1 else torch.full((n, n), torch.nan)
+    return Interactions(labels, rows.mean(-1), stderr, game.question.measure(values[0]))
 
 
 def _marginals(
