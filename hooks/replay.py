@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hooks.hosts import host_of
 from hooks.sites import Site
+from hooks.wires import is_of_a_wire
 
 Part = Literal["block", "attn", "mlp"]
 
@@ -121,7 +122,9 @@ def unembedding_only(model: nn.Module, columns: tuple[int, ...] | None) -> Itera
 
 def has_hooks(model: nn.Module) -> bool:
     """Whether somebody's hooks are on the model: they may expect the batch and positions they were written for."""
-    return any(point._forward_hooks or point._backward_hooks for point in model.hook_dict.values())  # type: ignore[union-attr]
+    points = model.hook_dict.values()  # type: ignore[union-attr]
+    found = (hook for point in points for hook in (*point._forward_hooks.values(), *point._backward_hooks.values()))
+    return not all(is_of_a_wire(hook) for hook in found)
 
 
 def hidden(output: object) -> Tensor:

@@ -60,3 +60,8 @@ class Wire:
                     return None if new is None else (args, {**kwargs, key: new})
 
                 return self.module.register_forward_pre_hook(on_keyword, with_kwargs=True, prepend=prepend)
+
+
+def is_of_a_wire(hook: object) -> bool:
+    """Whether a torch hook on the model was put there by `Wire.attach`: by us, not by the user."""
+    return getattr(hook, "__module__", None) == __name__

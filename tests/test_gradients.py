@@ -156,3 +156,15 @@ def test_train_mode_with_dropout_is_refused():
     model.train()
     with pytest.raises(ValueError, match=r"train mode and has dropout.*model.eval\(\)"):
         attribution.by_gradient(model, models.tokens(3), difference(), "*", progress=False)
+
+
+@pytest.mark.parametrize("kind", models.ONE_OF_EACH)
+def test_logits_are_computed_only_where_the_metric_reads_them(kind: str):
+    tokens, unembedded = models.tokens(3), []
+    with models.borrowed(kind) as model:
+        watch = model.unembed.register_forward_hook(lambda _module, _args, logits: unembedded.append(logits.shape[1]))
+        attribution.by_gradient(model, tokens, difference(), "*", progress=False)
+        attribution.by_curvature(model, tokens, difference(), "blocks.1.*", probes=2, progress=False)
+        attribution.by_ablation(model, tokens, difference(), "blocks.0.mlp.W_out", progress=False)
+        watch.remove()
+    assert set(unembedded) == {1}

@@ -55,3 +55,16 @@ def test_hooks_are_noticed(kind: str):
         assert not has_hooks(model)
         with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda a, hook: a)]):
             assert has_hooks(model)
+
+
+@pytest.mark.parametrize("kind", models.ONE_OF_EACH)
+def test_what_we_attach_ourselves_is_nobodys_hook(kind: str):
+    with models.borrowed(kind) as model:
+        for site in host_of(model).joint_sites():
+            place = host_of(model).place(site)
+            handles = [wire.attach(lambda activation: None) for wire in (place.input, place.output)]
+            assert not has_hooks(model)
+            with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda a, hook: a)]):
+                assert has_hooks(model)
+            for handle in handles:
+                handle.remove()
