@@ -13,14 +13,26 @@ accuracy and then log-loss; the test items are looked at once. What lies before 
 
 from analyses.laser_candidates import PAPER_RHOS, ByRho, Candidate, Family, Published
 from analyses.laser_composition import Composition, Step, compose
+from analyses.laser_curves import FINE_RHOS, Controls, RankCurve, random_controls, rank_curve
 from analyses.laser_evaluation import MEMORY
 from analyses.laser_log import LogError
 from analyses.laser_race import Screened
+from analyses.laser_reports import TextCost
 from analyses.laser_results import SearchResult
 from analyses.laser_search import MLP, search
+from analyses.laser_studies import (
+    Robustness,
+    by_frequency,
+    effective_ranks,
+    layer_task_map,
+    paraphrase_robustness,
+    published_distance,
+)  # fmt: skip
 from analyses.laser_trials import Trial
 
 __all__ = [
-    "MEMORY", "MLP", "PAPER_RHOS", "ByRho", "Candidate", "Composition", "Family", "LogError", "Published", "Screened",
-    "SearchResult", "Step", "Trial", "compose", "search",
+    "FINE_RHOS", "MEMORY", "MLP", "PAPER_RHOS", "ByRho", "Candidate", "Composition", "Controls", "Family", "LogError",
+    "Published", "RankCurve", "Robustness", "Screened", "SearchResult", "Step", "TextCost", "Trial", "by_frequency",
+    "compose", "effective_ranks", "layer_task_map", "paraphrase_robustness", "published_distance", "random_controls",
+    "rank_curve", "search",
 ]  # fmt: skip

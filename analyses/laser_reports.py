@@ -41,7 +41,7 @@ def test_report(test: Comparison, text: TextCost | None) -> list[str]:
 def trial_row(one: Trial, before: Scores | None, split: str) -> dict[str, object]:
     """A trial as a row of a table; corrected and broken items are counted against `before`, on the items both have."""
     scores = one.scores
-    row = _named(one.candidate) | {"split": split} | one.summary.as_row()
+    row = name_of(one.candidate) | {"split": split} | one.summary.as_row()
     row.pop("task")
     return row | _changed(before, scores)
 
@@ -50,13 +50,14 @@ def comparison_rows(test: Comparison, candidate: Candidate | None) -> list[dict[
     """The test items without and with an edit, as rows of a table."""
     rows = []
     for scores, name in ((test.before, None), (test.after, candidate)):
-        row = _named(name) | {"split": "test"} | scores.summary().as_row()
+        row = name_of(name) | {"split": "test"} | scores.summary().as_row()
         row.pop("task")
         rows.append(row | _changed(None if scores is test.before else test.before, scores))
     return rows if candidate is not None else rows[:1]
 
 
-def _named(candidate: Candidate | None) -> dict[str, object]:
+def name_of(candidate: Candidate | None) -> dict[str, object]:
+    """A candidate as the first columns of a row."""
     if candidate is None:
         return {
             "candidate": UNEDITED, "site": "", "layer": pd.NA, "matrix": "", "edit": UNEDITED, "basis": "", "rho": 1.0,
