@@ -17,7 +17,7 @@ from analyses.task_items import AnswerItem, Text
 from analyses.task_set import Task
 
 CORRECT, DISTRACTOR = "correct", "distractor"
-Tracked = int | str | Sequence[int] | Sequence[str] | Tensor
+Tracked = int | str | Sequence[int] | Sequence[Text] | Tensor
 """A token for all prompts, or one for each: its id, or a text that continues the prompt, of which the first token
 counts."""
 
@@ -91,17 +91,16 @@ class Prompts:
                 )
         if CORRECT not in self.track:
             raise ValueError(
-                f"track names {', '.join(map(repr, self.track)) or 'nothing'}: margins are taken from {CORRECT!r}, "
-                f"the right "
-                "token of each prompt. Add it."
+                f"track names {', '.join(map(repr, self.track)) or 'nothing'}: margins are taken from {CORRECT!r}, the "
+                "right token of each prompt. Add it."
             )
         for name, ids in self.track.items():
             same = (ids == self.track[CORRECT]).nonzero().flatten().tolist()
             if name != CORRECT and same:
                 raise ValueError(
-                    f"{CORRECT!r} and {name!r} are the same token after prompt {same[0]} (and {len(same) - 1} "
-                    f"others): nothing "
-                    "tells them apart there. Choose words that differ in their first token, or leave these prompts out."
+                    f"{CORRECT!r} and {name!r} are the same token after prompt {same[0]} (and {len(same) - 1} others): "
+                    "nothing tells them apart there. Choose words that differ in their first token, or leave these "
+                    "prompts out."
                 )
 
 
@@ -117,14 +116,14 @@ def prompts(
     Args:
         model: only its tokenizer, configuration and device are used.
         source: a task of answers, whose first right answer is tracked as "correct" and, if every item has one, whose
-        first
-            distractor as "distractor"; or texts; or token ids, all of a length.
+            first distractor as "distractor"; or texts; or token ids, all of a length.
         track: names and tokens. Of a text the first token counts, as it continues the prompt.
         generic: short for `track={"generic": ...}`, for instance " the".
 
     Raises:
         ValueError: if there are no prompts, or what is tracked is missing, outside the vocabulary, or not one token a
-        prompt. UnscorableItems: if a text cannot be read or said by this model.
+            prompt.
+        UnscorableItems: if a text cannot be read or said by this model.
     """
     wanted: dict[str, Tracked] = dict(track or {}) | ({} if generic is None else {"generic": generic})
     if isinstance(source, Tensor):
@@ -153,7 +152,7 @@ def _of_task(task: Task, wanted: dict[str, Tracked]) -> dict[str, Tracked]:
             f"Give a task of "
             "answers, or texts and track=."
         )
-    own: dict[str, Tracked] = {CORRECT: [item.right[0] for item in task.items]}  # type: ignore[dict-item]
+    own: dict[str, Tracked] = {CORRECT: [item.right[0] for item in task.items]}
     without = [i for i, item in enumerate(task.items) if not item.wrong]
     if 0 < len(without) < len(task):
         raise ValueError(
@@ -161,7 +160,7 @@ def _of_task(task: Task, wanted: dict[str, Tracked]) -> dict[str, Tracked]:
             f"or none."
         )
     if not without:
-        own[DISTRACTOR] = [item.wrong[0] for item in task.items]  # type: ignore[assignment]
+        own[DISTRACTOR] = [item.wrong[0] for item in task.items]
     return {**own, **wanted}
 
 

@@ -140,8 +140,8 @@ def sweep(
     checkpoints are weights as `recall.train(..., checkpoints=...)` keeps them, or models of `recall.model`. On
     prompts, the checkpoints are models, or functions that load them, one at a time:
 
-        {step: partial(HookedTransformer.from_pretrained_no_processing, "pythia-70m", checkpoint_value=step) for step
-        in steps}
+        load = HookedTransformer.from_pretrained_no_processing
+        checkpoints = {step: partial(load, "pythia-70m", checkpoint_value=step) for step in (512, 8000, 143000)}
 
     Args:
         checkpoints: by training step.
