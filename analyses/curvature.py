@@ -125,7 +125,7 @@ def by_exact_curvature(
             yield site, exact.unsqueeze(0)
 
     n = sum(len(target.units) for target in question.targets.values())
-    return _second_order(question, "curvature (exact)", diagonal, passes=4 + 2 * n, progress=progress)
+    return _second_order(question, "curvature (exact)", diagonal, passes=4.0 + 2 * n, progress=progress)
 
 
 def by_fisher(

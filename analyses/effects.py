@@ -270,7 +270,7 @@ class Effects:
         measure = self.measure
         count = sum(len(chosen) for chosen in self.units.values())
         frame = self.to_dataframe().dropna(subset="effect")
-        frame = frame.reindex(frame["effect"].abs().sort_values(ascending=False).index).head(5)
+        frame = frame.iloc[np.argsort(-np.abs(frame["effect"].to_numpy()), kind="stable")[:5]]
         shown = frame[["site", "component", "strength", "effect", "stderr"]].to_string(index=False)
         lines = [
             f"effect of removal on {measure.name} [{measure.unit}], by {self.method}: {count} components of "
