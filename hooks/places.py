@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from math import prod
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
@@ -29,7 +30,7 @@ class Layout:
     def to_stored(self, matrix: Tensor) -> Tensor:
         """A `[d_in, d_out]` matrix as the model stores it."""
         stored, read = self.pattern.split(" -> ")
-        return rearrange(matrix, f"{read} -> {stored}", **dict(self.sizes)).contiguous()
+        return rearrange(matrix, f"{read} -> {stored}", **dict(self.sizes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,13 @@ class Place:
         return joint.narrow(self._head_axis, self.site.head * width, width)
 
     def stored(self, joint: Float[Tensor, "d_in d_out"]) -> Tensor:
-        """A whole matrix in the model's layout and dtype, on its device: cast once, here."""
+        """A whole matrix in the model's layout and dtype, on its device: cast once, here.
+
+        Its memory is in the order of the stored weight's, so that the same arithmetic runs on it, to the last bit.
+        """
         held = _float_weight(self.slots[0])
-        return self.layout.to_stored(joint.to(device=held.device, dtype=held.dtype)).view(held.shape)
+        stored = self.layout.to_stored(joint.to(device=held.device, dtype=held.dtype)).reshape(held.shape)
+        return torch.empty_like(held).copy_(stored)
 
     def at_head(self, head: int) -> "Place":
         """The place of one head of this matrix."""

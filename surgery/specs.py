@@ -149,10 +149,10 @@ def recompose(
     U, S, Vh = decomposition.U, decomposition.S, decomposition.Vh
     values = gains.values
     if values.requires_grad:
-        return gains.rest * W.to(S.dtype) + (U * ((values - gains.rest) * S)) @ Vh
+        return gains.rest * W.to(S.dtype) + _summed(U, (values - gains.rest) * S, Vh)
     common = float(values.mode().values) if decomposition.basis.complete and values.numel() else gains.rest
     others = (values != common).nonzero().squeeze(1)
-    changed = (U[:, others] * ((values - common) * S)[others]) @ Vh[others]
+    changed = _summed(U[:, others], ((values - common) * S)[others], Vh[others])
     return changed if common == 0 else common * W.to(S.dtype) + changed
 
 
@@ -160,4 +160,13 @@ def added_bias(decomposition: Decomposition, gains: Gains) -> Float[Tensor, " d_
     """What the constants add to the output, `Σ_i (1 − γ_i) s_i c_i v_i`; None without constants."""
     if gains.constants is None:
         return None
-    return ((1 - gains.values) * decomposition.S * gains.constants) @ decomposition.Vh
+    weights = (1 - gains.values) * decomposition.S * gains.constants
+    return _summed(torch.ones_like(weights)[None], weights, decomposition.Vh)[0]
+
+
+def _summed(
+    U: Float[Tensor, "d_in component"], S: Float[Tensor, " component"], Vh: Float[Tensor, "component d_out"]
+) -> Float[Tensor, "d_in d_out"]:
+    """`U @ diag(S) @ Vh` in the precision of its parts, even where an edit is made under autocast."""
+    with torch.autocast(S.device.type, enabled=False):
+        return (U * S) @ Vh
