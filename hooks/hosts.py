@@ -4,6 +4,9 @@
 names of their classes, so that neither has to be imported.
 """
 
+# torch types every attribute of a module as `Tensor | Module`; here a stranger's modules are read by name.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false, reportOptionalMemberAccess=false, reportReturnType=false, reportOperatorIssue=false, reportOptionalOperand=false
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import final
@@ -34,7 +37,7 @@ class Host(ABC):
     @property
     def n_layers(self) -> int:
         """The number of blocks."""
-        return len(self.model.blocks)  # type: ignore[arg-type]
+        return len(self.model.blocks)
 
     def joint_sites(self) -> Iterator[Site]:
         """Every editable matrix of the model, joint over heads, in the order of the forward pass."""
@@ -70,7 +73,7 @@ class Host(ABC):
         """How many heads the layer's matrix has: key-value heads for W_K and W_V."""
         cfg = self.model.cfg
         grouped = getattr(cfg, "n_key_value_heads", None) if matrix in ("W_K", "W_V") else None
-        return grouped or cfg.n_heads  # type: ignore[return-value]
+        return grouped or cfg.n_heads
 
     @abstractmethod
     def why_not(self, site: Site) -> str | None:
@@ -89,7 +92,7 @@ class HookedTransformerHost(Host):
     """TransformerLens's own implementation: one parameter per matrix, `[head, d_model, d_head]` in attention."""
 
     def why_not(self, site: Site) -> str | None:
-        block = self.model.blocks[site.layer]  # type: ignore[index]
+        block = self.model.blocks[site.layer]
         owner = getattr(block, site.part, None)
         if owner is None:
             return f"this model is attention-only, so {site.prefix} has no {site.part}"
@@ -106,7 +109,7 @@ class HookedTransformerHost(Host):
         return f"_{matrix}" if f"_{matrix}" in owner._parameters else matrix
 
     def _joint_place(self, site: Site) -> Place:
-        owner = getattr(self.model.blocks[site.layer], site.part)  # type: ignore[index]
+        owner = getattr(self.model.blocks[site.layer], site.part)
         name = self._stored_name(owner, site.matrix)
         shape = tuple(owner._parameters[name].shape)
         if site.matrix in MLP_MATRICES:
@@ -131,7 +134,7 @@ class HookedTransformerHost(Host):
         return Slot(owner, bias, f"{site.prefix}.{site.part}.{bias}")
 
     def _input(self, site: Site) -> Wire:
-        block, cfg = self.model.blocks[site.layer], self.model.cfg  # type: ignore[index]
+        block, cfg = self.model.blocks[site.layer], self.model.cfg
         if site.matrix == "W_O":
             return Wire(block.attn.hook_z, None, "last", f"{site.prefix}.attn.hook_z")
         if site.matrix == "W_out":
@@ -152,12 +155,12 @@ class HookedTransformerHost(Host):
         elif _is_post_norm(cfg):
             hidden = "this architecture normalises after the matrix, not before"
         argument = _READERS[site.matrix] if site.part == "attn" else 0
-        affine = norm if not hidden and name.endswith("hook_normalized") and "w" in norm._parameters else None  # type: ignore[union-attr]
+        affine = norm if not hidden and name.endswith("hook_normalized") and "w" in norm._parameters else None
         shared = site.part == "mlp" and "W_gate" in block.mlp._parameters
         return Wire(getattr(block, site.part), argument, "last", None if hidden else name, hidden, affine, shared)
 
     def _output(self, site: Site) -> Wire:
-        block = self.model.blocks[site.layer]  # type: ignore[index]
+        block = self.model.blocks[site.layer]
         if site.matrix in ("W_O", "W_out"):
             hook = "hook_attn_out" if site.matrix == "W_O" else "hook_mlp_out"
             normed = self.model.cfg.use_normalization_before_and_after or _is_post_norm(self.model.cfg)
@@ -179,7 +182,7 @@ class BridgeHost(Host):
     """TransformerBridge: Hugging Face's own layers, wrapped; `[d_out, d_in]` in Linear, `[d_in, d_out]` in Conv1D."""
 
     def why_not(self, site: Site) -> str | None:
-        block = self.model.blocks[site.layer]  # type: ignore[index]
+        block = self.model.blocks[site.layer]
         container = block._modules.get(site.part)
         if container is None:
             return f"{site.prefix} has no {site.part}: it holds {', '.join(_bridges(block))}"
@@ -191,7 +194,7 @@ class BridgeHost(Host):
         if _orientation(layer) is None:
             name = f"{site.prefix}.{site.part}.{_PROJECTIONS[site.matrix]}"
             return f"{name} is a {type(layer).__name__}, not a plain linear layer"
-        return _quantised(layer.weight, site)  # type: ignore[arg-type]
+        return _quantised(layer.weight, site)
 
     def weight_state(self) -> str:
         if getattr(self.model, "_weights_processed", False):
@@ -200,12 +203,12 @@ class BridgeHost(Host):
 
     def _layer(self, site: Site) -> nn.Module | None:
         """The wrapped Hugging Face layer (through `_modules`: `bridge.attn.W_Q` and its like are processed copies)."""
-        container = self.model.blocks[site.layer]._modules[site.part]  # type: ignore[index]
-        bridge = container._modules.get(_PROJECTIONS[site.matrix])  # type: ignore[union-attr]
+        container = self.model.blocks[site.layer]._modules[site.part]
+        bridge = container._modules.get(_PROJECTIONS[site.matrix])
         return None if bridge is None else getattr(bridge, "original_component", None)
 
     def _joint_place(self, site: Site) -> Place:
-        layer, container = self._layer(site), self.model.blocks[site.layer]._modules[site.part]  # type: ignore[index]
+        layer, container = self._layer(site), self.model.blocks[site.layer]._modules[site.part]
         assert layer is not None and container is not None
         projection = _PROJECTIONS[site.matrix]
         label = f"{site.prefix}.{site.part}.{projection}.original_component"
@@ -217,20 +220,20 @@ class BridgeHost(Host):
             slots = (Slot(container, names[0], f"{site.prefix}.mlp.{names[0]}", reader, weight), weight)
             bias = Slot(container, names[1], f"{site.prefix}.mlp.{names[1]}", reader, bias)
         layout = Layout(_orientation(layer) or "")
-        d_in, d_out = layout.to_matrix(slots[0].registered()).shape  # type: ignore[arg-type]
+        d_in, d_out = layout.to_matrix(slots[0].registered()).shape
         n_heads = self.n_heads(site.matrix) if site.part == "attn" else None
         return Place(site, slots, layout, d_in, d_out, n_heads, *self._wires(site, layer), bias)
 
     def _wires(self, site: Site, layer: nn.Module) -> tuple[Wire, Wire]:
-        container = self.model.blocks[site.layer]._modules[site.part]  # type: ignore[index]
+        container = self.model.blocks[site.layer]._modules[site.part]
         projection = _PROJECTIONS[site.matrix]
         prefix = f"{site.prefix}.{site.part}.{projection}"
-        bridge = container._modules[projection]  # type: ignore[union-attr]
+        bridge = container._modules[projection]
         if getattr(container, "_use_processed_weights", False):  # multiplies by hand, past the wrapped layers
-            writes = Wire(bridge.hook_out, None, "first", f"{prefix}.hook_out")  # type: ignore[union-attr, arg-type]
+            writes = Wire(bridge.hook_out, None, "first", f"{prefix}.hook_out")
             if site.matrix == "W_out":
-                return Wire(bridge.hook_in, None, "last", f"{prefix}.hook_in"), writes  # type: ignore[union-attr, arg-type]
-            return Wire(container.hook_in, None, "last", f"{site.prefix}.mlp.hook_in", shared=True), writes  # type: ignore[union-attr, arg-type]
+                return Wire(bridge.hook_in, None, "last", f"{prefix}.hook_in"), writes
+            return Wire(container.hook_in, None, "last", f"{site.prefix}.mlp.hook_in", shared=True), writes
         split = [f for f in (*_SPLIT_INPUTS, "use_attn_result") if getattr(self.model.cfg, f, False)]
         hidden = f"{split[0]} bypasses {prefix}" if split and site.part == "attn" else ""
         reads = Wire(layer, 0, "last", None if hidden else f"{prefix}.hook_in", hidden)

@@ -5,6 +5,9 @@ hook that is already there, so that it sees what the user has patched; on an out
 user patches what we made.
 """
 
+# torch types every attribute of a module as `Tensor | Module`; here a stranger's modules are read by name.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
