@@ -34,7 +34,8 @@ __all__ = [
     "prune", "published",
 ]  # fmt: skip
 
-FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+FRACTIONS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+"""What `fraction="validation"` tries: 0 leaves the model as it is, which may be the best."""
 _KEYS = "blocks.*.attn.W_K[*]"
 _FINE_TUNING = FineTuning()
 
@@ -265,8 +266,7 @@ def _fractions(fraction: float | int | str, fractions: Sequence[float | int] | N
     if bad or not tried:
         raise ValueError(
             f"fraction={fraction!r}, fractions={fractions!r}: a fraction of the components to remove is from 0 to 1, "
-            f"or "
-            "'validation' to choose among fractions. Give for instance 0.2."
+            "or 'validation' to choose among fractions. Give for instance 0.2."
         )
     return tuple(float(f) for f in tried)
 
@@ -283,8 +283,7 @@ def _check_parts(parts: Splits, *, choosing: bool) -> None:
     if empty is not None:
         raise ValueError(
             f"the part {empty!r} of the task has no items: screen is scored, validation chooses the fraction, test is "
-            f"reported. "
-            "Split with a fraction above 0 for it."
+            "reported. Split with a fraction above 0 for it."
         )
 
 
@@ -295,6 +294,5 @@ def _check_compensable(model: nn.Module, patterns: Sequence[str], compensation: 
     if without is not None:
         raise ValueError(
             f"'{without}' cannot be compensated on this host: nothing is added to its output that could carry the "
-            f"constant. "
-            "Leave this matrix out, or give compensation='none'."
+            "constant. Leave this matrix out, or give compensation='none'."
         )

@@ -272,7 +272,7 @@ def test_the_fraction_is_chosen_on_the_validation_part() -> None:
         assert result.fraction == ranked["fraction"].iloc[0]
         default = eigenpruning.prune(model, task, fraction="validation", random_controls=0, progress=False)
         assert default.validation is not None
-        assert len(default.validation) == 6
+        assert len(default.validation) == 8
 
 
 def test_mirrored_products_are_never_scored_and_reported_on() -> None:
