@@ -217,9 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shape_flags(parser)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sampled", type=int, default=2, help="components of each matrix to take out in every layer")
-    parser.add_argument(
-        "--every", type=int, default=2, help="take components out in every so many layers, and in the last"
-    )
+    parser.add_argument("--every", type=int, default=3, help="take components out in every so many layers")
     args = parser.parse_args(argv)
     shape, device = shape_of(args), args.device
     rounds, every = (1, max(shape.layers // 2, 1)) if args.quick else (args.rounds, args.every)
@@ -233,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
           f"{shape.vocab} tokens: {timing.machine(device)}")  # fmt: skip
     svds = surgery.decompose(model, progress=False)
     gradient(model, tokens, svds, scored, rounds=rounds, device=device)
-    layers = list(range(shape.layers - 1, -1, -every))[::-1]
+    layers = range((every - 1) // 2, shape.layers, every)  # their mean is that of all layers, or just below
     ablation(model, tokens, svds, scored, sampled=args.sampled, layers=layers, device=device)
     last = f"blocks.{shape.layers - 1}.mlp.W_out"
     last_matrix(model, tokens, svds, scored["logit difference at the last"], last, sampled=5, device=device)
