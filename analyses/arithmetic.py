@@ -14,6 +14,7 @@ ours.
 """
 
 import operator
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -58,14 +59,12 @@ class ArithmeticTask:
         if self.operation not in self._OPERATIONS or self.limit < 2 or not 0 <= self.alpha <= 1:
             raise ValueError(
                 f"operation={self.operation!r}, limit={self.limit!r}, alpha={self.alpha!r}: the operation is 'x' or "
-                f"'+', the "
-                "limit 2 or more, the probability of a wrong answer from 0 to 1. Take 'x', 12 and 0.5."
+                "'+', the limit 2 or more, the probability of a wrong answer from 0 to 1. Take 'x', 12 and 0.5."
             )
         if not 1 <= self.frequent <= len(set(self.answers.tolist())):
             raise ValueError(
                 f"frequent={self.frequent!r}: there are {len(set(self.answers.tolist()))} different answers, of which "
-                f"1 or more "
-                "take the place of right ones. Take 1."
+                "1 or more take the place of right ones. Take 1."
             )
 
     @property
@@ -146,8 +145,11 @@ def model(
             f"transformer-lens {version('transformer-lens')} has no HookedTransformer any more: install "
             "'transformer-lens>=3.9,<4', or make a model with arithmetic.bridge(task)."
         ) from error
-    shape = _shape(task, d_model, n_layers, n_heads)
-    return _initialised(HookedTransformer(HookedTransformerConfig(**shape, device=str(device))), d_model, seed)
+    cfg = HookedTransformerConfig(**_shape(task, d_model, n_layers, n_heads), device=str(device))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.9 announces that 4 has no HookedTransformer any more
+        made = HookedTransformer(cfg)
+    return _initialised(made, d_model, seed)
 
 
 def bridge(

@@ -93,8 +93,7 @@ def _partners(lengths: list[int], corrupt: str, seed: int) -> Int[Tensor, " exam
     if n < 2:
         raise ValueError(
             f"{n} example with corrupt={corrupt!r}: the corrupted input comes from another example, so that one alone "
-            f"would "
-            "score everything 0. Give two items or more, or corrupted prompts, corrupt={clean: corrupted}."
+            "would score everything 0. Give two items or more, or corrupted prompts, corrupt={clean: corrupted}."
         )
     match corrupt:
         case "previous":
@@ -103,8 +102,7 @@ def _partners(lengths: list[int], corrupt: str, seed: int) -> Int[Tensor, " exam
             return _cycles(lengths, seed)
     raise ValueError(
         f"corrupt={corrupt!r}: corrupted inputs are 'shuffle' (a random other example), 'previous' (the one before) "
-        f"or given, "
-        "{clean prompt: corrupted prompt}."
+        "or given, {clean prompt: corrupted prompt}."
     )
 
 
@@ -149,7 +147,7 @@ def _paired(model: nn.Module, task: Task, rows: list[Ids], answers: list[Ids], p
         raise ValueError(
             f"the corrupted prompt {pairs[keys[uneven]]!r} makes {len(found[uneven])} tokens and the clean one "
             f"{keys[uneven]!r} {len(rows[uneven])}: a pair has the same length, position for position. Change one of "
-            f"them."
+            "them."
         )
     return found
 

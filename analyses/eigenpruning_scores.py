@@ -128,8 +128,8 @@ class ComponentScores:
         shown = ends.to_string(index=False)
         return (
             f"scores of {self.n_components} components of {len(self.sites)} matrices or heads, nats, {self.reduce} "
-            f"over "
-            f"{self.n_examples} examples and their positions, weights {self.weight_state}; lowest and highest:\n{shown}"
+            f"over {self.n_examples} examples and their positions, weights {self.weight_state}; lowest and "
+            f"highest:\n{shown}"
         )
 
     def _places(self) -> list[tuple[str, int]]:
@@ -241,7 +241,7 @@ def _check_compensation(compensation: str) -> None:
     if compensation not in ("mean", "none"):
         raise ValueError(
             f"compensation={compensation!r}: what is removed is replaced by its 'mean', or by nothing, 'none'. Give "
-            f"one of these."
+            "one of these."
         )
 
 
@@ -255,6 +255,5 @@ def _group(site: str, budget: str) -> str:
             return site
     raise ValueError(
         f"budget={budget!r}: the fraction is counted over all components ('global'), those of a matrix type ('type'), "
-        f"or in "
-        "each matrix or head ('matrix')."
+        "or in each matrix or head ('matrix')."
     )

@@ -17,7 +17,7 @@ def curve(result: Curve, *, site: str | None = None) -> go.Figure:
     Raises:
         KeyError: if there is no such site.
     """
-    sites = [site] if site is not None else list(dict.fromkeys(s for s in result.frame["site"] if s))
+    sites = [site] if site is not None else list(dict.fromkeys(result.of()["site"]))
     figure = make_subplots(rows=1, cols=len(sites), subplot_titles=sites, shared_yaxes=True)
     for column, one in enumerate(sites, 1):
         for name, colour in zip(result.frame["name"].unique(), _COLOURS, strict=False):
@@ -42,7 +42,8 @@ def training(
 ) -> go.Figure:
     """A metric against the training step, a line for each cut `(end, site, rho)`.
 
-    For a study, the mean over seeds with their range. By default: uncut, each MLP dropped, and each matrix without its top component.
+    For a study, the mean over seeds with their range. By default: uncut, each MLP dropped, and each matrix without its
+    top component.
 
     Raises:
         KeyError: if there is no such curve.

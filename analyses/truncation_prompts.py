@@ -86,8 +86,7 @@ class Prompts:
             if len(outside):
                 raise ValueError(
                     f"track[{name!r}] names token {int(outside[0])}, the model has {vocabulary} tokens: ids run from "
-                    f"0 to "
-                    f"{vocabulary - 1}. Take the ids of this model's tokenizer."
+                    f"0 to {vocabulary - 1}. Take the ids of this model's tokenizer."
                 )
         if CORRECT not in self.track:
             raise ValueError(
@@ -149,15 +148,14 @@ def _of_task(task: Task, wanted: dict[str, Tracked]) -> dict[str, Tracked]:
     if task.kind != "answer":
         raise ValueError(
             f"task {task.name!r} holds items of kind {task.kind!r}: a token is tracked after prompts with answers. "
-            f"Give a task of "
-            "answers, or texts and track=."
+            "Give a task of answers, or texts and track=."
         )
     own: dict[str, Tracked] = {CORRECT: [item.right[0] for item in task.items]}
     without = [i for i, item in enumerate(task.items) if not item.wrong]
     if 0 < len(without) < len(task):
         raise ValueError(
             f"item {without[0]} of task {task.name!r} has no distractor, others have: give every item one to track, "
-            f"or none."
+            "or none."
         )
     if not without:
         own[DISTRACTOR] = [item.wrong[0] for item in task.items]

@@ -55,8 +55,7 @@ def swept(
     if any(site.endswith("W_Q") for site in sites):
         raise ValueError(
             f"{next(s for s in sites if s.endswith('W_Q'))} is the identity in this experiment, and is not cut: "
-            f"choose among W_K, "
-            "W_V, W_O, W_in and W_out."
+            "choose among W_K, W_V, W_O, W_in and W_out."
         )
     clean = task.sample(sequences, seed=seed, alpha=0.0).to(weights[EMBED].device)
     stages = _Stages(dict(weights), clean)
@@ -93,8 +92,7 @@ def gradient_steps(
     if not checkpoints or not lr > 0 or batch < 1:
         raise ValueError(
             f"{len(checkpoints)} checkpoints, lr={lr!r}, batch={batch!r}: give one or more, a learning rate above 0 "
-            f"and a batch of 1 "
-            "or more; take 0.03 and 256."
+            "and a batch of 1 or more; take 0.03 and 256."
         )
     rows: list[tuple] = []
     for step in sorted(checkpoints):

@@ -71,8 +71,7 @@ class Sweep:
             raise KeyError(
                 f"metric={metric!r}, end={end!r}, site={site!r}, rho={rho!r} names {found} of the curves: metrics are "
                 f"{', '.join(frame['metric'].unique())}; ends {', '.join(frame['end'].unique())}; name a site and a "
-                f"rho where "
-                "there are several."
+                "rho where there are several."
             )
         return rows.set_index("step")["value"].sort_index()
 
@@ -229,8 +228,7 @@ def _model(held: Weights | nn.Module | Callable[[], nn.Module], step: int) -> nn
     if isinstance(held, Mapping):
         raise ValueError(
             f"checkpoint {step} holds weights, and prompts need a model to run: give a model or a function that loads "
-            f"one, or a "
-            "RecallTask in place of the prompts."
+            "one, or a RecallTask in place of the prompts."
         )
     return held if isinstance(held, nn.Module) else held()
 

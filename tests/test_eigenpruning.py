@@ -13,7 +13,7 @@ from models import D_VOCAB, ONE_OF_EACH, State, build
 from torch import Tensor, nn
 
 import surgery
-from analyses import eigenpruning, metrics, recall, tasks
+from analyses import eigenpruning, eigenpruning_plots, metrics, recall, tasks
 from analyses.eigenpruning_examples import ScoredExamples, _partners, examples_of
 from analyses.eigenpruning_reducers import running
 from analyses.eigenpruning_scores import ComponentScores, _check_compensation, _group
@@ -496,3 +496,22 @@ def test_pruning_with_the_mlp_output_takes_the_noise_out_of_the_recall_model(
     assert pruned.accuracy >= 0.95
     assert result.compare().accuracy.low > 0.2
     assert result.scores["sign flipped"].accuracy < result.scores["base"].accuracy - 0.2
+
+
+def test_pictures_show_what_was_removed_and_what_it_did() -> None:
+    with borrowed("bridge gpt2") as model:
+        result = eigenpruning.prune(model, items(*[5] * 20), SOME, fractions=(0.1, 0.4), progress=False)
+    kept, removed = eigenpruning_plots.scores(result).data
+    assert (kept.name, removed.name) == ("kept", "removed")
+    assert len(removed.x) == result.chosen.n_components
+    assert len(kept.x) + len(removed.x) == result.attribution.n_components
+    lowest = sorted(float(v) for site in SOME for v in result.attribution[site])[: len(removed.y)]
+    assert sorted(removed.y) == pytest.approx(lowest)
+    report = eigenpruning_plots.report(result)
+    assert list(report.data[0].x) == list(result.scores)
+    assert list(report.data[0].y) == pytest.approx([scores.accuracy for scores in result.scores.values()])
+    assert report.layout.yaxis.title.text == "accuracy (fraction)"
+    assert list(eigenpruning_plots.validation(result).data[0].x) == [0.1, 0.4]
+    given = eigenpruning.Pruning(**{f: getattr(result, f) for f in result.__slots__ if f != "validation"})
+    with pytest.raises(ValueError, match="the fraction was given, not chosen"):
+        eigenpruning_plots.validation(given)

@@ -12,7 +12,7 @@ from tiny_tokenizers import bridge_with, sentence_piece, wrapped
 from torch import Tensor, nn
 
 import surgery
-from analyses import recall, tasks, truncation
+from analyses import recall, tasks, truncation, truncation_plots
 from analyses.truncation_curves import cuts_of
 from hooks import place_of
 from surgery import DropTop, KeepTop, Zero
@@ -122,7 +122,7 @@ def test_what_cannot_be_tracked_is_refused() -> None:
         ask(prompts, W_OUT, {"correct": 1}, (1.5,))
     with pytest.raises(ValueError, match="track names nothing: margins are taken from 'correct'"):
         ask(prompts, W_OUT)
-    with pytest.raises(ValueError, match="'correct' and 'generic' are the same token after prompt 0 .and 1 others"):
+    with pytest.raises(ValueError, match=r"'correct' and 'generic' are the same token after prompt 0 .and 1 others"):
         ask(prompts, W_OUT, {"correct": 1, "generic": 1})
     with pytest.raises(ValueError, match=r"track\['correct'\] has 3 tokens for 2 prompts"):
         ask(prompts, W_OUT, {"correct": [1, 2, 3]})
@@ -167,30 +167,30 @@ def test_a_sweep_over_models_is_a_curve_at_every_step() -> None:
             got = [found.of(f"p({name})", end="keep top", site=W_OUT, rho=rho)[step] for rho in (0.2, 1.0)]
             assert got == pytest.approx(expected)
     assert found.of("margin(generic)").nunique() == 2
-    with pytest.raises(KeyError, match="names 2 of the curves.*name a site and a rho where there are several"):
+    with pytest.raises(KeyError, match=r"names 2 of the curves.*name a site and a rho where there are several"):
         found.of("p(correct)", end="keep top", site=W_OUT)
 
 
 def test_checkpoints_that_do_not_fit_are_refused() -> None:
     task, other = recall.RecallTask.synthetic(d_vocab=12, n_ctx=16), recall.RecallTask.synthetic(d_vocab=13, n_ctx=16)
     narrow, wide = (recall.weights(recall.bridge(task, d_model=d)) for d in (8, 16))
-    with pytest.raises(ValueError, match="there are no checkpoints: give .training step: weights or model"):
+    with pytest.raises(ValueError, match=r"there are no checkpoints: give .training step: weights or model"):
         truncation.sweep({}, task, progress=False)
     with pytest.raises(ValueError, match=r"checkpoint 5 has .* of shape \(12, 16\), checkpoint 0 \(12, 8\)"):
         truncation.sweep({0: narrow, 5: wide}, task, progress=False)
-    with pytest.raises(ValueError, match="the weights hold embed.W_E of shape"):
+    with pytest.raises(ValueError, match=r"the weights hold embed.W_E of shape"):
         truncation.sweep({0: narrow}, other, progress=False)
     with pytest.raises(ValueError, match=r"the weights hold no embed.W_E"):
         truncation.sweep({0: {"a": torch.ones(2, 2)}}, task, progress=False)
     with pytest.raises(ValueError, match="checkpoint 0 holds weights, and prompts need a model to run"):
         truncation.sweep({0: narrow}, torch.ones(1, 3, dtype=torch.long), progress=False)
-    with pytest.raises(ValueError, match="blocks.0.attn.W_Q is the identity in this experiment"):
+    with pytest.raises(ValueError, match=r"blocks.0.attn.W_Q is the identity in this experiment"):
         truncation.sweep({0: narrow}, task, "blocks.0.attn.W_Q", progress=False)
-    with pytest.raises(ValueError, match="alpha=1.5: the probability"):
+    with pytest.raises(ValueError, match=r"alpha=1.5: the probability"):
         recall.RecallTask.synthetic(alpha=1.5)
     with pytest.raises(ValueError, match="there are no seeds"):
         truncation.study(task, seeds=())
-    with pytest.raises(ValueError, match="0 checkpoints, lr=0.1, batch=4"):
+    with pytest.raises(ValueError, match=r"0 checkpoints, lr=0.1, batch=4"):
         truncation.gradient_steps({}, task, lr=0.1, batch=4)
 
 
@@ -346,3 +346,26 @@ def test_drop_top_and_top_component_agree_on_one_component() -> None:
     assert found["keep top"] == KeepTop(rho=0.01)
     assert found["MLP dropped"] == Zero()
     assert found["full"] is None
+
+
+def test_pictures_show_the_numbers(study: truncation.Study) -> None:
+    cuts = [("full", "", None), ("keep top", W_IN, 0.05)]
+    full, cut = truncation_plots.training(study, "p_noise", cuts=cuts).data
+    assert list(full.x) == [25, 50, 100, 150, 200, 250]
+    values = list(study.at("p_noise", 250).values())
+    assert full.y[-1] == pytest.approx(sum(values) / 3)
+    assert full.y[-1] + full.error_y.array[-1] == pytest.approx(max(values))
+    assert cut.name == f"keep top {W_IN} ρ=0.05"
+    assert len(truncation_plots.training(study).data) == 4
+    lines = truncation_plots.dynamics(study).data
+    assert [line.name for line in lines[:3]] == ["p_noise"] * 3
+    assert lines[1].y[-1] == pytest.approx(study.at("p_noise", 250)[1])
+    model, prompts = build("bridge gpt2"), torch.tensor(rows(5, 5))
+    curve = truncation.curve(model, prompts, [W_IN, W_OUT], {"correct": 1, "generic": 2}, (0.2, 1.0), progress=False)
+    figure = truncation_plots.curve(curve)
+    assert len(figure.data) == 8
+    assert list(figure.data[0].y) == curve.of("correct", site=W_IN)["p"].tolist()
+    assert figure.layout.xaxis.title.text == "ρ (fraction of the rank)"
+    task = recall.RecallTask.synthetic(d_vocab=12, n_ctx=16)
+    steps = truncation.gradient_steps({0: recall.weights(recall.bridge(task, d_model=8))}, task, batch=8)
+    assert [trace.name for trace in truncation_plots.gradient_steps(steps).data[:2]] == ["feed-forward", "attention"]
