@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from analyses import metrics
 from analyses.effects import Effects
-from analyses.gradients import backward, check_differentiable, metric_of, units_of
+from analyses.gradients import backward, check_connected, check_differentiable, metric_of, units_of
 from analyses.measures import Loss
 from analyses.metrics import Metric
 from analyses.question import Examples, Question, Sites, Target, Tokens, ask
@@ -212,10 +212,10 @@ def _second_order(question: Question, method: str, diagonal: Diagonal, *, passes
         part = question.take(chosen)
         with _with_gains(question, len(chosen)) as gains:
             values = metric_of(question, part, differentiable=True)
+        check_connected(question, values)
         baselines.append(values.detach())
-        slopes = dict(
-            zip(gains, torch.autograd.grad(values.sum(), list(gains.values()), create_graph=True), strict=True)
-        )
+        found = torch.autograd.grad(values.sum(), list(gains.values()), create_graph=True, materialize_grads=True)
+        slopes = dict(zip(gains, found, strict=True))
         for site, drawn in diagonal(slopes, gains):
             rows[site].append((0.5 * drawn.mean(0) - slopes[site].detach()).cpu())
             draws[site].append(0.5 * drawn.sum(1).cpu())
@@ -289,12 +289,12 @@ def _hessian_product(
     slopes: dict[Site, Tensor], gains: dict[Site, Tensor], group: list[Site], z: list[Tensor]
 ) -> tuple[Tensor, ...]:
     """The Hessian's block for these matrices times z, for every example at once."""
-    products = torch.autograd.grad(
-        [slopes[site] for site in group], [gains[site] for site in group], z, retain_graph=True, allow_unused=True
-    )
-    return tuple(
-        torch.zeros_like(gains[site]) if product is None else product
-        for site, product in zip(group, products, strict=True)
+    curved = [(slopes[site], one) for site, one in zip(group, z, strict=True) if slopes[site].requires_grad]
+    if not curved:  # the metric is linear in these gains
+        return tuple(torch.zeros_like(gains[site]) for site in group)
+    outputs, vectors = zip(*curved, strict=True)
+    return torch.autograd.grad(
+        outputs, [gains[site] for site in group], vectors, retain_graph=True, materialize_grads=True
     )
 
 
@@ -345,7 +345,8 @@ def _sampled_loss(labels: Int[Tensor, "example pos"], generator: torch.Generator
 
     def sampled(logits: Float[Tensor, "example pos d_vocab"]) -> Float[Tensor, " example"]:
         draw = torch.multinomial(logits.detach().float().softmax(-1).flatten(0, 1), 1, generator=generator)
-        drawn = torch.where(labels == metrics.IGNORED, labels, draw.view(labels.shape))
+        given = labels.expand(len(logits), -1)
+        drawn = torch.where(given == metrics.IGNORED, given, draw.view(given.shape))
         return metrics.loss(drawn)(logits)
 
     return metrics.custom(sampled, name="loss on sampled labels", unit="nats", higher_is_better=None)

@@ -134,11 +134,7 @@ def backward(question: Question, part: Examples, *, direct: bool = False) -> Bac
         for joint, narrow_input in _routes(question).items():
             stack.enter_context(_tapped(joint, places[joint], narrow_input and not direct, found, wanted))
         found.values = metric_of(question, part, differentiable=True)
-    if not found.values.requires_grad:
-        raise ValueError(
-            f"the metric {question.examples.metric.name!r} does not depend on the attributed matrices through anything "
-            "differentiable: check that it uses the logits it is given, without .detach() or .item()."
-        )
+    check_connected(question, found.values)
     gradients = torch.autograd.grad(found.values.sum(), [tensor for _, _, tensor in wanted], allow_unused=True)
     for (store, joint, tensor), gradient in zip(wanted, gradients, strict=True):
         store[joint] = torch.zeros_like(tensor) if gradient is None else gradient
@@ -223,6 +219,19 @@ def check_differentiable(metric: Metric) -> None:
             f"the metric {metric.name!r} is not differentiable, so no gradient can attribute it: use by_ablation or "
             "by_shapley, "
             "or a smooth metric such as log_prob or logit_difference."
+        )
+
+
+def check_connected(question: Question, values: Float[Tensor, " example"]) -> None:
+    """Refuse values that nothing can be differentiated through, whatever the metric says of itself.
+
+    Raises:
+        ValueError: if they carry no graph.
+    """
+    if not values.requires_grad:
+        raise ValueError(
+            f"the metric {question.examples.metric.name!r} does not depend on the attributed matrices through anything "
+            "differentiable: check that it uses the logits it is given, without .detach() or .item()."
         )
 
 

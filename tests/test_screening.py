@@ -1,0 +1,111 @@
+import by_hand
+import models
+import pytest
+import removal
+import torch
+
+import surgery
+from analyses import attribution, metrics
+from analyses.attribution import Selection
+
+CORRECT, WRONG = torch.tensor([3, 7, 9]), torch.tensor([1, 1, 1])
+PLANTED = "blocks.1.mlp.W_out"
+
+
+def planted(kind: str) -> torch.nn.Module:
+    """A model whose strongest component of one matrix, and of no other, writes the wrong answer."""
+    model = models.build(kind)
+    W = by_hand.read(model, PLANTED).double()
+    direction = wrong_direction(model).double()
+    with torch.no_grad():
+        _, cache = model.run_with_cache(models.tokens(3))
+    read = cache["blocks.1.mlp.hook_post"].double().mean((0, 1))
+    by_hand.write(model, PLANTED, (W + 20 * torch.outer(read / read.norm(), direction / direction.norm())).float())
+    return model
+
+
+def wrong_direction(model: torch.nn.Module) -> torch.Tensor:
+    return model.W_U[:, 1].detach() - model.W_U.detach().mean(1)
+
+
+@pytest.mark.parametrize("kind", models.ONE_OF_EACH)
+@pytest.mark.parametrize("probes", [None, 4])
+def test_a_planted_component_is_found_among_all(kind: str, probes: int | None):
+    tokens, metric = models.tokens(3), metrics.logit_difference(CORRECT, WRONG)
+    model = planted(kind)
+    found = attribution.screen(model, tokens, metric, "*.W_*", candidates=20, choose=3, probes=probes, progress=False)
+    assert dict(found.exact.most_harmful(1)) == {PLANTED: ((0,),)}
+    assert 0 in found.spec[PLANTED].components
+    removed = removal.effect(model, PLANTED, [0], lambda: metric(model(tokens)))
+    torch.testing.assert_close(found.exact[PLANTED][0], removed.mean(), atol=1e-4, rtol=1e-4)
+    now = metric(model(tokens)).detach().mean()
+    with surgery.apply(model, found.spec, progress=False):
+        then = metric(model(tokens)).detach().mean()
+    assert float(then - now) > 0.5 * float(removed.mean()) > 0.3
+    assert found.certified is not None
+    assert found.certified.residual <= 0.01
+    torch.testing.assert_close(found.certified.change.mean(), then - now, atol=1e-4, rtol=1e-4)
+    assert sum(len(found.certified.units[site]) for site in found.certified.sites) == 3
+
+
+@pytest.mark.parametrize("kind", models.ONE_OF_EACH)
+def test_each_stage_says_what_it_cost(kind: str):
+    tokens = models.tokens(3)
+    loss = metrics.loss(metrics.next_token_labels(tokens))
+    with models.borrowed(kind) as model:
+        found = attribution.screen(model, tokens, loss, "*.mlp.W_out", candidates=20, choose=2, progress=False)
+        logit = attribution.screen(
+            model, tokens, metrics.logit(3), "*.mlp.W_out", candidates=20, choose=2, progress=False
+        )
+    costs = found.costs()
+    assert list(costs.columns) == ["method", "components", "passes", "seconds"]
+    assert costs["components"].tolist() == [64, 20, 2]
+    assert costs["method"][0].startswith("curvature (16 probes), drawn towards the Fisher")
+    assert costs["method"][2].startswith("path (")
+    assert costs["passes"][0] == 4 + 2 * 16 + 2 * 5
+    assert 1 < costs["passes"][1] <= 1 + 20
+    assert (costs["seconds"] > 0).all()
+    assert "screening" in repr(found)
+    assert "certificate: the change is" in repr(found)
+    assert logit.estimated.method == "gradient"  # first order is good enough for a logit
+    assert logit.spec == logit.exact.drop(2)  # a metric without a direction: the largest
+
+
+@pytest.mark.parametrize("kind", models.ONE_OF_EACH)
+def test_only_what_improves_is_chosen_and_blocks_stay_whole(kind: str):
+    tokens, metric = models.tokens(3), metrics.logit_difference(CORRECT, WRONG)
+    chosen = Selection({PLANTED: [(0, 1, 2), (3, 4), 5, 6]})
+    with models.borrowed(kind) as model:
+        found = attribution.screen(model, tokens, metric, chosen, candidates=4, choose=1, progress=False)
+        single = attribution.by_ablation(model, tokens, metric, chosen, progress=False)
+        nothing = attribution.screen(model, tokens, metric, chosen, candidates=4, choose=0, progress=False)
+    ((best,),) = [units for units in single.most_harmful(1).values()]
+    assert found.spec == {PLANTED: surgery.Drop(best)}
+    assert found.certified.units == {PLANTED: tuple((i,) for i in best)}
+    assert nothing.spec == {}
+    assert nothing.certified is None
+    assert "nothing was chosen" in repr(nothing)
+    assert len(nothing.costs()) == 2
+
+
+def test_bad_input_is_refused():
+    tokens = models.tokens(3)
+    with models.borrowed("bridge gpt2") as model:
+
+        def ask(metric: metrics.Metric, **more: object) -> None:
+            attribution.screen(model, tokens, metric, PLANTED, progress=False, **more)
+
+        with pytest.raises(ValueError, match=r"'accuracy' is not differentiable"):
+            ask(metrics.accuracy(CORRECT))
+        with pytest.raises(ValueError, match=r"k=-1: a number of components is 0 or more"):
+            ask(metrics.logit(3), candidates=-1)
+        with pytest.raises(ValueError, match=r"no component is selected"):
+            ask(metrics.logit(3), candidates=0)
+        with pytest.raises(ValueError, match=r"probes=3: an even number"):
+            ask(metrics.logit(3), probes=3)
+
+
+def test_what_the_front_door_offers():
+    for name in attribution.__all__:
+        assert getattr(attribution, name).__doc__
+        assert name in attribution.__doc__ or name[0].isupper()
