@@ -68,6 +68,11 @@ class Editor:
         """Whether what was laid over the slot is still there (assigning a parameter throws it out)."""
         return slot.key not in self._shadows or self._shadows[slot.key].is_in_place
 
+    def is_strangers(self, slot: Slot) -> bool:
+        """Whether something lies over the slot that this editor did not lay, as in a deep copy of an edited model."""
+        over = slot.owner.__dict__.get(slot.name)
+        return slot.mirrors is None and slot.key not in self._shadows and isinstance(over, Tensor)
+
     def hide(self, slot: Slot) -> None:
         """Take back what `show` laid over the slot, if anything."""
         shadow = self._shadows.pop(slot.key, None)

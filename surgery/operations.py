@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hooks import Site, host_of, place_of
+from hooks import EditedModelError, Site, host_of, place_of
 from hooks.editor import editor_of, guard, strip, unguard
 from hooks.fingerprints import fingerprint
 from hooks.hosts import refuse_compiled
@@ -191,9 +191,17 @@ def check_in_force(model: nn.Module, new: Sequence[Change]) -> None:
     Raises:
         ValueError: if they overlap or are in another basis.
         StaleDecompositionError: if a weight was changed under an edit in force, so that gains no longer multiply.
+        EditedModelError: if the model is a deep copy of an edited one, whose gains nobody knows.
     """
     check_compatible([(change.site, change.edit.basis) for change in (*_changes(active(model)), *new)])
-    touched = {change.site.joint for change in new}
+    touched = dict.fromkeys(change.site.joint for change in new)
+    editor = editor_of(model)
+    for site in touched:
+        if any(editor.is_strangers(slot) for slot in place_of(model, site).slots):
+            raise EditedModelError(
+                f"'{site}' carries an edit that was copied along with the model, and another one cannot be combined "
+                "with it: take it off first (surgery.undo_all(model))."
+            )
     for operation in active(model):
         for change in operation.changes:
             if change.site.joint in touched and not _still_holds(model, change, written=operation.written):

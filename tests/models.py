@@ -34,6 +34,18 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
 }
 """Hugging Face architectures that a TransformerBridge wraps; Mixtral's MLPs are experts and cannot be edited."""
 
+MORE_ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
+    "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(vocab_size=D_VOCAB, hidden_size=D_MODEL, n_layer=2, n_head=4)),
+    "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(**_COMMON)),
+    "gemma3": lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**_GROUPED, head_dim=D_HEAD)),
+    "olmo2": lambda: hf.Olmo2ForCausalLM(hf.Olmo2Config(**_GROUPED)),
+    "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(**_COMMON, word_embed_proj_dim=D_MODEL, ffn_dim=64)),
+    "phi3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**_GROUPED, pad_token_id=0)),
+    "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**_GROUPED, head_dim=D_HEAD)),
+    "stablelm": lambda: hf.StableLmForCausalLM(hf.StableLmConfig(**_GROUPED)),
+}
+"""Others that work because they are built from the same parts; tried in one test."""
+
 HOOKED: dict[str, dict] = {
     "ln": {"normalization_type": "LN"},
     "ln-folded": {"normalization_type": "LNPre"},
@@ -174,7 +186,7 @@ def _structure(model: nn.Module) -> list:
 def hugging_face(architecture: str, *, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A small random Hugging Face model, the one that `bridge` wraps."""
     torch.manual_seed(0)
-    model = ARCHITECTURES[architecture]().to(dtype).eval()
+    model = {**ARCHITECTURES, **MORE_ARCHITECTURES}[architecture]().to(dtype).eval()
     _unsettle(model)
     return model
 

@@ -625,6 +625,14 @@ def test_a_deep_copy_keeps_the_edit_but_not_its_undo(kind: str) -> None:
     assert torch.equal(logits(model), before)
     assert torch.equal(logits(twin), edited)
     assert surgery.active(twin) == ()
+    for act in (surgery.apply, surgery.commit, surgery.fwd_hooks):
+        with pytest.raises(EditedModelError) as error:
+            act(twin, {OUT: Drop([0])})
+        assert str(error.value) == (
+            f"'{OUT}' carries an edit that was copied along with the model, and another one cannot be combined with "
+            "it: "
+            "take it off first (surgery.undo_all(model))."
+        )
     surgery.undo_all(twin)
     assert torch.equal(logits(twin), before)
     with surgery.apply(twin, SPEC):

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from by_hand import addresses, head_count, split
-from models import EVERY_KIND, ONE_OF_EACH, SOME_KINDS, borrowed, build, hooked, tokens
+from by_hand import addresses, head_count, low_rank, read, split, write
+from models import EVERY_KIND, MORE_ARCHITECTURES, ONE_OF_EACH, SOME_KINDS, borrowed, build, hooked, tokens
 from test_hosts import hidden_sites
 from torch import Tensor, nn
 
@@ -36,11 +36,11 @@ def hooked_logits(model: nn.Module, hooks: list) -> Tensor:
         return model.run_with_hooks(tokens(), fwd_hooks=hooks)
 
 
-def agree(model: nn.Module, spec: dict) -> None:
+def agree(model: nn.Module, spec: dict, *, atol: float = 1e-5) -> None:
     with surgery.apply(model, spec, progress=False):
         edited = logits(model)
     assert not torch.allclose(edited, logits(model), atol=1e-4)
-    torch.testing.assert_close(hooked_logits(model, surgery.fwd_hooks(model, spec)), edited, rtol=0, atol=1e-5)
+    torch.testing.assert_close(hooked_logits(model, surgery.fwd_hooks(model, spec)), edited, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("heads", [False, True], ids=["joint", "heads"])
@@ -53,6 +53,23 @@ def test_hooks_do_what_an_edit_of_the_weights_does(kind: str, heads: bool) -> No
     with borrowed(kind) as model:
         agree(model, {site: edits[i % 4] for i, site in enumerate(sites)})
         surgery.forget(model)
+
+
+@pytest.mark.parametrize("form", ["", " compatible"])
+@pytest.mark.parametrize("architecture", MORE_ARCHITECTURES)
+def test_other_architectures_work_alike(architecture: str, form: str) -> None:
+    """Each matrix by itself, and against its weight overwritten by hand."""
+    kind = f"bridge {architecture}{form}"
+    twin = build(kind)
+    with borrowed(kind) as model:
+        sites = surgery.sites(model)
+        assert len(sites) in (12, 14)
+        for site in sites[len(sites) // 2 :]:
+            agree(model, {site: KeepTop(rank=1)}, atol=5e-5)  # queries are normalised after some of them
+        for site in sites:
+            write(twin, site, low_rank(read(twin, site), 3).float())
+        with surgery.apply(model, {"*": KeepTop(rank=3)}):
+            torch.testing.assert_close(logits(model), logits(twin), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", SOME_KINDS)
