@@ -1,0 +1,32 @@
+"""Figures: each takes a result and gives a plotly figure, which is yours to show, restyle or write to a file.
+
+| function | of |
+|---|---|
+| `components` | effects of the components of one matrix, with their strengths |
+| `attribution_map` | effects summed over each matrix of each layer |
+| `agreement` | effects by one method against effects by another |
+| `removal_curve` | `controls.compare`: removing the k most harmful, beside the controls |
+| `interactions` | `attribution.interactions` |
+| `patching` | `patching.by_component`, by component or by position and component |
+| `spectrum` | singular values, with the edge of the noise |
+| `operation` | what an applied spec leaves of each matrix |
+
+All are drawn with `TEMPLATE`, 700 px wide. `figure.write_image("effects.png")` needs the package kaleido and Chromium.
+"""
+
+from analyses.plot_effects import agreement, components, removal_curve
+from analyses.plot_maps import attribution_map, interactions, patching
+from analyses.plot_style import TEMPLATE
+from analyses.plot_weights import operation, spectrum
+
+__all__ = [
+    "TEMPLATE",
+    "agreement",
+    "attribution_map",
+    "components",
+    "interactions",
+    "operation",
+    "patching",
+    "removal_curve",
+    "spectrum",
+]
