@@ -7,6 +7,7 @@ by how much the loss falls if only what does harm is removed.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,17 @@ from surgery import SVD, Basis, Decomposition, Decompositions, RandomizedSVD
 from surgery.decompositions import decomposed
 
 
+class Promise(NamedTuple):
+    """What the gradient says of a candidate, in nats.
+
+    `most` is by how much the loss would fall if of what the edit takes away only the harmful were removed; `net` by how
+    much if all of it were. Both to first order.
+    """
+
+    most: float
+    net: float
+
+
 def promises(
     model: nn.Module,
     encoded: EncodedTask,
@@ -28,8 +40,8 @@ def promises(
     *,
     svds: Decompositions | None = None,
     progress: bool = True,
-) -> dict[Candidate, float]:
-    """By how much, to first order, each candidate could lower the loss on these items, in nats.
+) -> dict[Candidate, Promise]:
+    """By how much each candidate could lower the loss on these items.
 
     The loss is the mean log-loss for answers, and −log of the right texts' share for choices and pairs.
     """
@@ -43,7 +55,8 @@ def promises(
         parts = bases[_complete_basis(one)][one.site]
         if (one.site, parts.basis) not in slopes:
             slopes[one.site, parts.basis] = _slopes(parts, gradients[one.site])
-        found[one] = float((_removed(one, parts) * slopes[one.site, parts.basis]).clamp_min(0).sum())
+        falls = _removed(one, parts) * slopes[one.site, parts.basis]
+        found[one] = Promise(float(falls.clamp_min(0).sum()), float(falls.sum()))
     return found
 
 

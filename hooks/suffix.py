@@ -51,9 +51,7 @@ def record(
     return kept, logits
 
 
-def rerun(
-    model: nn.Module, passage: Passage, recording: Recording, site: Site
-) -> Float[Tensor, "place d_vocab"]:
+def rerun(model: nn.Module, passage: Passage, recording: Recording, site: Site) -> Float[Tensor, "place d_vocab"]:
     """The logits at the places as the model is now, if nothing before `site`'s half of its block has changed since."""
     last = host_of(model).n_layers - 1
     if has_hooks(model) or (last, "mlp") not in recording.outputs:
