@@ -60,9 +60,7 @@ class Race:
     items_run: int
 
 
-def race(
-    bench: Bench, screen: Task, validation: Task, wanted: Sequence[Candidate], settings: Screened
-) -> Race:
+def race(bench: Bench, screen: Task, validation: Task, wanted: Sequence[Candidate], settings: Screened) -> Race:
     """The promising candidates, raced on the validation items."""
     promised = _promises(bench, screen, wanted, settings)
     running = _entrants(wanted, promised, settings)
@@ -88,9 +86,7 @@ def race(
     return Race(trial(None, whole, joined(said[None])), tuple(trials.values()), most, items_run)
 
 
-def _promises(
-    bench: Bench, screen: Task, wanted: Sequence[Candidate], settings: Screened
-) -> dict[Candidate, Promise]:
+def _promises(bench: Bench, screen: Task, wanted: Sequence[Candidate], settings: Screened) -> dict[Candidate, Promise]:
     most, net = bench.log.numbers(_MOST), bench.log.numbers(_NET)
     if most is None or net is None:
         encoded = bench.evaluator(screen[: settings.items]).encoded
@@ -117,9 +113,7 @@ def _entrants(
     return [one for one in wanted if one in chosen]
 
 
-def _survivors(
-    running: Sequence[Candidate], trials: Mapping[Candidate, Trial], settings: Screened
-) -> list[Candidate]:
+def _survivors(running: Sequence[Candidate], trials: Mapping[Candidate, Trial], settings: Screened) -> list[Candidate]:
     number = max(settings.finalists, ceil(settings.survive * len(running)))
     ranked = sorted(running, key=lambda one: trials[one].merit, reverse=True)[:number]
     return [one for one in running if one in ranked]

@@ -83,9 +83,7 @@ def weight_gradients(
     return found
 
 
-def _loss(
-    logits: Float[Tensor, "place d_vocab"], batch: Batch, weights: Float[Tensor, " target"]
-) -> Float[Tensor, ""]:
+def _loss(logits: Float[Tensor, "place d_vocab"], batch: Batch, weights: Float[Tensor, " target"]) -> Float[Tensor, ""]:
     return (log_probs(logits, batch) * weights.to(logits.device)[batch.index.to(logits.device)]).sum()
 
 

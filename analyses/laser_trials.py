@@ -121,9 +121,7 @@ class Bench:
         _keep(self.log, asked, part, key, outcome, edit={site: repr(edit) for site, edit in spec.items()})
         return outcome
 
-    def try_all(
-        self, asked: Evaluator, part: str, wanted: Sequence[Candidate], bar: tqdm
-    ) -> dict[Candidate, Outcome]:
+    def try_all(self, asked: Evaluator, part: str, wanted: Sequence[Candidate], bar: tqdm) -> dict[Candidate, Outcome]:
         """What the model says under each candidate; those that leave the same matrix behind are run once."""
         found: dict[Candidate, Outcome] = {}
         for site in asked.sites:

@@ -21,7 +21,7 @@ PLACES = (("box", "boxes"), ("tree", "trees"), ("car", "cars"), ("house", "house
 
 
 def agreement(attractor: bool) -> tasks.Task:
-    """"The dog near the boxes was" against "were"; with an attractor the noun in between has the other number."""
+    """ "The dog near the boxes was" against "were"; with an attractor the noun in between has the other number."""
     items = []
     for thing, place, plural in itertools.product(THINGS, PLACES, (False, True)):
         between = place[int(plural != attractor)]
@@ -33,7 +33,7 @@ def agreement(attractor: bool) -> tasks.Task:
 
 
 def pronouns() -> tasks.Task:
-    """"Tim was sad because he" against "she"."""
+    """ "Tim was sad because he" against "she"."""
     boys, girls = ("Tim", "Tom", "Ben", "Max", "Sam", "Jack"), ("Lily", "Mia", "Sue", "Anna", "Lucy", "Jane")
     scenes = (
         "{n} had a red ball. The ball was big. One day, {p} went to the park.",

@@ -5,6 +5,9 @@ attention, MLP) in their instance dictionaries for the length of a `with` block,
 loop.
 """
 
+# torch types every attribute of a module as `Tensor | Module`; here a stranger's modules are read by name.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOptionalMemberAccess=false, reportReturnType=false
+
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -50,10 +53,10 @@ class Rows:
 def recorded(model: nn.Module, layers: range) -> Iterator[Recording]:
     """Fill a recording from the forward pass that runs inside the `with` block; hooks that are active take part."""
     recording = Recording()
-    blocks = model.blocks  # type: ignore[union-attr]
+    blocks = model.blocks
     with ExitStack() as stack:
         for layer in layers:
-            block = blocks[layer]  # type: ignore[index]
+            block = blocks[layer]
 
             def keep_input(_module: nn.Module, args: tuple, kwargs: dict, layer: int = layer) -> None:
                 recording.resid_pre[layer] = _block_input(args, kwargs).detach()
@@ -84,11 +87,11 @@ def replayed(
     gives a new output for the half that W_O or W_out ends, which is then not computed at all. Run the model on as many
     token rows as there are rows, and as many positions as they keep.
     """
-    blocks = model.blocks  # type: ignore[union-attr]
-    block = blocks[site.layer]  # type: ignore[index]
+    blocks = model.blocks
+    block = blocks[site.layer]
     with ExitStack() as stack:
         for layer in range(site.layer):
-            stack.enter_context(_skipped(blocks[layer], recording.outputs[layer, "block"]))  # type: ignore[index]
+            stack.enter_context(_skipped(blocks[layer], recording.outputs[layer, "block"]))
         resid = rows.take(recording.resid_pre[site.layer])
         stack.callback(block.register_forward_pre_hook(_feed(resid), with_kwargs=True, prepend=True).remove)
         if site.part == "mlp" and (site.layer, "attn") in recording.outputs:
@@ -113,7 +116,7 @@ def unembedding_only(model: nn.Module, columns: tuple[int, ...] | None) -> Itera
     def cut(_module: nn.Module, args: tuple) -> tuple:
         return (args[0][:, list(columns)], *args[1:])
 
-    handle = model.unembed.register_forward_pre_hook(cut)  # type: ignore[union-attr]
+    handle = model.unembed.register_forward_pre_hook(cut)
     try:
         yield
     finally:
@@ -122,7 +125,7 @@ def unembedding_only(model: nn.Module, columns: tuple[int, ...] | None) -> Itera
 
 def has_hooks(model: nn.Module) -> bool:
     """Whether somebody's hooks are on the model: they may expect the batch and positions they were written for."""
-    points = model.hook_dict.values()  # type: ignore[union-attr]
+    points = model.hook_dict.values()
     found = (hook for point in points for hook in (*point._forward_hooks.values(), *point._backward_hooks.values()))
     return not all(is_of_a_wire(hook) for hook in found)
 

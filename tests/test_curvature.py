@@ -69,8 +69,10 @@ def test_probes_are_exact_where_there_are_no_more_gains_than_probes(kind: str):
             assert found.noise == {}
 
 
-@pytest.mark.parametrize("kind", models.ONE_OF_EACH)
-@pytest.mark.parametrize("share", ["matrix", "type", "all"])
+@pytest.mark.parametrize(
+    ("kind", "share"),
+    [("bridge gpt2", "matrix"), ("bridge gpt2", "all"), pytest.param("hooked ln", "type", marks=pytest.mark.hooked)],
+)
 def test_estimates_are_unbiased_and_know_their_noise(kind: str, share: str):
     tokens, metric = models.tokens(3), difference()
     sites = Selection({OUT: range(12), "blocks.0.mlp.W_out": range(12), "blocks.0.attn.W_V": range(12)})
@@ -78,15 +80,15 @@ def test_estimates_are_unbiased_and_know_their_noise(kind: str, share: str):
         exact = attribution.by_exact_curvature(model, tokens, metric, sites, progress=False)
         found = [
             attribution.by_curvature(model, tokens, metric, sites, probes=6, seed=seed, share=share, progress=False)
-            for seed in range(20)
+            for seed in range(12)
         ]
     for site in exact.sites:
         draws, truth = torch.stack([one[site] for one in found])[:, :12], exact[site][:12]
         assert float(draws.std(0).max()) > 1e-6
         stderr = draws.std(0) / len(found) ** 0.5
         z = (draws.mean(0) - truth) / stderr.clamp_min(1e-6)
-        assert float(z.abs().max()) < 4.5
-        assert float(z.square().mean()) < 2.5
+        assert float(z.abs().max()) < 6
+        assert float(z.square().mean()) < 3
         claimed = torch.stack([one.noise[site] for one in found]).square().mean().sqrt()
         assert 0.4 < float(claimed / draws.var(0).mean().sqrt()) < 2.5
 
@@ -133,7 +135,7 @@ def test_diagonals_of_a_known_matrix(rank: int):
         return (H @ z.to(H).unsqueeze(-1)).squeeze(-1)
 
     draws = [
-        _diagonals(times, (2, 12), 4, torch.Generator().manual_seed(seed)) for seed in range(400 if rank > 3 else 3)
+        _diagonals(times, (2, 12), 4, torch.Generator().manual_seed(seed)) for seed in range(200 if rank > 3 else 3)
     ]
     truth = H.diagonal(dim1=1, dim2=2)
     if rank < 4:

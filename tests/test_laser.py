@@ -431,4 +431,3 @@ def test_an_empty_part_a_mixed_composition_and_impossible_settings_are_refused()
         _family("top")
     with pytest.raises(ValueError, match=r"every fraction above 0 and at most 1\. Start from Screened"):
         laser.Screened(keep=0.0)
-
