@@ -10,10 +10,14 @@
 | `patching` | `patching.by_component`, by component or by position and component |
 | `spectrum` | singular values, with the edge of the noise |
 | `operation` | what an applied spec leaves of each matrix |
+| `laser_heatmap`, `layer_task` | `laser.search`, by layer and ρ; several searches, by layer and task |
+| `rank_curve` | `laser.rank_curve`: both ends of the spectrum |
+| `corrected_broken` | items that a reduction corrects, beside those it breaks |
 
 All are drawn with `TEMPLATE`, 700 px wide. `figure.write_image("effects.png")` needs the package kaleido and Chromium.
 """
 
+from analyses.laser_plots import corrected_broken, laser_heatmap, layer_task, rank_curve
 from analyses.plot_effects import agreement, components, removal_curve
 from analyses.plot_maps import attribution_map, interactions, patching
 from analyses.plot_style import TEMPLATE
@@ -24,9 +28,13 @@ __all__ = [
     "agreement",
     "attribution_map",
     "components",
+    "corrected_broken",
     "interactions",
+    "laser_heatmap",
+    "layer_task",
     "operation",
     "patching",
+    "rank_curve",
     "removal_curve",
     "spectrum",
 ]
