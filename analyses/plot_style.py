@@ -40,7 +40,7 @@ TEMPLATE = go.layout.Template(
         "plot_bgcolor": "white",
         "colorway": COLOURS,
         "colorscale": {"diverging": DIVERGING, "sequential": SEQUENTIAL},
-        "margin": {"l": 70, "r": 30, "t": 72, "b": 60},
+        "margin": {"l": 70, "r": 36, "t": 72, "b": 60},
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "font": {"size": 12}},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
@@ -96,8 +96,12 @@ def heat_map(
         zmid=0 if signed else None,
         zmin=None if signed else 0,
         colorbar={
-            "title": {"text": colours, "side": "right", "font": {"size": 12}},
+            # The empty line keeps the title off the tick labels, which it would touch (plotly 6 and 7).
+            "title": {"text": f"<br>{colours}", "side": "right", "font": {"size": 12}},
             "thickness": 14,
+            "ticks": "outside",
+            "ticklen": 4,
+            "tickfont": {"size": 11},
             "outlinewidth": 0,
         },
     )

@@ -136,13 +136,13 @@ def test_among_twice_as_many_half_of_each_component_goes_on_average():
         W = by_hand.read(model, site)
         parts = surgery.decompose(model, site, progress=False)[site]
         gone = []
-        for seed in range(200):
+        for seed in range(100):
             spec = controls.rotated(model, Selection({site: [0, 1]}), among, seed=seed, progress=False)
             with surgery.apply(model, spec, svds=surgery.Decompositions(basis=spec[site].basis)) as operation:
                 removed = W - operation.weight(site)
             gone.append((parts.U.mT @ removed @ parts.Vh.mT).diagonal() / parts.S)
     share = torch.stack(gone).mean(0)
-    torch.testing.assert_close(share[:4], torch.full((4,), 0.5), atol=0.05, rtol=0)
+    torch.testing.assert_close(share[:4], torch.full((4,), 0.5), atol=0.1, rtol=0)
     assert float(share[4:].abs().max()) < 1e-4
 
 

@@ -66,7 +66,11 @@ def by_output(
         y = flat(cache[name])
         return (y if matrix == "W_O" or head is None else y[..., head * len(v) : (head + 1) * len(v)]) @ v
 
-    moved = along(model.run_with_cache(other)[1]) - along(model.run_with_cache(base)[1])
+    def names(point: str) -> bool:
+        return point.startswith(f"blocks.{layer}.") and point.endswith((OUTPUTS[kind][matrix], "hook_z", "o.hook_in"))
+
+    there, here = (along(model.run_with_cache(tokens, names_filter=names)[1]) for tokens in (other, base))
+    moved = there - here
     if at is not None:
         moved = moved * torch.eye(base.shape[1])[at]
 
@@ -97,9 +101,10 @@ def test_patching_a_component_is_patching_its_direction_of_the_output(kind: str,
             found = patching.by_component(model, CLEAN, CORRUPTED, metric, some, direction=direction, progress=False)
             torch.testing.assert_close(found.measure.baseline, metric(model(base)).float())
             torch.testing.assert_close(found.source, metric(model(other)).float())
+            before = metric(model(base))
             for site in some:
                 for column, component in enumerate((0, 5)):
-                    expected = metric(by_output(kind, model, site, component, base, other)) - metric(model(base))
+                    expected = metric(by_output(kind, model, site, component, base, other)) - before
                     actual = found.effects.examples[site][:, column]
                     torch.testing.assert_close(actual, expected.float(), atol=1e-5, rtol=1e-4)
 

@@ -141,7 +141,7 @@ def test_the_map_sums_over_the_components_of_each_matrix(total: str):
     ])  # fmt: skip
     torch.testing.assert_close(matrix(trace), expected, equal_nan=True)
     name = "sum of |effects| (nats)" if total == "absolute" else "sum of effects (nats)"
-    assert trace.colorbar.title.text == name
+    assert trace.colorbar.title.text == f"<br>{name}"
     assert (trace.zmid, trace.zmin) == ((None, 0) if total == "absolute" else (0, None))
     assert drawn.layout.yaxis.title.text == "layer"
 
@@ -235,7 +235,7 @@ def test_interactions_are_a_map_without_its_diagonal():
     assert list(cells.x) == list(cells.y) == ["0 W_out 0", "1 W_out 1", "0 W_out 2", "1 W_out 3", "0 W_V[3] 1+2"]
     assert list(diagonal.text) == [f"<i>{given.matrix[i, i]:.2g}</i>" for i in range(5)]
     assert cells.text[0][1] == f"{given.matrix[0, 1]:.2g}"
-    assert cells.colorbar.title.text == "interaction (logits)"
+    assert cells.colorbar.title.text == "<br>interaction (logits)"
     assert drawn.layout.yaxis.autorange == "reversed"
     many = plots.interactions(interacting(30))
     assert len(many.data) == 1
@@ -249,7 +249,7 @@ def test_patching_by_position_is_a_map():
     torch.testing.assert_close(matrix(cells), given[SITE])
     assert list(cells.y) == ["2 the", "5 cat", "7 sat"]
     assert list(cells.x) == ["0", "1", "2", "3"]
-    assert (cells.zmid, cells.colorbar.title.text) == (0, "effect (nats)")
+    assert (cells.zmid, cells.colorbar.title.text) == (0, "<br>effect (nats)")
     assert drawn.layout.yaxis.title.text == "position"
     text = drawn.layout.title.text
     assert f"Patching components of {SITE}" in text
