@@ -80,7 +80,6 @@ def heat_map(
     colours: str,
     signed: bool,
     text: Sequence[Sequence[str]] | None = None,
-    hover: str = "%{y}, %{x}: %{z:.3g}",
 ) -> go.Heatmap:
     """A heat map whose scale is centred on zero if signed; `colours` names it, with its unit."""
     return go.Heatmap(
@@ -90,13 +89,13 @@ def heat_map(
         text=text,
         texttemplate=None if text is None else "%{text}",
         textfont={"size": 11},
-        hovertemplate=f"{hover}<extra></extra>",
+        hovertemplate="%{y}, %{x}: %{z:.3g}<extra></extra>",
         hoverongaps=False,
         colorscale=DIVERGING if signed else SEQUENTIAL,
         zmid=0 if signed else None,
         zmin=None if signed else 0,
         colorbar={
-            # The empty line keeps the title off the tick labels, which it would touch (plotly 6 and 7).
+            # The empty line keeps the title off the tick labels, which it would touch (plotly 7.1).
             "title": {"text": f"<br>{colours}", "side": "right", "font": {"size": 12}},
             "thickness": 14,
             "ticks": "outside",
