@@ -121,7 +121,7 @@ def _mean_coordinates(question: Question) -> dict[Site, Float[Tensor, " componen
         weights = torch.ones_like(part.tokens) if part.attention_mask is None else part.attention_mask
         count += float(weights.sum())
         for site, x in kept().items():
-            real = (x * weights.unsqueeze(-1).to(x)).sum((0, 1))
+            real = (x.float() * weights.unsqueeze(-1)).sum((0, 1))
             sums[site] = sums.get(site, torch.zeros_like(real)) + real
     parts = {site: question.targets[site].components for site in sums}
     return {site: (total / count).to(parts[site].U.dtype) @ parts[site].U for site, total in sums.items()}

@@ -123,6 +123,12 @@ def ask(
             f"attention_mask has shape {tuple(attention_mask.shape)}, the tokens {tuple(tokens.shape)}: give one "
             "entry a token."
         )
+    known = metrics.as_metric(metric).n_examples
+    if known not in (None, len(tokens)):
+        raise ValueError(
+            f"the metric was made for {known} examples, the tokens are {len(tokens)}: give it one answer an example, "
+            "or one for all."
+        )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: at least one sequence goes through the model at a time.")
     mask = None if attention_mask is None else attention_mask.to(tokens.device).long()

@@ -145,6 +145,8 @@ def test_bad_input_is_refused_and_leaves_the_model_alone():
             attribution.by_gradient(model, tokens[0], difference(), "*", progress=False)
         with pytest.raises(ValueError, match=r"attention_mask has shape \(3, 5\), the tokens \(3, 7\)"):
             attribution.by_gradient(model, tokens, difference(), "*", attention_mask=tokens[:, :5], progress=False)
+        with pytest.raises(ValueError, match=r"metric was made for 3 examples, the tokens are 2"):
+            attribution.by_gradient(model, tokens[:2], difference(), "*", progress=False)
         with pytest.raises(ValueError, match=r"batch_size=0"):
             attribution.by_gradient(model, tokens, difference(), "*", batch_size=0, progress=False)
         with pytest.raises(ValueError):
