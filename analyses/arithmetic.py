@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from analyses.task_items import AnswerItem
-from analyses.task_set import Task
+from analyses.tasks.items import AnswerItem
+from analyses.tasks.task import Task
 from surgery import active
 
 

@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from analyses.task_batches import Batch, EncodedTask, PaddingSide, encode
-from analyses.task_comparison import Change, Comparison, bootstrap, compare, mcnemar
-from analyses.task_judgement import judge
-from analyses.task_readings import Forward, Readings, forward, generate, log_probs, ranks, read
-from analyses.task_rules import Contains, Likeliest, Rule, StartsWith
-from analyses.task_scores import Scores, Summary
-from analyses.task_set import Task
-from analyses.task_texts import EncodedText, encode_text
-from analyses.task_tokens import UnscorableItems
+from analyses.tasks.batches import Batch, EncodedTask, PaddingSide, encode
+from analyses.tasks.comparison import Change, Comparison, bootstrap, compare, mcnemar
+from analyses.tasks.judgement import judge
+from analyses.tasks.readings import Forward, Readings, forward, generate, log_probs, ranks, read
+from analyses.tasks.rules import Contains, Likeliest, Rule, StartsWith
+from analyses.tasks.scores import Scores, Summary
+from analyses.tasks.task import Task
+from analyses.tasks.texts import EncodedText, encode_text
+from analyses.tasks.tokens import UnscorableItems
 
 __all__ = [
     "Batch",

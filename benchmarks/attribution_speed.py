@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import surgery
 from analyses import attribution, metrics
+from analyses.attribution.question import LOGITS_PER_PASS, TOKENS_PER_PASS
 from analyses.metrics import Metric
-from analyses.question import LOGITS_PER_PASS, TOKENS_PER_PASS
 from surgery import Decomposition, Decompositions
 
 MATRICES = ("attn.W_Q", "attn.W_K", "attn.W_V", "attn.W_O", "mlp.W_in", "mlp.W_out")

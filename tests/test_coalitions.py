@@ -6,7 +6,7 @@ import torch
 import surgery
 from analyses import metrics
 from analyses.attribution import Selection
-from analyses.coalitions import game_of
+from analyses.attribution.coalitions import game_of
 from surgery import Compensated, Drop, KeepTop, RandomBasis, RowBlocks, Scale
 
 CORRECT, WRONG = torch.tensor([3, 7, 9]), torch.tensor([1, 2, 5])

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from analyses import demo as command
 from analyses import recall
-from analyses.demo_experiment import GAINS, W_IN, W_OUT, Check, Demo, run
-from analyses.demo_page import METRICS, figures, page, row_name
+from analyses.demo import __main__ as command
+from analyses.demo.experiment import GAINS, W_IN, W_OUT, Check, Demo, run
+from analyses.demo.page import METRICS, figures, page, row_name
 
 ROOT = Path(__file__).resolve().parent.parent
 WITHOUT, ONLY, CUT = "W_out: without its top component", "W_out: only its top component", "W_in at ρ = .05"

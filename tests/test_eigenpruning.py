@@ -13,12 +13,12 @@ from models import D_VOCAB, ONE_OF_EACH, State, build
 from torch import Tensor, nn
 
 import surgery
-from analyses import eigenpruning, eigenpruning_plots, metrics, recall, tasks
-from analyses.eigenpruning_examples import ScoredExamples, _partners, examples_of
-from analyses.eigenpruning_reducers import running
-from analyses.eigenpruning_scores import ComponentScores, _check_compensation, _group
-from analyses.gradients import backward
-from analyses.question import ask
+from analyses import eigenpruning, metrics, plots, recall, tasks
+from analyses.attribution.gradients import backward
+from analyses.attribution.question import ask
+from analyses.eigenpruning.examples import ScoredExamples, _partners, examples_of
+from analyses.eigenpruning.reducers import running
+from analyses.eigenpruning.scores import ComponentScores, _check_compensation, _group
 from hooks import Site, place_of
 
 CACHE = Path(__file__).resolve().parent.parent / ".surgery-cache"
@@ -501,17 +501,17 @@ def test_pruning_with_the_mlp_output_takes_the_noise_out_of_the_recall_model(
 def test_pictures_show_what_was_removed_and_what_it_did() -> None:
     with borrowed("bridge gpt2") as model:
         result = eigenpruning.prune(model, items(*[5] * 20), SOME, fractions=(0.1, 0.4), progress=False)
-    kept, removed = eigenpruning_plots.scores(result).data
+    kept, removed = plots.eigenpruning.scores(result).data
     assert (kept.name, removed.name) == ("kept", "removed")
     assert len(removed.x) == result.chosen.n_components
     assert len(kept.x) + len(removed.x) == result.attribution.n_components
     lowest = sorted(float(v) for site in SOME for v in result.attribution[site])[: len(removed.y)]
     assert sorted(removed.y) == pytest.approx(lowest)
-    report = eigenpruning_plots.report(result)
+    report = plots.eigenpruning.report(result)
     assert list(report.data[0].x) == list(result.scores)
     assert list(report.data[0].y) == pytest.approx([scores.accuracy for scores in result.scores.values()])
     assert report.layout.yaxis.title.text == "accuracy (fraction)"
-    assert list(eigenpruning_plots.validation(result).data[0].x) == [0.1, 0.4]
+    assert list(plots.eigenpruning.validation(result).data[0].x) == [0.1, 0.4]
     given = eigenpruning.Pruning(**{f: getattr(result, f) for f in result.__slots__ if f != "validation"})
     with pytest.raises(ValueError, match="the fraction was given, not chosen"):
-        eigenpruning_plots.validation(given)
+        plots.eigenpruning.validation(given)

@@ -104,7 +104,7 @@ def test_the_reader_sees_wrong_arrows(tmp_path: Path) -> None:
         "hooks/sites.py": "def f():\n    import surgery.spec\n",
         "surgery/__init__.py": "from surgery.spec import a\n",
         "surgery/spec.py": "import numpy\nfrom hooks import sites\nif True:\n    from analyses import laser\n",
-        "analyses/laser.py": "from surgery import spec\nimport hooks\n",
+        "analyses/laser/__init__.py": "from surgery import spec\nimport hooks\n",
     }
     root = write(tmp_path, files)
     assert wrong_arrows(root) == ["hooks.sites imports surgery.spec", "surgery.spec imports analyses.laser"]

@@ -17,10 +17,10 @@ from torch import nn
 
 import surgery
 from analyses import laser, scoring
-from analyses.laser_candidates import _family, candidates
-from analyses.laser_race import _rounds
-from analyses.laser_screening import promises
-from analyses.laser_search import _settings
+from analyses.laser.candidates import _family, candidates
+from analyses.laser.race import _rounds
+from analyses.laser.screening import promises
+from analyses.laser.searching import _settings
 from analyses.tasks import AnswerItem, ChoiceItem, MinimalPair, Splits, Task
 from hooks import place_of
 from surgery import Drop, DropTop, KeepBottom, KeepTop, RowBlocks, Scale, Zero
@@ -263,7 +263,7 @@ def test_another_seed_splits_otherwise() -> None:
 
 
 def test_the_model_is_left_alone_by_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    from analyses.laser_evaluation import Evaluator
+    from analyses.laser.evaluation import Evaluator
 
     run, left = Evaluator.outcome, iter(range(3))
 

@@ -18,8 +18,8 @@ from test_laser import QUIET, made, parts_of
 
 import surgery
 from analyses import laser
-from analyses.laser_evaluation import Evaluator, Outcome
-from analyses.laser_log import Log, LogError, _packed, _unpacked, model_fingerprint
+from analyses.laser.evaluation import Evaluator, Outcome
+from analyses.laser.log import Log, LogError, _packed, _unpacked, model_fingerprint
 from analyses.scoring import Readings
 from surgery import KeepTop
 
@@ -31,7 +31,7 @@ PROGRAM = """
     import models
     from test_laser import made, parts_of
     from analyses import laser
-    from analyses.laser_evaluation import Evaluator
+    from analyses.laser.evaluation import Evaluator
 
     run = Evaluator.outcome
     def slow(self, site=None):

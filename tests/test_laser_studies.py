@@ -11,7 +11,7 @@ from planted import planted
 from test_laser import QUIET, made, parts_of
 
 import surgery
-from analyses import laser, laser_plots, scoring
+from analyses import laser, plots, scoring
 from analyses.tasks import AnswerItem, Task
 from hooks import place_of
 from surgery import DropTop, KeepBottom, KeepTop, RowBlocks
@@ -183,7 +183,7 @@ def test_the_map_has_the_best_of_each_matrix_for_each_task(found: tuple) -> None
         assert row.gain == pytest.approx(rows.loc[rows["site"] == row.site, "accuracy"].max() - before)
     with pytest.raises(ValueError, match="two results are named 'planted': a map has a column for each task"):
         laser.layer_task_map([first, first])
-    figure = laser_plots.layer_task(frame)
+    figure = plots.layer_task(frame)
     assert figure.data[0].z.shape == (4, 2) and figure.data[0].z[3, 0] == 1
 
 
@@ -192,7 +192,7 @@ def test_the_heat_map_shows_every_candidate_in_its_cell(found: tuple) -> None:
     frame = result.to_dataframe()
     frame = frame[(frame["split"] == "validation") & (frame["site"] != "")]
     for change in (True, False):
-        figure = laser_plots.laser_heatmap(result, value="log_loss", change=change)
+        figure = plots.laser_heatmap(result, value="log_loss", change=change)
         titles = [note.text for note in figure.layout.annotations]
         assert titles == ["W_in KeepTop", "W_in DropTop", "W_out KeepTop", "W_out DropTop"]
         shift = result.unedited.summary.log_loss if change else 0
@@ -207,14 +207,14 @@ def test_the_heat_map_shows_every_candidate_in_its_cell(found: tuple) -> None:
     assert figure.layout.coloraxis.colorbar.title.text == "nats per token"
     assert figure.layout.yaxis.title.text == "layer"
     with pytest.raises(ValueError, match="value='f1': a heat map shows one of accuracy, log_loss"):
-        laser_plots.laser_heatmap(result, value="f1")
+        plots.laser_heatmap(result, value="f1")
 
 
 def test_other_bases_and_single_edits_have_panels_of_their_own() -> None:
     edits = (KeepTop, laser.ByRho(KeepTop, RowBlocks(2)), DropTop(rank=1))
     with borrowed("bridge gpt2") as model:
         result = laser.search(model, parts_of(made()), "blocks.*.mlp.W_out", edits=edits, rhos=(0.5,), **QUIET)
-    figure = laser_plots.laser_heatmap(result)
+    figure = plots.laser_heatmap(result)
     titles = [note.text for note in figure.layout.annotations]
     assert titles == ["W_out KeepTop", "W_out other bases", "W_out other edits"]
     assert figure.data[2].x == ("DropTop(rank=1)",)
@@ -223,7 +223,7 @@ def test_other_bases_and_single_edits_have_panels_of_their_own() -> None:
 def test_the_curve_and_the_bars_show_the_numbers(found: tuple) -> None:
     model, task, result = found
     curve = laser.rank_curve(model, task, SITE, rhos=(1.0, 0.5, 0.0), **QUIET)
-    figure = laser_plots.rank_curve(curve)
+    figure = plots.rank_curve(curve)
     frame = curve.to_dataframe().sort_values("rho")
     for k, edit in enumerate(dict.fromkeys(frame["edit"])):
         part = frame[frame["edit"] == edit]
@@ -231,6 +231,6 @@ def test_the_curve_and_the_bars_show_the_numbers(found: tuple) -> None:
             assert list(figure.data[4 * k + j].y) == part[name].tolist()
         assert list(figure.data[4 * k + 3].y) == (-part["broken"]).tolist()
     assert figure.layout.yaxis2.title.text == "nats per token"
-    bars = laser_plots.corrected_broken([result])
+    bars = plots.corrected_broken([result])
     assert (list(bars.data[0].y), list(bars.data[1].y)) == ([70], [0])
-    assert list(laser_plots.corrected_broken(result.test).data[0].y) == [70]
+    assert list(plots.corrected_broken(result.test).data[0].y) == [70]

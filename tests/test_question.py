@@ -6,7 +6,7 @@ import torch
 import surgery
 from analyses import metrics
 from analyses.attribution import Selection
-from analyses.question import LOGITS_PER_PASS, TOKENS_PER_PASS, as_tokens, ask
+from analyses.attribution.question import LOGITS_PER_PASS, TOKENS_PER_PASS, as_tokens, ask
 from surgery import Drop, Scale
 
 OUT = "blocks.1.mlp.W_out"

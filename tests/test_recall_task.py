@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare
 
-from analyses.recall_task import RecallBatch, RecallTask
-from analyses.recall_triggers import RandomTriggers, TriggersPerSequence
+from analyses.recall.task import RecallBatch, RecallTask
+from analyses.recall.triggers import RandomTriggers, TriggersPerSequence
 
 TRIGGERS = [2, (1, 6), RandomTriggers(3, seed=4), TriggersPerSequence(2)]
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 import surgery
 from analyses import recall
-from analyses.recall_cache import SnapshotCache
-from analyses.recall_model import NAMES
-from analyses.recall_task import RecallTask
-from analyses.recall_training import scored_logits
+from analyses.recall.cache import SnapshotCache
+from analyses.recall.task import RecallTask
+from analyses.recall.training import scored_logits
+from analyses.recall.transformer import NAMES
 
 HOSTS = [pytest.param(recall.model, marks=pytest.mark.hooked, id="hooked"), pytest.param(recall.bridge, id="bridge")]
 TASK = RecallTask.synthetic(d_vocab=9, triggers=2, noise_token=5, n_ctx=16)

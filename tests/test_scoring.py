@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from analyses import scoring, tasks
 from analyses.scoring import Batch, Contains, Likeliest, StartsWith
-from analyses.task_batches import _share
-from analyses.task_scores import UNDECIDED
 from analyses.tasks import AnswerItem, ChoiceItem, MinimalPair, Task
+from analyses.tasks.batches import _share
+from analyses.tasks.scores import UNDECIDED
 
 N = 50
 HOSTS: dict[str, Callable[[], nn.Module]] = {
@@ -633,7 +633,7 @@ def test_the_loss_on_a_text_predicts_every_token_once(host: object) -> None:
 
 @given(st.integers(2, 40), st.integers(2, 12), st.booleans())
 def test_windows_cover_a_text_exactly(length: int, context: int, begins: bool) -> None:
-    from analyses.task_texts import _windows
+    from analyses.tasks.texts import _windows
 
     ids = tuple(range(10, 10 + length))
     windows = _windows(ids, context, 1 if begins else None)

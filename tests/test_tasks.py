@@ -21,9 +21,9 @@ from tiny_tokenizers import (
 from torch import nn
 
 from analyses import tasks
-from analyses.task_spelling import vocabulary
-from analyses.task_tokens import tokenise
 from analyses.tasks import AnswerItem, ChoiceItem, MinimalPair, Task
+from analyses.tasks.spelling import vocabulary
+from analyses.tasks.tokens import tokenise
 
 HOSTS = [bridge_with, pytest.param(hooked_with, marks=pytest.mark.hooked)]
 

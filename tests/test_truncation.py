@@ -12,8 +12,8 @@ from tiny_tokenizers import bridge_with, sentence_piece, wrapped
 from torch import Tensor, nn
 
 import surgery
-from analyses import recall, tasks, truncation, truncation_plots
-from analyses.truncation_curves import cuts_of
+from analyses import plots, recall, tasks, truncation
+from analyses.truncation.curves import cuts_of
 from hooks import place_of
 from surgery import DropTop, KeepTop, Zero
 
@@ -350,22 +350,22 @@ def test_drop_top_and_top_component_agree_on_one_component() -> None:
 
 def test_pictures_show_the_numbers(study: truncation.Study) -> None:
     cuts = [("full", "", None), ("keep top", W_IN, 0.05)]
-    full, cut = truncation_plots.training(study, "p_noise", cuts=cuts).data
+    full, cut = plots.truncation.training(study, "p_noise", cuts=cuts).data
     assert list(full.x) == [25, 50, 100, 150, 200, 250]
     values = list(study.at("p_noise", 250).values())
     assert full.y[-1] == pytest.approx(sum(values) / 3)
     assert full.y[-1] + full.error_y.array[-1] == pytest.approx(max(values))
     assert cut.name == f"keep top {W_IN} ρ=0.05"
-    assert len(truncation_plots.training(study).data) == 4
-    lines = truncation_plots.dynamics(study).data
+    assert len(plots.truncation.training(study).data) == 4
+    lines = plots.truncation.dynamics(study).data
     assert [line.name for line in lines[:3]] == ["p_noise"] * 3
     assert lines[1].y[-1] == pytest.approx(study.at("p_noise", 250)[1])
     model, prompts = build("bridge gpt2"), torch.tensor(rows(5, 5))
     curve = truncation.curve(model, prompts, [W_IN, W_OUT], {"correct": 1, "generic": 2}, (0.2, 1.0), progress=False)
-    figure = truncation_plots.curve(curve)
+    figure = plots.truncation.curve(curve)
     assert len(figure.data) == 8
     assert list(figure.data[0].y) == curve.of("correct", site=W_IN)["p"].tolist()
     assert figure.layout.xaxis.title.text == "ρ (fraction of the rank)"
     task = recall.RecallTask.synthetic(d_vocab=12, n_ctx=16)
     steps = truncation.gradient_steps({0: recall.weights(recall.bridge(task, d_model=8))}, task, batch=8)
-    assert [trace.name for trace in truncation_plots.gradient_steps(steps).data[:2]] == ["feed-forward", "attention"]
+    assert [trace.name for trace in plots.truncation.gradient_steps(steps).data[:2]] == ["feed-forward", "attention"]

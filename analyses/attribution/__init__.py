@@ -1,0 +1,40 @@
+"""Which single components changed the output, and by how much.
+
+| function | effect of removing one component | cost in forward passes |
+|---|---|---|
+| `by_gradient` | to first order, or clean to corrupted | about 2, for every component of every matrix |
+| `by_fisher` | on a loss, with the Fisher diagonal | 10, for every component of every matrix |
+| `by_curvature` | to second order, estimated | about 200, for every component of every matrix |
+| `by_exact_curvature` | to second order, exact diagonal | 2 for each component |
+| `by_ablation` | exact, one at a time | part of 1 for each component |
+
+and shares of what a whole spec changes, which sum to it: `by_path` (integrated gradients, with a certificate) and
+`by_shapley`. `interactions` measures how pairs depend on each other; `screen` runs the cascade from cheap to exact.
+
+**effect = metric with the component removed − metric now**, everywhere.
+"""
+
+from analyses.attribution.ablations import by_ablation
+from analyses.attribution.curvature import by_curvature, by_exact_curvature, by_fisher
+from analyses.attribution.effects import Effects, Measure, Selection
+from analyses.attribution.gradients import by_gradient
+from analyses.attribution.paths import by_path
+from analyses.attribution.screening import Screening, screen
+from analyses.attribution.shapley import Interactions, by_shapley, interactions
+
+__all__ = [
+    "Effects",
+    "Interactions",
+    "Measure",
+    "Screening",
+    "Selection",
+    "by_ablation",
+    "by_curvature",
+    "by_exact_curvature",
+    "by_fisher",
+    "by_gradient",
+    "by_path",
+    "by_shapley",
+    "interactions",
+    "screen",
+]

@@ -1,0 +1,352 @@
+"""Attribution to second order in the gains: `effect_i ≈ −∂m/∂γ_i + ½ ∂²m/∂γ_i²`.
+
+First order alone misjudges a loss, which curves as soon as a component is gone. The diagonal of the Hessian in the
+gains is estimated from its products with random vectors, each the cost of about two forward passes. Three things make
+few of them enough:
+
+- every example has gains, and so random vectors, of its own: it costs nothing, and the noise of the off-diagonal terms
+  averages out over examples instead of adding up;
+- half of the products find the Hessian's leading directions, the other half resolve them, and what is left is
+  estimated by leaving one vector out at a time (XDiag: Epperly, Tropp and Webber, arXiv:2301.07825, sec. 5; it
+  improves on Hutchinson's `E[z ⊙ H z]`);
+- for a loss, the estimate is drawn towards the Fisher diagonal, which is cheap and quiet: as far as its own noise
+  demands, and half of the rest of the way, because the curvature that the Fisher leaves out is a local one. It changes
+  along the way to the component's removal, and counting it in full predicts the removal less well
+  (`benchmarks/attribution_accuracy.py`).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from analyses import metrics
+from analyses.attribution.effects import Effects
+from analyses.attribution.gradients import backward, check_connected, check_differentiable, metric_of, units_of
+from analyses.attribution.question import Examples, Question, Sites, Target, Tokens, ask
+from analyses.metrics import Metric
+from analyses.metrics.measures import Loss
+from hooks import Site
+from surgery import Decompositions
+
+Share = Literal["matrix", "type", "all"]
+FISHER_DRAWS = 4
+LOCAL_SHARE = 0.5
+"""How much of a loss's curvature beyond the Fisher counts for a component's removal."""
+
+
+def by_curvature(
+    model: nn.Module,
+    tokens: Tokens,
+    metric: Metric | Callable[[Tensor], Tensor],
+    sites: Sites = "*",
+    *,
+    probes: int = 16,
+    seed: int = 0,
+    share: Share = "type",
+    svds: Decompositions | None = None,
+    attention_mask: Tensor | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Effects:
+    """The effect of removing each component to second order, with the Hessian's diagonal from `probes` random probes.
+
+    `share` says which matrices a probe covers at once: one, all of one type (W_Q of every layer, ...), or all. Sharing
+    saves passes and adds noise; where there are no more gains than probes, the diagonal is exact. Components of one
+    unit share a gain. `noise` of the result is the standard error over probes.
+
+    Raises:
+        ValueError: if the metric is not differentiable, `probes` is not even and positive, or as `ask`.
+        SiteError: if a pattern names no editable matrix.
+    """
+    if probes < 2 or probes % 2:
+        raise ValueError(
+            f"probes={probes!r}: an even number from 2 on is needed (16 is the default; by_gradient uses none)."
+        )
+    question = ask(
+        model, tokens, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
+    )
+    groups = _groups(question, share)
+    generator = torch.Generator().manual_seed(seed)
+
+    def diagonal(slopes: dict[Site, Tensor], gains: dict[Site, Tensor]) -> Iterator[tuple[Site, Tensor]]:
+        for group in groups:
+            widths = [gains[site].shape[1] for site in group]
+
+            def product(z: Tensor, group: list[Site] = group, widths: list[int] = widths) -> Tensor:
+                parts = [part.to(gains[site]) for part, site in zip(z.split(widths, 1), group, strict=True)]
+                return torch.cat(_hessian_product(slopes, gains, group, parts), 1)
+
+            estimates = _diagonals(product, (len(gains[group[0]]), sum(widths)), probes // 2, generator)
+            yield from zip(group, estimates.split(widths, -1), strict=True)
+
+    widths = [sum(len(question.targets[site].units) for site in group) for group in groups]
+    passes = 4.0 + 2 * sum(min(probes, width) for width in widths)
+    found = _second_order(question, f"curvature ({probes} probes)", diagonal, passes=passes, progress=progress)
+    if not isinstance(question.examples.metric, Loss):
+        return found
+    fisher = _fisher(question, FISHER_DRAWS, seed, progress=progress)
+    return _drawn_towards(found, fisher)
+
+
+def by_exact_curvature(
+    model: nn.Module,
+    tokens: Tokens,
+    metric: Metric | Callable[[Tensor], Tensor],
+    sites: Sites = "*",
+    *,
+    svds: Decompositions | None = None,
+    attention_mask: Tensor | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Effects:
+    """As `by_curvature`, with the exact diagonal: a Hessian-vector product for each component asked about.
+
+    Raises:
+        as `by_curvature`.
+    """
+    question = ask(
+        model, tokens, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
+    )
+
+    def diagonal(slopes: dict[Site, Tensor], gains: dict[Site, Tensor]) -> Iterator[tuple[Site, Tensor]]:
+        for site, target in question.targets.items():
+            exact = torch.zeros_like(gains[site])
+            for column in range(len(target.units)):
+                z = torch.zeros_like(gains[site])
+                z[:, column] = 1
+                (product,) = _hessian_product(slopes, gains, [site], [z])
+                exact[:, column] = product[:, column]
+            yield site, exact.unsqueeze(0)
+
+    n = sum(len(target.units) for target in question.targets.values())
+    return _second_order(question, "curvature (exact)", diagonal, passes=4.0 + 2 * n, progress=progress)
+
+
+def by_fisher(
+    model: nn.Module,
+    tokens: Tokens,
+    labels: Tensor,
+    sites: Sites = "*",
+    *,
+    draws: int = 4,
+    seed: int = 0,
+    svds: Decompositions | None = None,
+    attention_mask: Tensor | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Effects:
+    """The effect on the loss, with the Fisher diagonal for the Hessian: `draws + 1` forward and backward passes.
+
+    Labels are drawn from the model's own prediction, and the squares taken position by position:
+    `½ n Σ_t s_i² (x_t·u_i)² (v_i·g_t)²`, n the number of labels of the example. Cheaper and rougher than
+    `by_curvature`.
+
+    Raises:
+        ValueError: if `draws` is not positive, or as `ask`.
+        SiteError: if a pattern names no editable matrix.
+    """
+    if draws < 1:
+        raise ValueError(f"draws={draws!r}: at least one draw of labels is needed.")
+    question = ask(
+        model, tokens, metrics.loss(labels), sites,
+        svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+    return _fisher(question, draws, seed, progress=progress)
+
+
+def _fisher(question: Question, draws: int, seed: int, *, progress: bool) -> Effects:
+    """`by_fisher` of a question whose metric is a loss."""
+    generator = torch.Generator(device=question.examples.tokens.device).manual_seed(seed)
+    rows: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
+    baselines = []
+    for chosen in tqdm(list(question.batches()), desc="Fisher", unit="batch", delay=1, disable=not progress):
+        part = question.take(chosen)
+        assert isinstance(part.metric, Loss)
+        labels = part.metric.labels.to(part.tokens.device)
+        first = backward(question, part)
+        baselines.append(first.values)
+        second = {site: torch.zeros(()) for site in question.targets}
+        for _ in range(draws):
+            drawn = backward(question, Examples(part.tokens, part.attention_mask, _sampled_loss(labels, generator)))
+            for site, target in question.targets.items():
+                score = drawn.score(target)
+                together = units_of(target, score.flatten(0, 1)).unflatten(0, score.shape[:2])
+                second[site] = second[site] + together.square().sum(1) / draws
+        n = (labels != metrics.IGNORED).sum(1, keepdim=True)
+        for site, target in question.targets.items():
+            rows[site].append((units_of(target, first.score(target).sum(1)) + 0.5 * n * second[site]).cpu())
+    return _effects(question, f"Fisher ({draws} draws)", baselines, rows, {}, passes=2.0 * (draws + 1))
+
+
+def _drawn_towards(found: Effects, fisher: Effects) -> Effects:
+    """Each matrix's estimate at half its distance from the Fisher one, less the share that is noise (James–Stein)."""
+    examples, noise = {}, {}
+    for site, rows in found.examples.items():
+        apart = rows.mean(0) - fisher.examples[site].mean(0)
+        variance = found.noise.get(site, torch.zeros(rows.shape[1])).square().mean()
+        signal = 1 - variance / apart.square().mean().clamp_min(torch.finfo(apart.dtype).tiny)
+        weight = LOCAL_SHARE * signal.clamp(0, 1)
+        examples[site] = fisher.examples[site] + weight * (rows - fisher.examples[site])
+        noise[site] = weight * found.noise.get(site, torch.zeros(rows.shape[1]))
+    method = f"{found.method}, drawn towards the {fisher.method}"
+    return replace(found, method=method, examples=examples, noise=noise, passes=found.passes + fisher.passes)
+
+
+Diagonal = Callable[[dict[Site, Tensor], dict[Site, Tensor]], Iterator[tuple[Site, Tensor]]]
+"""From slopes and gains, one or more estimates `[estimate example component]` of every matrix's diagonal."""
+
+
+def _second_order(question: Question, method: str, diagonal: Diagonal, *, passes: float, progress: bool) -> Effects:
+    """First order plus half the diagonal that `diagonal` draws, one or more times, for every example."""
+    check_differentiable(question.examples.metric)
+    rows: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
+    draws: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
+    baselines = []
+    for chosen in tqdm(list(question.batches()), desc="curvature", unit="batch", delay=1, disable=not progress):
+        part = question.take(chosen)
+        with _with_gains(question, len(chosen)) as gains:
+            values = metric_of(question, part, differentiable=True)
+        check_connected(question, values)
+        baselines.append(values.detach())
+        found = torch.autograd.grad(values.sum(), list(gains.values()), create_graph=True, materialize_grads=True)
+        slopes = dict(zip(gains, found, strict=True))
+        for site, drawn in diagonal(slopes, gains):
+            rows[site].append((0.5 * drawn.mean(0) - slopes[site].detach()).cpu())
+            draws[site].append(0.5 * drawn.sum(1).cpu())
+    noise = {
+        str(site): (sum(parts) / question.n_examples).std(0) / len(parts[0]) ** 0.5  # type: ignore[union-attr]
+        for site, parts in draws.items()
+        if len(parts[0]) > 1
+    }
+    return _effects(question, method, baselines, rows, noise, passes=passes)
+
+
+def _effects(
+    question: Question,
+    method: str,
+    baselines: list[Tensor],
+    rows: dict[Site, list[Tensor]],
+    noise: dict[str, Tensor],
+    *,
+    passes: float,
+) -> Effects:
+    return Effects(
+        method,
+        question.measure(torch.cat(baselines)),
+        {target.address: target.units for target in question.targets.values()},
+        {str(site): torch.cat(parts).float() for site, parts in rows.items()},
+        {target.address: target.components.S.cpu() for target in question.targets.values()},
+        question.weight_state,
+        passes,
+        noise,
+    )
+
+
+@contextmanager
+def _with_gains(question: Question, n_examples: int) -> Iterator[dict[Site, Tensor]]:
+    """Gains of 1 on every unit of every target, of each example its own, to be differentiated twice."""
+    gains: dict[Site, Tensor] = {}
+    with ExitStack() as stack:
+        for site, target in question.targets.items():
+            S = target.components.S
+            gains[site] = torch.ones(n_examples, len(target.units), dtype=S.dtype, device=S.device, requires_grad=True)
+            stack.enter_context(_corrected(target, gains[site]))
+        yield gains
+
+
+@contextmanager
+def _corrected(target: Target, gains: Float[Tensor, "example unit"]) -> Iterator[None]:
+    """`y + ((x U) ⊙ (γ − 1) s) Vh`, which is y, but depends on the gains."""
+    place, parts = target.place, target.components
+    U, S, Vh, shared = parts.U, parts.S, parts.Vh, gains
+    if target.units != tuple((i,) for i in range(parts.rank)):
+        members = [i for unit in target.units for i in unit]
+        U, S, Vh = U[:, members], S[members], Vh[members]
+        shared = gains[:, [column for column, unit in enumerate(target.units) for _ in unit]]
+    inputs: list[Tensor] = []
+
+    def read(x: Tensor) -> None:
+        inputs[:] = [place.read_input(x).to(S.dtype)]
+
+    def add(y: Tensor) -> Tensor:
+        return place.add_to_output(y, ((inputs.pop() @ U) * ((shared - 1) * S).unsqueeze(1)) @ Vh)
+
+    handles = [place.input.attach(read), place.output.attach(add)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hessian_product(
+    slopes: dict[Site, Tensor], gains: dict[Site, Tensor], group: list[Site], z: list[Tensor]
+) -> tuple[Tensor, ...]:
+    """The Hessian's block for these matrices times z, for every example at once."""
+    curved = [(slopes[site], one) for site, one in zip(group, z, strict=True) if slopes[site].requires_grad]
+    if not curved:  # the metric is linear in these gains
+        return tuple(torch.zeros_like(gains[site]) for site in group)
+    outputs, vectors = zip(*curved, strict=True)
+    return torch.autograd.grad(
+        outputs, [gains[site] for site in group], vectors, retain_graph=True, materialize_grads=True
+    )
+
+
+def _groups(question: Question, share: Share) -> list[list[Site]]:
+    keys: dict[Share, Callable[[Site], object]] = {
+        "matrix": lambda site: site,
+        "type": lambda site: site.matrix,
+        "all": lambda site: None,
+    }
+    if share not in keys:
+        raise ValueError(f"share={share!r}: probes are shared by 'matrix', by 'type' or by 'all'.")
+    groups: dict[object, list[Site]] = {}
+    for site in question.targets:
+        groups.setdefault(keys[share](site), []).append(site)
+    return list(groups.values())
+
+
+def _diagonals(
+    product: Callable[[Tensor], Tensor], shape: tuple[int, int], k: int, generator: torch.Generator
+) -> Float[Tensor, "estimate example gain"]:
+    """k estimates of the diagonal of every example's Hessian, each leaving out another of k random vectors.
+
+    With `Y = H Ω = Q R`, the estimate without vector i is `diag(Q_i Q_iᵀ H) + ω_i ⊙ (I − Q_i Q_iᵀ) H ω_i`, Q_i a
+    basis of the other columns of Y, which the inverse of R gives without a new factorisation (arXiv:2301.07825,
+    app. A). It takes 2 k products; as many give the whole diagonal of 2 k gains or fewer, and then there is one exact
+    estimate. Vectors are drawn on the CPU, so that a seed means the same on every device.
+    """
+    n_examples, n = shape
+    if 2 * k >= n:
+        columns = [product(one.expand(n_examples, n))[:, i] for i, one in enumerate(torch.eye(n))]
+        return torch.stack(columns, 1).float().unsqueeze(0)
+    omega = torch.randint(2, (k, *shape), generator=generator).mul_(2).sub_(1).double()
+    Y = torch.stack([product(z) for z in omega], dim=-1).double()
+    omega = omega.to(Y.device)
+    Q, R = torch.linalg.qr(Y)
+    HQ = torch.stack([product(Q[..., j]) for j in range(k)], dim=-1).double()
+    scale = R.abs().amax((1, 2), keepdim=True)
+    tilt = torch.linalg.inv(R + (1e-10 * scale + 1e-30) * torch.eye(k, dtype=R.dtype, device=R.device)).mT
+    tilt = tilt / tilt.norm(dim=1, keepdim=True)  # column i: the direction within Q that only vector i spans
+    alone, seen = Q @ tilt, (tilt * R).sum(1)
+    resolved = (Q * HQ).sum(-1).unsqueeze(-1) - alone * (HQ @ tilt)
+    estimates = resolved + omega.permute(1, 2, 0) * alone * seen.unsqueeze(1)
+    return estimates.permute(2, 0, 1).float()
+
+
+def _sampled_loss(labels: Int[Tensor, "example pos"], generator: torch.Generator) -> Metric:
+    """The loss on labels drawn from the prediction itself, where `labels` has one."""
+
+    def sampled(logits: Float[Tensor, "example pos d_vocab"]) -> Float[Tensor, " example"]:
+        draw = torch.multinomial(logits.detach().float().softmax(-1).flatten(0, 1), 1, generator=generator)
+        given = labels.expand(len(logits), -1)
+        drawn = torch.where(given == metrics.IGNORED, given, draw.view(given.shape))
+        return metrics.loss(drawn)(logits)
+
+    return metrics.custom(sampled, name="loss on sampled labels", unit="nats", higher_is_better=None)

@@ -1,0 +1,93 @@
+"""The whole cascade: estimate everything cheaply, do the promising exactly, and certify the chosen together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import final
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from analyses.attribution.ablations import by_ablation
+from analyses.attribution.curvature import by_curvature
+from analyses.attribution.effects import Effects
+from analyses.attribution.gradients import by_gradient
+from analyses.attribution.paths import by_path
+from analyses.attribution.question import Sites, Tokens
+from analyses.metrics import Metric, as_metric
+from surgery import Decompositions, Edit
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class Screening:
+    """What each stage of a screening found and cost: effects of all, of the best, and shares of the chosen.
+
+    `spec` removes the chosen: the most harmful components, or for a metric without direction the largest.
+    """
+
+    estimated: Effects
+    exact: Effects
+    certified: Effects | None
+    spec: dict[str, Edit]
+    seconds: tuple[float, ...]
+
+    def costs(self) -> pd.DataFrame:
+        """A row for each stage: method, components, forward passes, seconds."""
+        stages = [stage for stage in (self.estimated, self.exact, self.certified) if stage is not None]
+        return pd.DataFrame({
+            "method": [stage.method for stage in stages],
+            "components": [sum(len(units) for units in stage.units.values()) for stage in stages],
+            "passes": [stage.passes for stage in stages],
+            "seconds": self.seconds[: len(stages)],
+        })  # fmt: skip
+
+    def __repr__(self) -> str:
+        lines = ["screening", self.costs().to_string(index=False), "", repr(self.exact)]
+        lines += ["", "nothing was chosen" if self.certified is None else repr(self.certified)]
+        return "\n".join(lines)
+
+
+def screen(
+    model: nn.Module,
+    tokens: Tokens,
+    metric: Metric | Callable[[Tensor], Tensor],
+    sites: Sites = "*",
+    *,
+    candidates: int = 200,
+    choose: int = 10,
+    probes: int | None = None,
+    seed: int = 0,
+    svds: Decompositions | None = None,
+    attention_mask: Tensor | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Screening:
+    """Find the components that matter: an estimate for all, exact ablation of the best, a path for the chosen.
+
+    The estimate is by curvature with `probes` probes, by gradient where `probes` is 0; None takes the gradient for a
+    logit-like metric and 16 probes for a loss (nats), where first order misleads. The `choose` most harmful of the
+    exact effects (the largest, if the metric has no direction) are attributed together along a path, whose shares sum
+    to their joint effect.
+
+    Raises:
+        ValueError: if the metric is not differentiable, or as the stages (`by_curvature`, `by_ablation`, `by_path`).
+        SiteError: if a pattern names no editable matrix.
+    """
+    metric = as_metric(metric)
+    probes = (16 if metric.unit == "nats" else 0) if probes is None else probes
+    shared = {"svds": svds, "attention_mask": attention_mask, "batch_size": batch_size, "progress": progress}
+    start = perf_counter()
+    if probes:
+        estimated = by_curvature(model, tokens, metric, sites, probes=probes, seed=seed, **shared)  # type: ignore[arg-type]
+    else:
+        estimated = by_gradient(model, tokens, metric, sites, **shared)  # type: ignore[arg-type]
+    times = [perf_counter()]
+    exact = by_ablation(model, tokens, metric, estimated.top(candidates), **shared)  # type: ignore[arg-type]
+    times.append(perf_counter())
+    spec = exact.drop(choose) if metric.higher_is_better is None else exact.drop_most_harmful(choose)
+    certified = by_path(model, tokens, metric, spec, **shared) if spec else None  # type: ignore[arg-type]
+    times.append(perf_counter())
+    spent = torch.tensor([start, *times], dtype=torch.float64).diff().tolist()
+    return Screening(estimated, exact, certified, spec, tuple(spent))

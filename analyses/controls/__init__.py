@@ -1,0 +1,20 @@
+"""What an attribution is held against: components removed by strength alone, at random, or in rotated directions.
+
+Components that an attribution names should do more, when they are removed, than as many strong ones, than random ones
+of the same count or energy from the same matrices, and than random directions among them. `compare` measures all of
+these in one call. Give it examples that were not used to find the components.
+"""
+
+from analyses.controls.comparison import Comparison
+from analyses.controls.draws import by_strength, random_selection
+from analyses.controls.removal import compare
+from analyses.controls.rotations import Directions, rotated
+
+__all__ = [
+    "Comparison",
+    "Directions",
+    "by_strength",
+    "compare",
+    "random_selection",
+    "rotated",
+]

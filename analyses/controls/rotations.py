@@ -1,0 +1,75 @@
+"""A control that removes other directions of the same subspace, to tell whether singular directions matter."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from analyses.attribution.effects import Selection
+from hooks import match_sites
+from surgery import Basis, Decompositions, Drop, Edit
+from surgery.factorise import Factors
+from surgery.operations import components_in_force
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Directions(Basis):
+    """Orthonormal directions of a matrix's output: component j is everything that the matrix writes along direction j.
+
+    They leave a rest, unless they span the whole output. Removing all of them projects the output away from their span.
+    """
+
+    complete: ClassVar[bool] = False
+    directions: Float[Tensor, "component d_out"]
+
+    def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Factors:
+        """`W Vᵀ V` as a sum over the directions, strongest first; what they read need not be orthogonal."""
+        Vh = self.directions.to(W.device, torch.promote_types(W.dtype, torch.float32))
+        written = W.to(Vh.dtype) @ Vh.mT
+        order = written.norm(dim=0).argsort(descending=True)
+        S = written.norm(dim=0)[order]
+        return Factors(written[:, order] / S.clamp_min(torch.finfo(S.dtype).tiny), S, Vh[order])
+
+    def __repr__(self) -> str:
+        return f"Directions({len(self.directions)} of {self.directions.shape[1]})"
+
+
+def rotated(
+    model: nn.Module,
+    chosen: Selection,
+    among: Selection,
+    *,
+    seed: int,
+    svds: Decompositions | None = None,
+    progress: bool = True,
+) -> dict[str, Edit]:
+    """A spec that removes, from each matrix, as many random output directions as `chosen` has components of it.
+
+    The directions are orthonormal and drawn evenly from the span of the `v_i` of the `among` components. Rotating only
+    inside the span of what is removed would remove the same subspace, so `among` holds more: with twice as many, half
+    of each component goes on average, and where the metric is linear so does half of their summed effect. Removing the
+    components themselves is the case in which the directions happen to be singular vectors.
+
+    Raises:
+        ValueError: if `among` holds fewer components of a matrix than `chosen`.
+        SiteError: if this model has no such matrix.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    targets = {address: match_sites(model, address)[0] for address in chosen}
+    parts = components_in_force(model, targets.values(), svds=svds, progress=progress)
+    spec: dict[str, Edit] = {}
+    for address, site in targets.items():
+        span = [i for unit in among.get(address, ()) for i in unit]
+        count = sum(len(unit) for unit in chosen[address])
+        if count > len(span):
+            raise ValueError(
+                f"{count} directions of '{address}' were asked for among the span of {len(span)} components: a span "
+                "holds no more directions than components. Choose among more components."
+            )
+        Vh = parts[site].Vh[span]
+        Q = torch.linalg.qr(torch.randn(len(span), count, dtype=torch.float64, generator=generator)).Q
+        spec[address] = Drop(range(count), basis=Directions((Q.mT.to(Vh) @ Vh).contiguous()))
+    return spec

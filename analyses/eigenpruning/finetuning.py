@@ -1,0 +1,74 @@
+"""Fine-tuning on the items that components are scored on, which the published script does before it prunes."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from analyses import metrics
+from analyses.attribution.gradients import logits_of
+from analyses.eigenpruning.examples import examples_of
+from analyses.tasks.task import Task
+from surgery import active
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FineTuning:
+    """AdamW on the answers' cross-entropy (nats): `steps` batches of `batch` items, drawn with `seed`."""
+
+    steps: int = 100
+    lr: float = 1e-4
+    batch: int = 16
+    weight_decay: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or not self.lr > 0 or not self.weight_decay >= 0:
+            raise ValueError(
+                f"{self!r}: steps and batch are 1 or more, lr above 0, weight_decay 0 or more. Take FineTuning()."
+            )
+
+
+def fine_tuned(model: nn.Module, task: Task, how: FineTuning, *, progress: bool = True) -> nn.Module:
+    """A copy of the model, all of its trainable parameters fine-tuned on the task; the model is left as it is.
+
+    Raises:
+        ValueError: if an edit is in force, nothing is trainable, or the loss diverges.
+        UnscorableItems: if there are items that this model cannot be asked.
+    """
+    if active(model):
+        raise ValueError(
+            "an edit is in force on this model, and fine-tuning would not see it: undo it first "
+            "(surgery.undo_all(model)), "
+            "or commit it."
+        )
+    examples = examples_of(model, task, corrupt="previous", seed=0)
+    loss = metrics.loss(examples.labels)
+    copy = deepcopy(model)
+    trained = [p for p in copy.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError(
+            "no parameter of this model has requires_grad, so nothing can be fine-tuned: set it, or "
+            "leave out finetune=."
+        )
+    device = trained[0].device
+    optimizer = torch.optim.AdamW(trained, lr=how.lr, weight_decay=how.weight_decay)
+    generator = torch.Generator().manual_seed(how.seed)
+    with torch.inference_mode(False), torch.enable_grad():
+        for step in tqdm(range(how.steps), desc="fine-tuning", delay=1, disable=not progress):
+            rows = torch.randperm(len(examples), generator=generator)[: how.batch]
+            tokens, mask = examples.tokens[rows].to(device), examples.mask[rows].to(device)
+            value = loss.select(rows)(logits_of(copy, tokens, mask)).mean()
+            if not bool(torch.isfinite(value)):
+                raise ValueError(
+                    f"the loss is {value.item()} at step {step}: fine-tuning diverged. Lower lr ({how.lr})."
+                )
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+    optimizer.zero_grad()
+    return copy

@@ -1,0 +1,48 @@
+"""What is measured on a model's output: from logits `[batch pos d_vocab]`, one number for each example.
+
+A metric carries what it needs to know about every example (answers, labels, masks, a reference), and
+`metric.select(indices)` gives the same metric for some of them, in any order and as often as wanted: analyses cut
+examples into batches and repeat them. `metric.narrow(n_pos)` gives the same metric for logits that were computed at
+`metric.needed_positions(n_pos)` only.
+
+An answer is one token id for all examples, one an example (`[batch]`), or several an example (`[batch answers]`, or
+`[1 answers]` for all alike; -100 fills rows up): their probabilities are added. A position is None for the last real
+token (the last with `attention_mask` 1, on whichever side the padding is), a column, one column an example, or a
+slice, over whose real tokens the mean is taken. Everything is computed in fp32 or better.
+"""
+
+from analyses.metrics.factories import (
+    Answer,
+    accuracy,
+    as_metric,
+    custom,
+    kl_from,
+    kl_from_run,
+    log_prob,
+    logit,
+    logit_difference,
+    loss,
+    next_token_labels,
+    prob,
+    rank,
+)
+from analyses.metrics.measures import IGNORED, Metric, check
+
+__all__ = [
+    "IGNORED",
+    "Answer",
+    "Metric",
+    "accuracy",
+    "as_metric",
+    "check",
+    "custom",
+    "kl_from",
+    "kl_from_run",
+    "log_prob",
+    "logit",
+    "logit_difference",
+    "loss",
+    "next_token_labels",
+    "prob",
+    "rank",
+]

@@ -1,0 +1,110 @@
+"""Patching each component's coordinate from one run into another, one component at a time."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from analyses.attribution.ablations import Resampled
+from analyses.attribution.effects import Effects
+from analyses.attribution.moves import one_at_a_time
+from analyses.attribution.question import Sites, as_tokens, ask
+from analyses.metrics import Metric
+from analyses.patching.patched import Direction, Patching
+from surgery import Decompositions
+
+
+def by_component(
+    model: nn.Module,
+    clean_tokens: Int[Tensor, "example pos"] | str,
+    corrupted_tokens: Int[Tensor, "example2 pos2"] | str,
+    metric: Metric | Callable[[Tensor], Tensor],
+    sites: Sites = "*",
+    *,
+    direction: Direction = "denoising",
+    positions: Literal["all", "each"] | Sequence[int] = "all",
+    svds: Decompositions | None = None,
+    attention_mask: Int[Tensor, "example pos"] | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Patching:
+    """The exact effect of patching each component by itself, between a clean and a corrupted run of the same length.
+
+    At all positions together, at each position by itself (``"each"``), or at each of some columns by itself (a list).
+    The metric is asked about the clean examples' answers in both directions. Noising at all positions is
+    `by_ablation(..., replacement="resample", corrupted=corrupted_tokens)`.
+
+    Rows of a forward pass hold one example under one patch, `batch_size` of them at a time, and only what comes after
+    the matrix runs. `attention_mask` holds for both runs. Under hooks of your own, which act in both runs, patches run
+    one at a time on the whole batch.
+
+    Raises:
+        ValueError: if clean and corrupted differ in number or length, `direction` or `positions` is something else, the
+            metric gives the wrong shape or NaN, or as `ask`.
+        SiteError: if a pattern names no editable matrix.
+    """
+    clean, corrupted = as_tokens(model, clean_tokens), as_tokens(model, corrupted_tokens)
+    _check_paired(clean, corrupted)
+    base, other = _runs(direction, clean, corrupted)
+    columns = _columns(positions, clean.shape[1])
+    question = ask(
+        model, base, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
+    )
+    source = Resampled(question, other)
+    found = one_at_a_time(question, source, positions=columns, work="patching", progress=progress)
+    measure = question.measure(found.baseline)
+    whole = Effects(
+        f"patching ({direction})",
+        # Where a clean coordinate helps, taking the component out would not: no drop_most_harmful follows from it.
+        replace(measure, higher_is_better=None) if direction == "denoising" else measure,
+        {target.address: target.units for target in question.targets.values()},
+        {str(site): rows[:, 0] for site, rows in found.effects.items()},
+        {target.address: target.components.S.cpu() for target in question.targets.values()},
+        question.weight_state,
+        found.passes + 1,
+    )
+    parts = tuple(
+        replace(whole, examples={str(site): rows[:, n] for site, rows in found.effects.items()})
+        for n in range(1 if columns is None else len(columns))
+    )
+    return Patching(direction, measure, torch.cat(source.values).detach().float().cpu(), parts, columns)
+
+
+def _runs(direction: str, clean: Tensor, corrupted: Tensor) -> tuple[Tensor, Tensor]:
+    """The examples that are patched, and those that the coordinates come from."""
+    match direction:
+        case "denoising":
+            return corrupted, clean
+        case "noising":
+            return clean, corrupted
+        case _:
+            raise ValueError(
+                f"direction={direction!r}: it is 'denoising' (corrupted runs, clean coordinates) or 'noising' (clean "
+                "runs, corrupted coordinates). Choose one."
+            )
+
+
+def _columns(given: str | Sequence[int], n_pos: int) -> tuple[int, ...] | None:
+    """The positions to patch one at a time, None for all at once."""
+    if given == "all":
+        return None
+    if given == "each":
+        return tuple(range(n_pos))
+    if isinstance(given, str) or not given or any(not -n_pos <= at < n_pos for at in given):
+        raise ValueError(
+            f"positions={given!r} in texts of {n_pos} tokens: it is 'all', 'each', or a list of columns, 0 to "
+            f"{n_pos - 1} or -{n_pos} to -1. Choose among them."
+        )
+    return tuple(dict.fromkeys(at % n_pos for at in given))
+
+
+def _check_paired(clean: Tensor, corrupted: Tensor) -> None:
+    if clean.shape != corrupted.shape:
+        raise ValueError(
+            f"the clean tokens have shape {tuple(clean.shape)}, the corrupted ones {tuple(corrupted.shape)}: a "
+            "coordinate is patched between the same positions of a clean example and its corrupted counterpart. Give "
+            "pairs of texts with equally many tokens."
+        )

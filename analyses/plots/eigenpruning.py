@@ -1,0 +1,83 @@
+"""Pictures of Eigenpruning: what was removed and why, what it did, and how the fraction was chosen."""
+
+import plotly.graph_objects as go
+
+from analyses.eigenpruning import Pruning
+from analyses.eigenpruning.scores import ComponentScores
+
+_KEPT, _REMOVED = "#1f77b4", "#d62728"
+
+
+def scores(result: Pruning | ComponentScores) -> go.Figure:
+    """Every component's score (nats) against its singular value; of a pruning, those removed in another colour."""
+    found = result.attribution if isinstance(result, Pruning) else result
+    gone = (
+        {(s, i) for s, units in result.chosen.items() for u in units for i in u}
+        if isinstance(result, Pruning)
+        else set()
+    )
+    frame = found.to_dataframe()
+    removed = [key in gone for key in zip(frame["site"], frame["component"], strict=True)]
+    figure = go.Figure()
+    for name, colour, flag in (("kept", _KEPT, False), ("removed", _REMOVED, True)):
+        rows = frame[[is_gone == flag for is_gone in removed]]
+        labels = [f"{site}, component {i}" for site, i in zip(rows["site"], rows["component"], strict=True)]
+        figure.add_scatter(
+            x=rows["strength"],
+            y=rows["score"],
+            mode="markers",
+            name=name,
+            text=labels,
+            marker={"color": colour, "size": 5},
+        )
+    figure.update_xaxes(title_text="singular value s_i")
+    figure.update_yaxes(title_text=f"score, {found.reduce} over examples and positions (nats)")
+    return figure.update_layout(
+        title=f"Eigenpruning scores of {found.n_components} components on {found.n_examples} items"
+    )
+
+
+def report(result: Pruning) -> go.Figure:
+    """The accuracy of every variant on the held-out items; bars are 95 % intervals of the change from "base"."""
+    frame = result.to_dataframe()
+    base = frame["accuracy"].iloc[0]
+    bars = {
+        "symmetric": False,
+        "array": frame["accuracy_high"] + base - frame["accuracy"],
+        "arrayminus": frame["accuracy"] - frame["accuracy_low"] - base,
+    }
+    figure = go.Figure(go.Bar(x=frame["variant"], y=frame["accuracy"], error_y=bars, marker_color=_KEPT))
+    figure.add_hline(y=base, line={"dash": "dot"})
+    figure.update_xaxes(title_text="variant")
+    figure.update_yaxes(title_text="accuracy (fraction)", range=[0, 1.02])
+    return figure.update_layout(
+        title=f"{result.chosen.n_components} of {result.attribution.n_components} components removed, "
+        f"{frame['n_items'].iloc[0]} held-out items"
+    )
+
+
+def validation(result: Pruning) -> go.Figure:
+    """Accuracy and log-loss on the validation part against the fraction removed.
+
+    Raises:
+        ValueError: if the fraction was given, not chosen.
+    """
+    if result.validation is None:
+        raise ValueError(
+            "the fraction was given, not chosen, so nothing was validated: prune with fraction='validation'."
+        )
+    figure = go.Figure()
+    for column, name, axis in (
+        ("accuracy", "accuracy (fraction)", "y"),
+        ("log_loss", "log-loss (nats per token)", "y2"),
+    ):
+        figure.add_scatter(
+            x=result.validation["fraction"], y=result.validation[column], mode="lines+markers", name=name, yaxis=axis
+        )
+    figure.add_vline(x=result.fraction, line={"dash": "dot"})
+    return figure.update_layout(
+        title="Choosing the fraction on the validation part (dotted: chosen)",
+        xaxis_title="fraction of components removed",
+        yaxis_title="accuracy (fraction)",
+        yaxis2={"title": "log-loss (nats per token)", "overlaying": "y", "side": "right"},
+    )

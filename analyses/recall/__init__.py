@@ -1,0 +1,39 @@
+"""Noisy in-context recall: a task, a model trained in seconds, and what truncation does to answer and noise.
+
+    task = recall.RecallTask.synthetic()
+    model = recall.model(task)                     # recall.bridge(task) on transformer-lens 4
+    recall.train(model, task, cache=".surgery-cache")
+    with surgery.apply(model, {"blocks.1.mlp.W_out": DropTop(rank=1)}):
+        print(recall.evaluate(model, task))
+
+Feed-forward layers store the distributional association "noise follows a trigger", attention does the recall, so
+removing part of the second MLP lifts the answer. The control is `accuracy_without_noise`: near 1 for the full model
+already, so what is removed is noise, and no ability is added.
+
+Chen, Bruna, Bietti (arXiv:2406.03068).
+"""
+
+from analyses.recall.evaluation import AttentionProbes, RecallScores, attention_probes, evaluate
+from analyses.recall.task import RecallBatch, RecallTask
+from analyses.recall.training import TrainingRun, train
+from analyses.recall.transformer import as_bridge, bridge, load, model, save, weights
+from analyses.recall.triggers import RandomTriggers, TriggersPerSequence
+
+__all__ = [
+    "AttentionProbes",
+    "RandomTriggers",
+    "RecallBatch",
+    "RecallScores",
+    "RecallTask",
+    "TrainingRun",
+    "TriggersPerSequence",
+    "as_bridge",
+    "attention_probes",
+    "bridge",
+    "evaluate",
+    "load",
+    "model",
+    "save",
+    "train",
+    "weights",
+]

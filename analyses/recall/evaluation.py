@@ -1,0 +1,204 @@
+"""What a recall model gets right, what noise it predicts, and where its heads look."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import nan
+from typing import final
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from analyses.recall.task import RecallBatch, RecallTask
+
+_UNITS = {
+    "p_correct": "probability", "p_noise": "probability", "accuracy": "fraction", "accuracy_without_noise": "fraction",
+    "margin": "logits",
+}  # fmt: skip
+_MASSES = ("previous_token", "previous_token_after_trigger", "answer", "noise", "answer_share", "noise_share")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RecallScores:
+    """Means over all scored positions: probability of the answer ȳ and of the noise token, how often ȳ is the argmax.
+
+    `accuracy_without_noise` takes the argmax over all other tokens, `margin` is logit(ȳ) − logit(noise). `stderr` has
+    each one's standard error over sequences, NaN for one sequence.
+    """
+
+    p_correct: float
+    p_noise: float
+    accuracy: float
+    accuracy_without_noise: float
+    margin: float
+    stderr: dict[str, float]
+    alpha: float
+    sequences: int
+    positions: int
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row for each metric: metric, value, stderr, unit."""
+        rows = [(name, getattr(self, name), self.stderr[name], unit) for name, unit in _UNITS.items()]
+        return pd.DataFrame(rows, columns=["metric", "value", "stderr", "unit"])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class AttentionProbes:
+    """Where the two heads look, as attention mass (fractions of 1).
+
+    Block 0 on the previous token: over all positions but the first, and over those that follow a trigger. Block 1 at
+    the scored positions: on `answer`, the answers ȳ that followed the same trigger, and on `noise`, the noise tokens.
+    `answer_share` and `noise_share` are what a head with equal weights would put there. `stderr` has each one's
+    standard error over sequences.
+    """
+
+    previous_token: float
+    previous_token_after_trigger: float
+    answer: float
+    noise: float
+    answer_share: float
+    noise_share: float
+    stderr: dict[str, float]
+    alpha: float
+    sequences: int
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row for each probe: probe, mass, stderr."""
+        rows = [(name, getattr(self, name), self.stderr[name]) for name in _MASSES]
+        return pd.DataFrame(rows, columns=["probe", "mass", "stderr"])
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    task: RecallTask,
+    *,
+    sequences: int = 512,
+    seed: int = 0,
+    alpha: float = 0.0,
+    batch_size: int = 128,
+) -> RecallScores:
+    """How well the model recalls on fresh sequences, clean ones unless `alpha` is given; under an edit as without.
+
+    The same seed gives the same sequences to every model, so differences between edits are paired.
+
+    Raises:
+        ValueError: if no trigger occurs twice in any sequence, or a number is out of its range.
+    """
+    parts = [
+        _score(model(batch.tokens, return_type="logits"), batch, task.noise_token)
+        for batch in _batches(model, task, sequences, seed, alpha, batch_size)
+    ]
+    counts = torch.cat([count for count, _ in parts])
+    means, stderr = _ratio(torch.cat([sums for _, sums in parts]), counts[:, None].expand(-1, len(_UNITS)))
+    return RecallScores(
+        **dict(zip(_UNITS, means, strict=True)), stderr=dict(zip(_UNITS, stderr, strict=True)), alpha=alpha,
+        sequences=sequences, positions=int(counts.sum()),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def attention_probes(
+    model: nn.Module,
+    task: RecallTask,
+    *,
+    sequences: int = 512,
+    seed: int = 0,
+    alpha: float | None = None,
+    batch_size: int = 128,
+) -> AttentionProbes:
+    """The attention masses that show the induction circuit, on fresh sequences with the task's own α by default.
+
+    Raises:
+        ValueError: if no trigger occurs twice in any sequence, or a number is out of its range.
+    """
+    alpha = task.alpha if alpha is None else alpha
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in (0, 1)]
+    parts = []
+    for batch in _batches(model, task, sequences, seed, alpha, batch_size):
+        _, cache = model.run_with_cache(batch.tokens, names_filter=names)  # type: ignore[operator]
+        parts.append(_masses(cache[names[0]][:, 0], cache[names[1]][:, 0], batch, task.noise_token))
+    means, stderr = _ratio(torch.cat([sums for sums, _ in parts]), torch.cat([counts for _, counts in parts]))
+    return AttentionProbes(
+        **dict(zip(_MASSES, means, strict=True)), stderr=dict(zip(_MASSES, stderr, strict=True)), alpha=alpha,
+        sequences=sequences,
+    )  # fmt: skip
+
+
+def _batches(
+    model: nn.Module, task: RecallTask, sequences: int, seed: int, alpha: float, batch_size: int
+) -> Iterator[RecallBatch]:
+    """Fresh sequences on the model's device, `batch_size` at a time."""
+    if sequences < 1 or batch_size < 1:
+        raise ValueError(f"sequences={sequences!r}, batch_size={batch_size!r}: both are 1 or more; take 512 and 128.")
+    device = next(model.parameters()).device
+    fresh = task.sample(sequences, seed=seed, alpha=alpha)
+    if not bool(fresh.scored.any()):
+        raise ValueError(
+            f"no trigger occurs twice in any of the {sequences} sequences of {task!r}: nothing can be scored. Ask "
+            f"for more sequences, longer ones (n_ctx), or more frequent triggers."
+        )
+    for start in range(0, sequences, batch_size):
+        yield fresh[start : start + batch_size].to(device)
+
+
+def _score(
+    logits: Float[Tensor, "batch pos d_vocab"], batch: RecallBatch, noise_token: int
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch metric"]]:
+    """The number of scored positions of every sequence, and the sums of the metrics over them."""
+    logits = logits.float()
+    answers = batch.answers.clamp(min=0)[..., None]
+    p = logits.softmax(-1)
+    noiseless = logits.clone()
+    noiseless[..., noise_token] = -torch.inf
+    values = torch.stack([
+        p.gather(-1, answers)[..., 0],
+        p[..., noise_token],
+        (logits.argmax(-1) == answers[..., 0]).float(),
+        (noiseless.argmax(-1) == answers[..., 0]).float(),
+        logits.gather(-1, answers)[..., 0] - logits[..., noise_token],
+    ], -1)  # fmt: skip
+    sums = (values.double() * batch.scored[..., None]).sum(1)
+    return batch.scored.sum(1).double().cpu(), sums.cpu()
+
+
+def _masses(
+    first: Float[Tensor, "batch query key"],
+    second: Float[Tensor, "batch query key"],
+    batch: RecallBatch,
+    noise_token: int,
+) -> tuple[Float[Tensor, "batch mass"], Float[Tensor, "batch mass"]]:
+    """Sums of the attention masses over their positions, and the numbers of these positions, for every sequence."""
+    tokens, scored = batch.tokens, batch.scored
+    previous = first.diagonal(-1, dim1=1, dim2=2)
+    after_trigger = batch.answers[:, :-1] >= 0
+    visible = torch.ones_like(second[0], dtype=torch.bool).tril()
+    before = torch.cat([torch.full_like(tokens[:, :1], -1), tokens[:, :-1]], 1)
+    is_answer = (before[:, None] == tokens[..., None]) & (tokens[:, None] == batch.answers[..., None]) & visible
+    is_noise = (tokens == noise_token)[:, None] & visible
+    masses = [
+        (previous, torch.ones_like(after_trigger)),
+        (previous, after_trigger),
+        ((second * is_answer).sum(-1), scored),
+        ((second * is_noise).sum(-1), scored),
+        (is_answer.sum(-1) / visible.sum(-1), scored),
+        (is_noise.sum(-1) / visible.sum(-1), scored),
+    ]
+    sums = torch.stack([(mass.double() * where).sum(1) for mass, where in masses], 1)
+    return sums.cpu(), torch.stack([where.sum(1).double() for _, where in masses], 1).cpu()
+
+
+def _ratio(
+    sums: Float[Tensor, "sequence metric"], counts: Float[Tensor, "sequence metric"]
+) -> tuple[list[float], list[float]]:
+    """Means over all positions, and their standard errors: a ratio estimator whose units are the sequences."""
+    n, totals = len(sums), counts.sum(0)
+    means = sums.sum(0) / totals
+    if n < 2:
+        return means.tolist(), [nan] * len(means)
+    residual = sums - means * counts
+    stderr = (residual.square().sum(0) * n / (n - 1)).sqrt() / totals
+    return means.tolist(), stderr.tolist()

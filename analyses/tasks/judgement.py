@@ -1,0 +1,187 @@
+"""From what a model says about every target to what counts as right: no model is run here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from analyses.tasks.batches import Continuations, EncodedTask
+from analyses.tasks.items import Text
+from analyses.tasks.readings import Readings
+from analyses.tasks.rules import Contains, Likeliest, Per
+from analyses.tasks.scores import NO_CLASS, UNDECIDED, Scores
+from analyses.tasks.spelling import Ids
+
+
+def judge(encoded: EncodedTask, readings: Readings, generated: Sequence[Ids] = ()) -> Scores:
+    """The scores that follow from the readings, and where the rule asks for it from each item's generated tokens."""
+    table = encoded.continuations
+    summed = torch.zeros(len(table.item), dtype=torch.double).index_add(0, table.target, readings.log_prob)
+    right = _logsumexp_by(summed, table.item, table.right & ~table.nested, len(encoded.task))
+    wrong = _logsumexp_by(summed, table.item, ~table.right & ~table.nested, len(encoded.task))
+    match encoded.rule:
+        case Likeliest(per=per):
+            verdict = _likeliest(table, _per(summed, table, per))
+        case Contains() as rule:
+            verdict = _contains(encoded, rule, generated, _starts_with(table, readings, right.exp(), wrong.exp()))
+        case _:
+            verdict = _starts_with(table, readings, right.exp(), wrong.exp())
+    return Scores(
+        encoded=encoded,
+        log_probs=summed,
+        correct=verdict.correct,
+        rank=verdict.rank,
+        log_loss=-right / table.length[table.first[:-1]],
+        p_correct=verdict.p_correct,
+        p_wrong=verdict.p_wrong,
+        truth=verdict.truth,
+        predicted=torch.where(verdict.correct, verdict.truth, verdict.predicted),
+        prediction_ids=verdict.said,
+        classes=verdict.classes,
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    correct: Bool[Tensor, " item"]
+    rank: Int[Tensor, " item"]
+    p_correct: Float[Tensor, " item"]
+    p_wrong: Float[Tensor, " item"]
+    truth: Int[Tensor, " item"]
+    predicted: Int[Tensor, " item"]
+    said: tuple[Ids, ...]
+    classes: tuple[Text, ...]
+
+
+def _likeliest(table: Continuations, values: Float[Tensor, " continuation"]) -> _Verdict:
+    n = len(table.first) - 1
+    best_right, best_wrong = (_amax_by(values, table.item, side, n) for side in (table.right, ~table.right))
+    correct = best_right > best_wrong
+    all_of_them = _logsumexp_by(values, table.item, torch.ones_like(table.right), n)
+    p_correct = (_logsumexp_by(values, table.item, table.right, n) - all_of_them).exp()
+    p_wrong = (_logsumexp_by(values, table.item, ~table.right, n) - all_of_them).exp()
+    as_likely = ~table.right & (values >= best_right[table.item])
+    # The chosen text: the first of the best ones on the side that won; where both are equal, the wrong side has.
+    chosen_side = table.right == correct[table.item]
+    best = torch.where(correct, best_right, best_wrong)
+    candidates = (chosen_side & (values == best[table.item])).nonzero().squeeze(1)
+    chosen = torch.full((n,), len(values)).scatter_reduce(0, table.item[candidates], candidates, "amin").tolist()
+    references = [table.text[first] for first in table.first[:-1].tolist()]
+    classes = {text: number for number, text in enumerate(dict.fromkeys(references))}
+    return _Verdict(
+        correct=correct,
+        rank=torch.zeros(n, dtype=torch.long).index_add(0, table.item, as_likely.long()),
+        p_correct=p_correct,
+        p_wrong=p_wrong,
+        truth=torch.tensor([classes[text] for text in references]),
+        predicted=torch.tensor([classes.get(table.text[one], NO_CLASS) for one in chosen]),
+        said=tuple(table.ids[one] for one in chosen),
+        classes=tuple(classes),
+    )
+
+
+def _starts_with(
+    table: Continuations, readings: Readings, p_correct: Float[Tensor, " item"], p_wrong: Float[Tensor, " item"]
+) -> _Verdict:
+    n = len(table.first) - 1
+    worst = torch.zeros(len(table.item), dtype=torch.long).scatter_reduce(0, table.target, readings.rank, "amax")
+    rank = torch.full((n,), torch.iinfo(torch.long).max).scatter_reduce(
+        0, table.item[table.right], worst[table.right], "amin"
+    )
+    references = table.first[:-1].tolist()
+    said = _greedy_prefixes(table, readings, references)
+    by_ids = {table.ids[one]: number for number, one in reversed(list(enumerate(_first_with(table.ids, references))))}
+    classes = tuple(table.text[one] for one in _first_with(table.ids, references))
+    unfinished = {ids[:end] for ids in by_ids for end in range(1, len(ids))}
+    return _Verdict(
+        correct=rank == 0,
+        rank=rank,
+        p_correct=p_correct,
+        p_wrong=p_wrong,
+        truth=torch.tensor([by_ids[table.ids[one]] for one in references]),
+        predicted=torch.tensor([UNDECIDED if ids in unfinished else _longest(ids, by_ids) for ids in said]),
+        said=said,
+        classes=classes,
+    )
+
+
+def _contains(encoded: EncodedTask, rule: Contains, generated: Sequence[Ids], teacher_forced: _Verdict) -> _Verdict:
+    """Right where an accepted answer is in the generated tokens; else the class that is in them first, if any."""
+    texts = [encoded.vocabulary.decode(ids) for ids in generated]
+    correct, predicted = [], []
+    for item, ids, text in zip(encoded.task.items, generated, texts, strict=True):
+        hit = any(_find(rule, answer, ids, text) is not None for answer in item.right)
+        correct.append(hit)
+        predicted.append(NO_CLASS if hit else _earliest(rule, teacher_forced.classes, ids, text))
+    return replace(
+        teacher_forced, correct=torch.tensor(correct), predicted=torch.tensor(predicted), said=tuple(generated)
+    )
+
+
+def _find(rule: Contains, answer: Text, ids: Ids, text: str) -> int | None:
+    """Where the answer is in what was generated, in characters or, of ids, in tokens."""
+    if isinstance(answer, str):
+        return rule.find(answer, text)
+    return next((at for at in range(len(ids) - len(answer) + 1) if ids[at : at + len(answer)] == answer), None)
+
+
+def _earliest(rule: Contains, classes: Sequence[Text], ids: Ids, text: str) -> int:
+    found = [(_find(rule, answer, ids, text), number) for number, answer in enumerate(classes)]
+    return min(((at, number) for at, number in found if at is not None), default=(0, NO_CLASS))[1]
+
+
+def _greedy_prefixes(table: Continuations, readings: Readings, references: Sequence[int]) -> tuple[Ids, ...]:
+    """What greedy generation begins with, as far as the readings of the references tell: up to the first departure."""
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), table.length.cumsum(0)]).tolist()
+    top = readings.top.tolist()
+    said = []
+    for one in references:
+        greedy, wanted = top[starts[one] : starts[one + 1]], table.ids[one]
+        departs = next((at for at, token in enumerate(wanted) if greedy[at] != token), len(wanted) - 1)
+        said.append(tuple(greedy[: departs + 1]))
+    return tuple(said)
+
+
+def _first_with(ids: Sequence[Ids], references: Sequence[int]) -> list[int]:
+    """The first of the references with each sequence of ids."""
+    found: dict[Ids, int] = {}
+    for one in references:
+        found.setdefault(ids[one], one)
+    return list(found.values())
+
+
+def _longest(ids: Ids, classes: dict[Ids, int]) -> int:
+    """The class that the ids begin with; of several the longest."""
+    return next((classes[ids[:end]] for end in range(len(ids), 0, -1) if ids[:end] in classes), NO_CLASS)
+
+
+def _per(summed: Float[Tensor, " continuation"], table: Continuations, per: Per) -> Float[Tensor, " continuation"]:
+    match per:
+        case "sequence":
+            return summed
+        case "token":
+            return summed / table.length
+        case "byte":
+            return summed / table.n_bytes
+
+
+def _amax_by(
+    values: Float[Tensor, " value"], index: Int[Tensor, " value"], keep: Bool[Tensor, " value"], n: int
+) -> Float[Tensor, " item"]:
+    """The largest of each item's values that are kept; −∞ where there is none."""
+    empty = torch.full((n,), -torch.inf, dtype=values.dtype)
+    return empty.scatter_reduce(0, index[keep], values[keep], "amax")
+
+
+def _logsumexp_by(
+    values: Float[Tensor, " value"], index: Int[Tensor, " value"], keep: Bool[Tensor, " value"], n: int
+) -> Float[Tensor, " item"]:
+    """The logarithm of each item's sum of exponentials over the values that are kept; −∞ where there is none."""
+    largest = _amax_by(values, index, keep, n)
+    base = torch.where(largest.isfinite(), largest, 0.0)
+    summed = torch.zeros(n, dtype=values.dtype).index_add(0, index[keep], (values[keep] - base[index[keep]]).exp())
+    return summed.log() + base

@@ -1,0 +1,179 @@
+"""How a model did on a task, item by item and in sum."""
+
+import math
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from analyses.tasks.batches import EncodedTask
+from analyses.tasks.items import Text
+from analyses.tasks.spelling import Ids
+from analyses.tasks.task import Task
+
+NO_CLASS = -1
+"""A prediction that is none of the task's classes."""
+UNDECIDED = -2
+"""A prediction of which too little was generated to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A task's scores in sum: accuracies and probabilities as fractions, log-loss in nats per token.
+
+    Args:
+        task: its name.
+        n_items: how many were scored.
+        n_unscorable: how many had been left out because they cannot be.
+        accuracy: fraction of items that are right by the task's rule.
+        top1: fraction with the answer first under teacher forcing: all its tokens the likeliest.
+        top5: fraction with all tokens of an accepted answer among the 5 likeliest (choices: a right label among 5).
+        top10: the same for 10.
+        balanced_accuracy: mean over the right answers' classes of the fraction right; not a number for pairs.
+        majority_accuracy: what always giving the most frequent right answer would get; not a number for pairs.
+        f1: mean over the right answers' classes of the harmonic mean of precision and recall. Not a number for pairs,
+            and where a wrong multi-token answer is not generated far enough to say which it is: `Contains` does.
+        log_loss: mean over items.
+        p_correct: mean over items.
+        p_wrong: mean over items.
+    """
+
+    task: str
+    n_items: int
+    n_unscorable: int
+    accuracy: float
+    top1: float
+    top5: float
+    top10: float
+    balanced_accuracy: float
+    majority_accuracy: float
+    f1: float
+    log_loss: float
+    p_correct: float
+    p_wrong: float
+
+    def as_row(self) -> dict[str, str | int | float]:
+        """The fields by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Scores:
+    """How a model did on every item of a task.
+
+    Args:
+        encoded: the task as it was asked.
+        log_probs: of each continuation, summed over its tokens, in nats.
+        correct: whether the item is right by the task's rule.
+        rank: answers: the rank of the worst token of the best accepted answer, 0 if all are the likeliest; choices and
+            pairs: how many wrong texts are at least as likely as the best right one.
+        log_loss: −log p of an accepted answer coming next, in nats per token of the reference. With one accepted answer
+            this is −(sum of its tokens' log p)/length, as in LASER; the probabilities of several add up.
+        p_correct: answers: the probability that an accepted answer comes next; choices and pairs: the share of the
+            right texts among all, by the score that decides.
+        p_wrong: the same for the distractors, or for the wrong texts.
+        truth: the class of the reference: the same answer or label is the same class.
+        predicted: the class of what the model said, or `NO_CLASS`, or `UNDECIDED`.
+        prediction_ids: what the model said: the tokens up to the first that departs from the reference, the generated
+            tokens, or the tokens of the likeliest label or sentence.
+        classes: the answers or labels that are the reference of an item.
+    """
+
+    encoded: EncodedTask
+    log_probs: Float[Tensor, " continuation"]
+    correct: Bool[Tensor, " item"]
+    rank: Int[Tensor, " item"]
+    log_loss: Float[Tensor, " item"]
+    p_correct: Float[Tensor, " item"]
+    p_wrong: Float[Tensor, " item"]
+    truth: Int[Tensor, " item"]
+    predicted: Int[Tensor, " item"]
+    prediction_ids: tuple[Ids, ...]
+    classes: tuple[Text, ...]
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.encoded.task
+
+    def __len__(self) -> int:
+        return len(self.correct)
+
+    def __repr__(self) -> str:
+        short = self.summary()
+        scored = f"accuracy {short.accuracy:.3f}, log-loss {short.log_loss:.3f} nats per token"
+        return f"Scores({self.task.name!r}, {len(self)} items, {scored})"
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction of items that are right by the task's rule."""
+        return self.correct.double().mean().item()
+
+    def top(self, k: int) -> float:
+        """The fraction of items whose rank is below k."""
+        return (self.rank < k).double().mean().item()
+
+    @property
+    def predictions(self) -> tuple[str, ...]:
+        """What the model said, as text; ids where the model has no tokenizer."""
+        return tuple(self.encoded.vocabulary.decode(ids) for ids in self.prediction_ids)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean over classes of the fraction of its items that are right; not a number for pairs."""
+        return (self._hits() / self._sizes()).mean().item() if self._has_classes else math.nan
+
+    @property
+    def majority_accuracy(self) -> float:
+        """The fraction of items in the largest class; not a number for pairs."""
+        return (self._sizes().max() / len(self)).item() if self._has_classes else math.nan
+
+    @property
+    def f1(self) -> float:
+        """The mean over classes of 2 · hits/(items + predictions) of the class; not a number where that is unknown."""
+        if not self._has_classes or bool((self.predicted == UNDECIDED).any()):
+            return math.nan
+        said = torch.bincount(self.predicted[self.predicted != NO_CLASS], minlength=len(self.classes))
+        return (2 * self._hits() / (self._sizes() + said)).mean().item()
+
+    def summary(self) -> Summary:
+        """The scores in sum."""
+        return Summary(
+            task=self.task.name,
+            n_items=len(self),
+            n_unscorable=len(self.task.unscorable),
+            accuracy=self.accuracy,
+            top1=self.top(1),
+            top5=self.top(5),
+            top10=self.top(10),
+            balanced_accuracy=self.balanced_accuracy,
+            majority_accuracy=self.majority_accuracy,
+            f1=self.f1,
+            log_loss=self.log_loss.mean().item(),
+            p_correct=self.p_correct.mean().item(),
+            p_wrong=self.p_wrong.mean().item(),
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row an item: the task's columns, then what the model said and how it scored."""
+        scored = {
+            "prediction": list(self.predictions),
+            "correct": self.correct.tolist(),
+            "rank": self.rank.tolist(),
+            "log_loss": self.log_loss.tolist(),
+            "p_correct": self.p_correct.tolist(),
+            "p_wrong": self.p_wrong.tolist(),
+        }
+        return self.task.to_dataframe().assign(**scored)
+
+    @property
+    def _has_classes(self) -> bool:
+        return self.task.kind != "pair"
+
+    def _sizes(self) -> Float[Tensor, " class"]:
+        return torch.bincount(self.truth, minlength=len(self.classes)).double()
+
+    def _hits(self) -> Float[Tensor, " class"]:
+        return torch.bincount(self.truth[self.correct], minlength=len(self.classes)).double()

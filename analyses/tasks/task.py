@@ -1,0 +1,191 @@
+"""A task: items of one kind, and how they are divided into screen, validation and test items."""
+
+import random
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import overload
+
+import pandas as pd
+
+from analyses.tasks.items import Item, Kind, Unscorable
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Named items of one kind, in a fixed order.
+
+    Args:
+        name: what tables and plots call it.
+        items: all of one kind.
+        metadata: facts about the task as a whole, such as the file it came from.
+        unscorable: what was left out because it cannot be scored, each with its place and reason; it stays with every
+            part of the task.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    metadata: Mapping[str, object] = field(default_factory=dict, hash=False)
+    unscorable: tuple[Unscorable, ...] = ()
+
+    def __post_init__(self) -> None:
+        kinds = sorted({item.kind for item in self.items})
+        if len(kinds) > 1:
+            raise ValueError(
+                f"task {self.name!r} holds items of the kinds {', '.join(kinds)}: a task has one kind, so that its "
+                "accuracy means one thing. Make a task of each."
+            )
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the items.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if not self.items:
+            raise ValueError(
+                f"task {self.name!r} has no items: only a task with items has a kind and a score. "
+                "Look at what was read, filtered or split."
+            )
+        return self.items[0].kind
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self.items)
+
+    def __repr__(self) -> str:
+        kind = f" of kind {self.kind!r}" if self.items else ""
+        left_out = f", {len(self.unscorable)} unscorable left out" if self.unscorable else ""
+        return f"Task({self.name!r}, {len(self.items)} items{kind}{left_out})"
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Task": ...
+    def __getitem__(self, index: int | slice) -> "Item | Task":
+        if isinstance(index, slice):
+            return replace(self, items=self.items[index])
+        return self.items[index]
+
+    def take(self, indices: Iterable[int]) -> "Task":
+        """The items at these positions, in this order."""
+        return replace(self, items=tuple(self.items[index] for index in indices))
+
+    def filter(self, keep: Callable[[Item], bool]) -> "Task":
+        """The items for which `keep` is true."""
+        return replace(self, items=tuple(item for item in self.items if keep(item)))
+
+    def where(self, index: int) -> str:
+        """Where the item at this position came from: its file and line, or its position."""
+        return self.items[index].source or f"{self.name}, item {index}"
+
+    def clusters(self) -> tuple[tuple[int, ...], ...]:
+        """The positions of the items that belong together, in order of their first item.
+
+        Items belong together if they share a group, have the same text as prompt, or are linked through others that do.
+        """
+        first_with: dict[object, int] = {}
+        parent = list(range(len(self.items)))
+
+        def root(index: int) -> int:
+            while parent[index] != index:
+                parent[index] = index = parent[parent[index]]
+            return index
+
+        for index, item in enumerate(self.items):
+            keys = [("group", group) for group in item.groups] + [("same", item.identity)] * bool(item.identity)
+            for key in keys:
+                low, high = sorted((root(first_with.setdefault(key, index)), root(index)))
+                parent[high] = low
+        members: dict[int, list[int]] = {}
+        for index in range(len(self.items)):
+            members.setdefault(root(index), []).append(index)
+        return tuple(tuple(indices) for indices in members.values())
+
+    def split(self, *, screen: float = 0.1, validation: float = 0.2, test: float = 0.7, seed: int) -> "Splits":
+        """Three disjoint, shuffled parts of the task, which together are the whole of it.
+
+        Clusters stay whole, so that neither a paraphrase nor the mirror image of a test item is ever selected on. A
+        part misses its fraction by the largest cluster at most. The parts are shuffled too: the first items of one are
+        a random sample of it.
+
+        Args:
+            screen: fraction of the items to look for promising candidates with.
+            validation: fraction to choose among candidates with.
+            test: fraction to report on, once.
+            seed: the same seed gives the same parts on every machine.
+
+        Raises:
+            ValueError: if the fractions do not sum to 1, or one above 0 would get no items.
+        """
+        fractions = {"screen": screen, "validation": validation, "test": test}
+        if min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-9:
+            raise ValueError(
+                f"the fractions screen={screen}, validation={validation}, test={test} sum to "
+                f"{sum(fractions.values()):g}: they are 0 or more and sum to 1. Change one of them."
+            )
+        clusters = list(self.clusters())
+        random.Random(seed).shuffle(clusters)
+        parts = _cut(clusters, list(fractions.values()))
+        empty = [
+            f"{name}={fractions[name]}"
+            for name, part in zip(fractions, parts, strict=True)
+            if fractions[name] and not part
+        ]
+        if empty:
+            raise ValueError(
+                f"{empty[0]} of the {len(self)} items of task {self.name!r}, in {len(clusters)} clusters that stay "
+                "whole, are none: every part with a fraction above 0 needs an item. "
+                "Give more items, or 0 for a part that is not needed."
+            )
+        return Splits(*(self.take(part) for part in parts))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row an item: kind, context, right and wrong continuations, groups, source, and `meta_` columns."""
+        return pd.DataFrame(
+            [
+                {
+                    "task": self.name,
+                    "kind": item.kind,
+                    "context": item.context,
+                    "reference": item.right[0],
+                    "right": item.right,
+                    "wrong": item.wrong,
+                    "groups": item.groups,
+                    "source": item.source,
+                    **{f"meta_{key}": value for key, value in item.metadata.items()},
+                }
+                for item in self.items
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Three disjoint parts of a task: to screen candidates, to choose among them, to report on."""
+
+    screen: Task
+    validation: Task
+    test: Task
+
+
+def _cut(clusters: list[tuple[int, ...]], fractions: list[float]) -> list[list[int]]:
+    """The clusters in a row, cut where the number of items passed is nearest to the fractions asked for."""
+    passed = [0]
+    for cluster in clusters:
+        passed.append(passed[-1] + len(cluster))
+    cuts, asked = [0], 0.0
+    for fraction in fractions[:-1]:
+        asked += fraction
+        cuts.append(max(cuts[-1], _nearest(passed, asked * passed[-1])))
+    return [[i for cluster in clusters[a:b] for i in cluster] for a, b in pairwise([*cuts, len(clusters)])]
+
+
+def _nearest(ascending: list[int], target: float) -> int:
+    after = min(bisect_left(ascending, target), len(ascending) - 1)
+    before = max(after - 1, 0)
+    return before if target - ascending[before] < ascending[after] - target else after
