@@ -220,4 +220,4 @@ def test_only_the_demo_prints() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
-    assert printing == {"analyses/demo.py"}
+    assert printing == {"analyses/demo/__main__.py"}

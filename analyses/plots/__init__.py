@@ -14,7 +14,7 @@
 | `rank_curve` | `laser.rank_curve`: both ends of the spectrum |
 | `corrected_broken` | items that a reduction corrects, beside those it breaks |
 | `eigenpruning.scores`, `.validation`, `.report` | `eigenpruning.prune`: scores, choice of the fraction, outcome |
-| `truncation.dynamics`, `.training`, `.curve`, `.gradient_steps` | `truncation.study`, `.sweep`, `.curve`, `.gradient_steps` |
+| `truncation.dynamics`, `.training`, `.curve`, `.gradient_steps` | results of `truncation` |
 
 All are drawn with `TEMPLATE`, 700 px wide. `figure.write_image("effects.png")` needs the package kaleido and Chromium.
 """

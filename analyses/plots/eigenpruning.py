@@ -4,8 +4,7 @@ import plotly.graph_objects as go
 
 from analyses.eigenpruning import Pruning
 from analyses.eigenpruning.scores import ComponentScores
-
-_KEPT, _REMOVED = "#1f77b4", "#d62728"
+from analyses.plots.style import BLUE, VERMILION, figure
 
 
 def scores(result: Pruning | ComponentScores) -> go.Figure:
@@ -18,11 +17,13 @@ def scores(result: Pruning | ComponentScores) -> go.Figure:
     )
     frame = found.to_dataframe()
     removed = [key in gone for key in zip(frame["site"], frame["component"], strict=True)]
-    figure = go.Figure()
-    for name, colour, flag in (("kept", _KEPT, False), ("removed", _REMOVED, True)):
+    drawn = figure(
+        f"Eigenpruning scores of {found.n_components} components", f"{found.n_examples} items", legend_rows=1
+    )
+    for name, colour, flag in (("kept", BLUE, False), ("removed", VERMILION, True)):
         rows = frame[[is_gone == flag for is_gone in removed]]
         labels = [f"{site}, component {i}" for site, i in zip(rows["site"], rows["component"], strict=True)]
-        figure.add_scatter(
+        drawn.add_scatter(
             x=rows["strength"],
             y=rows["score"],
             mode="markers",
@@ -30,11 +31,8 @@ def scores(result: Pruning | ComponentScores) -> go.Figure:
             text=labels,
             marker={"color": colour, "size": 5},
         )
-    figure.update_xaxes(title_text="singular value s_i")
-    figure.update_yaxes(title_text=f"score, {found.reduce} over examples and positions (nats)")
-    return figure.update_layout(
-        title=f"Eigenpruning scores of {found.n_components} components on {found.n_examples} items"
-    )
+    drawn.update_xaxes(title_text="singular value s_i")
+    return drawn.update_yaxes(title_text=f"score, {found.reduce} over examples and positions (nats)")
 
 
 def report(result: Pruning) -> go.Figure:
@@ -46,14 +44,12 @@ def report(result: Pruning) -> go.Figure:
         "array": frame["accuracy_high"] + base - frame["accuracy"],
         "arrayminus": frame["accuracy"] - frame["accuracy_low"] - base,
     }
-    figure = go.Figure(go.Bar(x=frame["variant"], y=frame["accuracy"], error_y=bars, marker_color=_KEPT))
-    figure.add_hline(y=base, line={"dash": "dot"})
-    figure.update_xaxes(title_text="variant")
-    figure.update_yaxes(title_text="accuracy (fraction)", range=[0, 1.02])
-    return figure.update_layout(
-        title=f"{result.chosen.n_components} of {result.attribution.n_components} components removed, "
-        f"{frame['n_items'].iloc[0]} held-out items"
-    )
+    removed, n_items = f"{result.chosen.n_components} of {result.attribution.n_components}", frame["n_items"].iloc[0]
+    drawn = figure(f"{removed} components removed", f"{n_items} held-out items; bars: 95 %", legend_rows=0)
+    drawn.add_bar(x=frame["variant"], y=frame["accuracy"], error_y=bars, marker_color=BLUE)
+    drawn.add_hline(y=base, line={"dash": "dot"})
+    drawn.update_xaxes(title_text="variant")
+    return drawn.update_yaxes(title_text="accuracy (fraction)", range=[0, 1.02])
 
 
 def validation(result: Pruning) -> go.Figure:
@@ -66,18 +62,18 @@ def validation(result: Pruning) -> go.Figure:
         raise ValueError(
             "the fraction was given, not chosen, so nothing was validated: prune with fraction='validation'."
         )
-    figure = go.Figure()
-    for column, name, axis in (
-        ("accuracy", "accuracy (fraction)", "y"),
-        ("log_loss", "log-loss (nats per token)", "y2"),
+    drawn = figure("Choosing the fraction", "on the validation part; dotted: chosen", legend_rows=1)
+    for column, name, axis, colour in (
+        ("accuracy", "accuracy (fraction)", "y", BLUE),
+        ("log_loss", "log-loss (nats per token)", "y2", VERMILION),
     ):
-        figure.add_scatter(
-            x=result.validation["fraction"], y=result.validation[column], mode="lines+markers", name=name, yaxis=axis
-        )
-    figure.add_vline(x=result.fraction, line={"dash": "dot"})
-    return figure.update_layout(
-        title="Choosing the fraction on the validation part (dotted: chosen)",
+        drawn.add_scatter(
+            x=result.validation["fraction"], y=result.validation[column], mode="lines+markers", name=name, yaxis=axis,
+            line={"color": colour},
+        )  # fmt: skip
+    drawn.add_vline(x=result.fraction, line={"dash": "dot"})
+    return drawn.update_layout(
         xaxis_title="fraction of components removed",
         yaxis_title="accuracy (fraction)",
-        yaxis2={"title": "log-loss (nats per token)", "overlaying": "y", "side": "right"},
+        yaxis2={"title": "log-loss (nats per token)", "overlaying": "y", "side": "right", "showgrid": False},
     )

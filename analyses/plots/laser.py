@@ -1,18 +1,19 @@
 """Figures of searches: layer by ρ, rank curves, corrected against broken items, layer by task."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from math import isnan
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from analyses.laser.composition import Composition
 from analyses.laser.curves import RankCurve
 from analyses.laser.results import SearchResult
+from analyses.plots.style import BLUE, COLOURS, DIVERGING, VERMILION, figure, panels
 from analyses.scoring import Comparison
 
-_SCALE = "RdBu"
+_BETTER_IS_BLUE = [[1 - at, colour] for at, colour in reversed(DIVERGING)]
 _LABELS = {
     "accuracy": ("validation accuracy", "fraction of items"),
     "log_loss": ("validation log-loss", "nats per token"),
@@ -34,30 +35,30 @@ def laser_heatmap(result: SearchResult, *, value: str = "accuracy", change: bool
     if value not in _LABELS:
         raise ValueError(f"value={value!r}: a heat map shows one of {', '.join(_LABELS)}. Give one of them.")
     frame = _trials(result, value, change)
-    panels = list(dict.fromkeys(zip(frame["matrix"], frame["panel"], strict=True)))
-    titles = [f"{matrix} {panel}" for matrix, panel in panels]
-    figure = make_subplots(rows=1, cols=len(panels), subplot_titles=titles, shared_yaxes=True)
-    for column, (matrix, panel) in enumerate(panels, start=1):
-        part = frame.loc[(frame["matrix"] == matrix) & (frame["panel"] == panel)]
-        figure.add_trace(_heat(part, value), row=1, col=column)
-        figure.update_xaxes(title_text="ρ, fraction of the rank", type="category", row=1, col=column)
-    figure.update_yaxes(title_text="layer", dtick=1, col=1)
+    places = list(dict.fromkeys(zip(frame["matrix"], frame["panel"], strict=True)))
     what, unit = _LABELS[value]
+    against = "against the unedited model" if change else "of every single reduction"
+    titles = [f"{matrix} {panel}" for matrix, panel in places]
+    drawn = panels(f"{result.task}: {what}", against, titles=titles)
+    for column, (matrix, panel) in enumerate(places, start=1):
+        part = frame.loc[(frame["matrix"] == matrix) & (frame["panel"] == panel)]
+        drawn.add_trace(_heat(part, value), row=1, col=column)
+        drawn.update_xaxes(title_text="ρ, fraction of the rank", type="category", row=1, col=column)
+    drawn.update_yaxes(title_text="layer", dtick=1, col=1)
+    scale = DIVERGING if value == "log_loss" else _BETTER_IS_BLUE
     label = f"change of {unit}" if change else unit
-    better = -1 if value == "log_loss" else 1
-    axis: dict[str, object] = {"colorscale": _SCALE if better > 0 else f"{_SCALE}_r", "colorbar": {"title": label}}
-    if change:
-        axis["cmid"] = 0
-    title = f"{what}{' against the unedited model' if change else ''}: {result.task}"
-    return figure.update_layout(title=title, coloraxis=axis)
+    return drawn.update_layout(coloraxis=_axis(scale, label, signed=change))
 
 
 def rank_curve(curve: RankCurve) -> go.Figure:
     """Accuracy, log-loss, corrected and broken items against ρ, a line for each edit; dashed is the unedited model."""
     frame = curve.to_dataframe()
     titles = ("accuracy", "log-loss", "corrected (up) and broken (down)")
-    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.08)
-    colours = _colours(frame["edit"].tolist())
+    drawn = panels(
+        f"{curve.site} on {curve.unedited.encoded.task.name}", "dashed: unedited; bars: 95 % of the change",
+        rows=3, titles=titles, height=800,
+    )  # fmt: skip
+    colours = dict(zip(dict.fromkeys(frame["edit"].tolist()), cycle(COLOURS), strict=False))
     for edit, part in frame.sort_values("rho").groupby("edit", sort=False):
         name, colour = str(edit), colours[str(edit)]
         interval = {
@@ -68,19 +69,18 @@ def rank_curve(curve: RankCurve) -> go.Figure:
         }
         shared = {"x": part["rho"], "mode": "lines+markers", "name": name, "legendgroup": name}
         kept = part["kept"].map("{} components kept".format)
-        figure.add_trace(
+        drawn.add_trace(
             go.Scatter(y=part["accuracy"], error_y=interval, text=kept, line_color=colour, **shared), row=1, col=1
         )
         shared["showlegend"] = False
-        figure.add_trace(go.Scatter(y=part["log_loss"], line_color=colour, **shared), row=2, col=1)
-        figure.add_trace(go.Scatter(y=part["corrected"], line_color=colour, **shared), row=3, col=1)
-        figure.add_trace(go.Scatter(y=-part["broken"], line_color=colour, **shared), row=3, col=1)
+        drawn.add_trace(go.Scatter(y=part["log_loss"], line_color=colour, **shared), row=2, col=1)
+        drawn.add_trace(go.Scatter(y=part["corrected"], line_color=colour, **shared), row=3, col=1)
+        drawn.add_trace(go.Scatter(y=-part["broken"], line_color=colour, **shared), row=3, col=1)
     for row, value in ((1, "unedited_accuracy"), (2, "unedited_log_loss")):
-        figure.add_hline(y=float(frame[value].to_numpy(float)[0]), line_dash="dash", row=row, col=1)  # type: ignore[arg-type]
+        drawn.add_hline(y=float(frame[value].to_numpy(float)[0]), line_dash="dash", row=row, col=1)  # type: ignore[arg-type]
     for row, unit in ((1, "fraction of items"), (2, "nats per token"), (3, "items")):
-        figure.update_yaxes(title_text=unit, row=row, col=1)
-    figure.update_xaxes(title_text="ρ, fraction of the rank", row=3, col=1)
-    return figure.update_layout(title=f"{curve.site} on {curve.unedited.encoded.task.name}", height=800)
+        drawn.update_yaxes(title_text=unit, row=row, col=1)
+    return drawn.update_xaxes(title_text="ρ, fraction of the rank", row=3, col=1)
 
 
 def corrected_broken(
@@ -91,11 +91,10 @@ def corrected_broken(
     tests = [(one.before.task.name, one) if isinstance(one, Comparison) else (one.task, one.test) for one in given]
     names = [f"{name}, {len(test.before)} items, p = {test.p_value:.2g}" for name, test in tests]
     corrected, broken = [len(test.corrected) for _, test in tests], [-len(test.broken) for _, test in tests]
-    figure = go.Figure()
-    figure.add_bar(x=names, y=corrected, name="corrected", marker_color="#2166ac")
-    figure.add_bar(x=names, y=broken, name="broken", marker_color="#b2182b")
-    figure.update_yaxes(title_text="test items")
-    return figure.update_layout(title="test items corrected and broken", barmode="relative")
+    drawn = figure("Test items corrected and broken", "p of McNemar's test", legend_rows=1)
+    drawn.add_bar(x=names, y=corrected, name="corrected", marker_color=BLUE)
+    drawn.add_bar(x=names, y=broken, name="broken", marker_color=VERMILION)
+    return drawn.update_yaxes(title_text="test items").update_layout(barmode="relative")
 
 
 def layer_task(frame: pd.DataFrame) -> go.Figure:
@@ -103,9 +102,10 @@ def layer_task(frame: pd.DataFrame) -> go.Figure:
     sites, tasks = list(dict.fromkeys(frame["site"])), list(dict.fromkeys(frame["task"]))
     wide = frame.pivot(index="site", columns="task", values="gain").reindex(index=sites, columns=tasks)
     heat = go.Heatmap(x=tasks, y=sites, z=wide.to_numpy(float), coloraxis="coloraxis")
-    axis = {"colorscale": _SCALE, "cmid": 0, "colorbar": {"title": "change of fraction of items"}}
-    figure = go.Figure(heat).update_layout(title="best change of validation accuracy by one reduction", coloraxis=axis)
-    return figure.update_xaxes(title_text="task").update_yaxes(title_text="matrix")
+    axis = _axis(_BETTER_IS_BLUE, "change of fraction of items", signed=True)
+    drawn = figure("Best change of validation accuracy", "by one reduction of each matrix", legend_rows=0)
+    drawn.add_trace(heat).update_layout(coloraxis=axis)
+    return drawn.update_xaxes(title_text="task").update_yaxes(title_text="matrix")
 
 
 def _trials(result: SearchResult, value: str, change: bool) -> pd.DataFrame:
@@ -144,6 +144,7 @@ def _heat(part: pd.DataFrame, value: str) -> go.Heatmap:
     )  # fmt: skip
 
 
-def _colours(names: Sequence[str]) -> dict[str, str]:
-    palette = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
-    return {name: palette[i % len(palette)] for i, name in enumerate(dict.fromkeys(names))}
+def _axis(scale: list[list[float | str]], label: str, *, signed: bool) -> dict[str, object]:
+    # The empty line keeps the title off the tick labels, which it would touch (plotly 7.1).
+    bar = {"title": {"text": f"<br>{label}", "side": "right", "font": {"size": 12}}, "thickness": 14}
+    return {"colorscale": scale, "colorbar": bar, **({"cmid": 0} if signed else {})}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from hooks.sites import Matrix
 
@@ -55,6 +56,17 @@ def figure(title: str, subtitle: str, *, legend_rows: int, height: int = 420) ->
     """An empty figure with a title, in smaller letters what it was measured on, and room for a legend below them."""
     layout = {"title": {"text": heading(title, subtitle)}, "height": height, "margin": {"t": 72 + 21 * legend_rows}}
     return go.Figure(layout={"template": TEMPLATE, **layout})
+
+
+def panels(title: str, subtitle: str, *, rows: int = 1, titles: Sequence[str], height: int = 420) -> go.Figure:
+    """An empty figure of as many panels as there are titles, with the legend beneath them all."""
+    grid = make_subplots(
+        rows=rows, cols=len(titles) // rows, subplot_titles=titles, shared_yaxes=rows == 1, shared_xaxes=rows > 1,
+        vertical_spacing=0.08,
+    )  # fmt: skip
+    below = {"y": -64 / (height - 162), "yanchor": "top"}
+    layout = {"title": {"text": heading(title, subtitle)}, "height": height, "margin": {"t": 92, "b": 70}}
+    return grid.update_layout(template=TEMPLATE, legend=below, **layout).update_annotations(font_size=13)
 
 
 def heading(title: str, subtitle: str) -> str:

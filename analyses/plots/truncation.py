@@ -2,12 +2,11 @@
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from analyses.plots.style import COLOURS, figure, panels
 from analyses.truncation.curves import Curve
 from analyses.truncation.sweeps import Study, Sweep
 
-_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
 _UNITS = {"margin": "logits", "p_correct": "probability", "p_noise": "probability"}
 
 
@@ -18,23 +17,21 @@ def curve(result: Curve, *, site: str | None = None) -> go.Figure:
         KeyError: if there is no such site.
     """
     sites = [site] if site is not None else list(dict.fromkeys(result.of()["site"]))
-    figure = make_subplots(rows=1, cols=len(sites), subplot_titles=sites, shared_yaxes=True)
+    title = "Truncation, by the fraction of the rank"
+    drawn = panels(title, f"{result.n_prompts} prompts; dotted: uncut; bars: standard error", titles=sites, height=460)
     for column, one in enumerate(sites, 1):
-        for name, colour in zip(result.frame["name"].unique(), _COLOURS, strict=False):
+        for name, colour in zip(result.frame["name"].unique(), COLOURS, strict=False):
             for end, dash in (("keep top", "solid"), ("drop top", "dash")):
                 rows = result.of(name, end=end, site=one)  # type: ignore[arg-type]
                 line = {"color": colour, "dash": dash}
-                figure.add_scatter(
+                drawn.add_scatter(
                     x=rows["rho"], y=rows["p"], error_y={"array": rows["p_stderr"]}, mode="lines+markers", line=line,
                     name=f"p({name}), {end}", legendgroup=f"{name} {end}", showlegend=column == 1, row=1, col=column,
                 )  # fmt: skip
             full = float(result.of(name, end="full")["p"].iloc[0])
-            figure.add_hline(y=full, line={"color": colour, "dash": "dot", "width": 1}, row=1, col=column)  # type: ignore[arg-type]
-    figure.update_xaxes(title_text="ρ (fraction of the rank)", range=[-0.02, 1.02])
-    figure.update_yaxes(title_text="probability", range=[0, 1], col=1)
-    return figure.update_layout(
-        title=f"Truncation after {result.n_prompts} prompts (dotted: uncut; bars: standard error)"
-    )
+            drawn.add_hline(y=full, line={"color": colour, "dash": "dot", "width": 1}, row=1, col=column)  # type: ignore[arg-type]
+    drawn.update_xaxes(title_text="ρ (fraction of the rank)", range=[-0.02, 1.02])
+    return drawn.update_yaxes(title_text="probability", range=[0, 1], col=1)
 
 
 def training(
@@ -50,50 +47,50 @@ def training(
     """
     sweeps = list(result.sweeps.values()) if isinstance(result, Study) else [result]
     chosen = cuts if cuts is not None else _default_cuts(sweeps[0].frame)
-    figure = go.Figure()
-    for (end, site, rho), colour in zip(chosen, _COLOURS * (1 + len(chosen) // len(_COLOURS)), strict=False):
+    spread = f"mean and range over {len(sweeps)} seeds" if len(sweeps) > 1 else "one seed"
+    drawn = figure(f"{metric} over training", spread, legend_rows=-(-len(chosen) // 2))
+    for (end, site, rho), colour in zip(chosen, COLOURS * (1 + len(chosen) // len(COLOURS)), strict=False):
         values = pd.concat([sweep.of(metric, end=end, site=site, rho=rho) for sweep in sweeps], axis=1)
         name = " ".join([end, site] if rho is None else [end, site, f"ρ={rho:g}"]).strip()
         mean, low, high = values.mean(axis=1), values.min(axis=1), values.max(axis=1)
         bars = {"symmetric": False, "array": high - mean, "arrayminus": mean - low, "width": 2}
-        figure.add_scatter(x=mean.index, y=mean, error_y=bars, mode="lines+markers", line={"color": colour}, name=name)
-    figure.update_xaxes(title_text="training step")
-    figure.update_yaxes(title_text=f"{metric} ({_UNITS.get(metric, 'fraction')})")
-    seeds = f", mean and range over {len(sweeps)} seeds" if len(sweeps) > 1 else ""
-    return figure.update_layout(title=f"{metric} over training{seeds}")
+        drawn.add_scatter(x=mean.index, y=mean, error_y=bars, mode="lines+markers", line={"color": colour}, name=name)
+    drawn.update_xaxes(title_text="training step")
+    return drawn.update_yaxes(title_text=f"{metric} ({_UNITS.get(metric, 'fraction')})")
 
 
 def dynamics(result: Study | Sweep) -> go.Figure:
     """What is learned when: the noise, the answer, and the attention that finds it; a line a seed."""
     sweeps = list(result.sweeps.values()) if isinstance(result, Study) else [result]
-    figure = go.Figure()
+    seeds = "one seed" if len(sweeps) == 1 else f"a line for each of {len(sweeps)} seeds"
+    drawn = figure("The uncut model over training", f"probabilities and attention, {seeds}", legend_rows=2)
     metrics = ("p_noise", "p_correct", "accuracy_without_noise", "attention_answer", "attention_previous_token")
-    for metric, colour in zip(metrics, _COLOURS, strict=False):
+    for metric, colour in zip(metrics, COLOURS, strict=False):
         for number, sweep in enumerate(sweeps):
             values = sweep.of(metric)
-            figure.add_scatter(
+            drawn.add_scatter(
                 x=values.index, y=values, mode="lines+markers", line={"color": colour}, name=metric, legendgroup=metric,
                 showlegend=number == 0,
             )  # fmt: skip
-    figure.update_xaxes(title_text="training step")
-    figure.update_yaxes(title_text="probability, fraction, attention mass", range=[0, 1.02])
-    return figure.update_layout(
-        title="The uncut model over training: the noise first, then the circuit (a line a seed)"
-    )
+    drawn.update_xaxes(title_text="training step")
+    return drawn.update_yaxes(title_text="probability, fraction, attention mass", range=[0, 1.02])
 
 
 def gradient_steps(frame: pd.DataFrame) -> go.Figure:
     """What one gradient step on each half of the model does to the noise's and the answer's logit, by training step."""
-    figure = make_subplots(rows=1, cols=2, subplot_titles=["noise", "answer"], shared_yaxes=True)
+    title, subtitle = (
+        "One gradient step on one half of the model",
+        "what it does to the logits of noise and answer",
+    )
+    drawn = panels(title, subtitle, titles=["noise", "answer"])
     for column, quantity in enumerate(("noise_logit", "answer_logit"), 1):
-        for (part, rows), colour in zip(frame.groupby("part", sort=False), _COLOURS, strict=False):
-            figure.add_scatter(
+        for (part, rows), colour in zip(frame.groupby("part", sort=False), COLOURS, strict=False):
+            drawn.add_scatter(
                 x=rows["step"], y=rows[quantity], mode="lines+markers", line={"color": colour}, name=str(part),
                 legendgroup=str(part), showlegend=column == 1, row=1, col=column,
             )  # fmt: skip
-    figure.update_xaxes(title_text="training step")
-    figure.update_yaxes(title_text="change of logit over the mean logit", col=1)
-    return figure.update_layout(title="One gradient step on one half of the model")
+    drawn.update_xaxes(title_text="training step")
+    return drawn.update_yaxes(title_text="change of logit over the mean logit", col=1)
 
 
 def _default_cuts(frame: pd.DataFrame) -> list[tuple[str, str, float | None]]:
