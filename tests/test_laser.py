@@ -21,6 +21,7 @@ from analyses.laser.candidates import _family, candidates
 from analyses.laser.race import _rounds
 from analyses.laser.screening import promises
 from analyses.laser.searching import _settings
+from analyses.laser.trials import Bench
 from analyses.tasks import AnswerItem, ChoiceItem, MinimalPair, Splits, Task
 from hooks import place_of
 from surgery import Drop, DropTop, KeepBottom, KeepTop, RowBlocks, Scale, Zero
@@ -416,6 +417,14 @@ def test_the_table_has_the_columns_that_are_asked_for() -> None:
 def test_what_cannot_be_searched_is_refused(wrong: dict, message: str) -> None:
     with borrowed("bridge gpt2") as model, pytest.raises((ValueError, TypeError), match=message):
         laser.search(model, parts_of(made()), **wrong, **QUIET)
+
+
+def test_an_edit_of_more_components_than_there_are_is_refused_before_anything_is_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Bench, "try_all", lambda *_: pytest.fail("something was run"))
+    with borrowed("bridge gpt2") as model, pytest.raises(ValueError, match=r"asks for more components than 'blocks\.0"):
+        laser.search(model, parts_of(made()), rhos=(0.5,), edits=(KeepTop, DropTop(rank=10_000)), **QUIET)
 
 
 def test_an_empty_part_a_mixed_composition_and_impossible_settings_are_refused() -> None:

@@ -190,7 +190,9 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     log = tmp_path / "log"
     search(log)
     lines = log.read_bytes().splitlines(keepends=True)
-    for damage in (b'{"key": 3}\n', b'{"key": "x", "said"\n'):
+    entry = json.loads(lines[3])
+    holed = json.dumps({**entry, "said": {**entry["said"], "rank": entry["said"]["rank"][:8]}}).encode() + b"\n"
+    for damage in (b'{"key": 3}\n', b'{"key": "x", "said"\n', b'{"key": "x"}\n', holed):
         log.write_bytes(b"".join([*lines[:3], damage, *lines[4:]]))
         with pytest.raises(LogError, match=rf"{log}, line 4 cannot be read"):
             search(log)

@@ -127,6 +127,17 @@ def gains_of(
     return {one: found[one] for one in wanted}
 
 
+def check_possible(
+    model: nn.Module, wanted: Sequence[Candidate], *, svds: Decompositions | None, progress: bool
+) -> None:
+    """Edits that are impossible on a matrix, of more components than it has say, are told of before anything is run.
+
+    Raises:
+        ValueError: if there is such an edit.
+    """
+    gains_of(model, [one for one in wanted if one.rho is None], svds=svds, progress=progress)
+
+
 def is_identity(gains: Gains) -> bool:
     """Whether the edit leaves its matrix as it is, to the last bit."""
     return gains.rest == 1 and gains.constants is None and bool((gains.values == 1).all())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from analyses.attribution.question import check_deterministic
-from analyses.laser.candidates import PAPER_RHOS, Candidate, Edits, candidates
+from analyses.laser.candidates import PAPER_RHOS, Candidate, Edits, candidates, check_possible
 from analyses.laser.evaluation import MEMORY, Evaluator, Outcome, cost
 from analyses.laser.reports import TextCost, test_report
 from analyses.laser.results import SearchResult
@@ -148,6 +148,7 @@ def compose(
     check_deterministic(model)
     wanted = candidates(model, sites, rhos, edits) if among is None else _helpful(among)
     _check_disjoint(wanted)
+    check_possible(model, wanted, svds=svds, progress=progress)
     parts = splits_of(task, seed)
     bench = Bench(
         model, open_log(log, model, parts, {"walk": "greedy", "rule": rule, "prepend_bos": prepend_bos}, wanted),

@@ -133,18 +133,24 @@ def _lines(path: Path) -> list[dict]:
     found = []
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            held = json.loads(line)
-            if not isinstance(held, dict) or (number > 1 and not isinstance(held.get("key"), str)):
-                raise ValueError("it is not an entry")
-        except ValueError as error:
+            found.append(_entry(line, is_header=number == 1))
+        except (ValueError, KeyError, TypeError, zlib.error) as error:
             raise LogError(
                 f"{path}, line {number} cannot be read ({error}): a search log has a JSON object on every line. "
                 "Delete the file, or the lines from there on, and search again."
             ) from None
-        found.append(held)
     if found and found[0].get("format") == _FORMAT and len(whole) < len(data):
         os.truncate(path, len(whole))
     return found
+
+
+def _entry(line: bytes, *, is_header: bool) -> dict:
+    held = json.loads(line)
+    if not isinstance(held, dict) or (not is_header and not isinstance(held.get("key"), str)):
+        raise ValueError("it is not an entry")
+    if not is_header and "numbers" not in held:
+        _unpacked(held["said"])
+    return held
 
 
 def _check_header(path: Path, held: Mapping[str, object], header: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 import surgery
 from analyses.attribution.question import check_deterministic
-from analyses.laser.candidates import PAPER_RHOS, Candidate, Edits, candidates
+from analyses.laser.candidates import PAPER_RHOS, Candidate, Edits, candidates, check_possible
 from analyses.laser.evaluation import MEMORY, cost, encoded_text, loss_on
 from analyses.laser.log import Log, search_header
 from analyses.laser.race import Race, Screened, race
@@ -69,7 +69,7 @@ def search(
         LogError: if the log belongs to another search, or is damaged.
         SiteError: if a pattern names no editable matrix.
         UnscorableItems: if there are items that this model cannot be asked.
-        ValueError: if a split is empty, a setting is impossible, or the model has active dropout.
+        ValueError: if a split is empty, an edit or a setting is impossible, or the model has active dropout.
 
     Source: arXiv:2312.13558, sections 3 and 5; for `screened`, arXiv:2510.20800, section 3.1.
     """
@@ -78,6 +78,7 @@ def search(
     wanted = candidates(model, sites, rhos, edits)
     parts = splits_of(task, seed, needs_screen=settings is not None)
     fixed = {"strategy": settings or "exhaustive", "rule": rule, "prepend_bos": prepend_bos}
+    check_possible(model, wanted, svds=svds, progress=progress)
     kept = open_log(log, model, parts, fixed, wanted)
     bench = Bench(model, kept, rule, prepend_bos, svds, batch_size, memory, progress)
     found = _exhausted(bench, parts.validation, wanted) if settings is None else race(
