@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
 from importlib.metadata import version
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -53,3 +54,12 @@ def hooked_transformer() -> type:
     from transformer_lens import HookedTransformer
 
     return HookedTransformer
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the `cache` of `recall.train`: no model is trained twice in a run, by whichever test process."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "trained"
+    shared.mkdir(exist_ok=True)
+    return shared

@@ -18,20 +18,15 @@ SEQUENCES = 128
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def shown(trained: Path) -> Demo:
+    return run(sequences=SEQUENCES, draws=2, cache=trained, progress=False)
 
 
 @pytest.fixture(scope="module")
-def shown(cache: Path) -> Demo:
-    return run(sequences=SEQUENCES, draws=2, cache=cache, progress=False)
-
-
-@pytest.fixture(scope="module")
-def weights(shown: Demo, cache: Path) -> dict[str, np.ndarray]:
+def weights(shown: Demo, trained: Path) -> dict[str, np.ndarray]:
     """The trained matrices."""
     model = recall.bridge(shown.task, seed=0)
-    recall.train(model, shown.task, seed=0, cache=cache, progress=False)
+    recall.train(model, shown.task, seed=0, cache=trained, progress=False)
     return {name: matrix.numpy().astype(np.float64) for name, matrix in recall.weights(model).items()}
 
 

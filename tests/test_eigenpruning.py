@@ -21,7 +21,6 @@ from analyses.eigenpruning.reducers import running
 from analyses.eigenpruning.scores import ComponentScores, _check_compensation, _group
 from hooks import Site, place_of
 
-CACHE = Path(__file__).resolve().parent.parent / ".surgery-cache"
 SOME = ["blocks.0.attn.W_K[1]", "blocks.1.attn.W_O[2]", "blocks.0.mlp.W_in", "blocks.1.mlp.W_out"]
 EVERY = ["blocks.*.attn.W_[QKVO][*]", "blocks.*.mlp.W_*"]
 
@@ -467,10 +466,10 @@ def test_published_takes_the_papers_settings() -> None:
 
 
 @pytest.fixture(scope="module")
-def recalled() -> tuple[nn.Module, recall.RecallTask]:
+def recalled(trained: Path) -> tuple[nn.Module, recall.RecallTask]:
     task = recall.RecallTask.synthetic()
     model = recall.bridge(task)
-    recall.train(model, task, cache=CACHE, progress=False)
+    recall.train(model, task, cache=trained, progress=False)
     return model, task
 
 

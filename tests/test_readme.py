@@ -13,8 +13,9 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 @pytest.mark.hooked
-def test_the_first_lines_run_and_attribution_names_the_component(tmp_path, monkeypatch, capsys) -> None:
+def test_the_first_lines_run_and_attribution_names_the_component(tmp_path, trained, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / ".surgery-cache").symlink_to(trained)
     names: dict[str, object] = {}
     exec(BLOCKS[0], names)
     assert (tmp_path / "edit.json").exists()

@@ -1,5 +1,6 @@
 from dataclasses import FrozenInstanceError
 from math import isnan, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,11 +201,11 @@ def test_what_cannot_be_measured_is_refused(measure) -> None:
 
 
 @pytest.fixture(scope="session")
-def laptop() -> tuple[recall.RecallTask, nn.Module, recall.TrainingRun]:
+def laptop(trained: Path) -> tuple[recall.RecallTask, nn.Module, recall.TrainingRun]:
     """The default setting, trained once: 10 to 20 s on one core."""
     task = recall.RecallTask.synthetic()
     model = recall.bridge(task)
-    run = recall.train(model, task, checkpoints=(0, 50, 100), progress=False)
+    run = recall.train(model, task, checkpoints=(0, 50, 100), cache=trained, progress=False)
     return task, model, run
 
 

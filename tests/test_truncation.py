@@ -17,7 +17,6 @@ from analyses.truncation.curves import cuts_of
 from hooks import place_of
 from surgery import DropTop, KeepTop, Zero
 
-CACHE = Path(__file__).resolve().parent.parent / ".surgery-cache"
 W_IN, W_OUT = "blocks.1.mlp.W_in", "blocks.1.mlp.W_out"
 
 
@@ -213,12 +212,12 @@ def test_the_recall_sweep_is_what_the_edited_model_does(mlps: tuple[bool, bool])
 
 
 @pytest.fixture(scope="module")
-def study() -> truncation.Study:
-    """Three seeds of a shorter training than the default: batches of 32, 250 steps."""
+def study(trained: Path) -> truncation.Study:
+    """Three seeds of a shorter training than the default: batches of 32, 300 steps."""
     task = recall.RecallTask.synthetic()
-    steps = (25, 50, 100, 150, 200, 250)
+    steps = (0, 25, 50, 100, 150, 200, 250)
     return truncation.study(
-        task, batch=32, steps=250, checkpoints=steps, sites=[W_IN, W_OUT], sequences=64, cache=CACHE, progress=False
+        task, batch=32, steps=300, checkpoints=steps, sites=[W_IN, W_OUT], sequences=64, cache=trained, progress=False
     )
 
 
@@ -234,7 +233,7 @@ def test_the_noise_is_learned_before_the_answer(study: truncation.Study) -> None
 
 
 def test_dropping_feed_forward_weights_takes_the_noise_and_leaves_the_answer(study: truncation.Study) -> None:
-    last = partial(study.at, step=250)
+    last = partial(study.at, step=300)
     assert all(0.3 < p < 0.65 for p in last("p_noise").values())
     assert all(value > 0.97 for value in last("accuracy_without_noise").values())  # no ability is added
     for cut in ({"end": "MLP dropped"}, {"end": "top component dropped", "site": W_OUT}):
@@ -246,27 +245,27 @@ def test_dropping_feed_forward_weights_takes_the_noise_and_leaves_the_answer(stu
 
 def test_which_matrix_and_which_end_flips_the_sign(study: truncation.Study) -> None:
     """The noise is the top component of W_out: keeping the top, as LASER does, leaves it and takes the answer."""
-    full, kept = study.at("p_noise", 250), study.at("p_noise", 250, end="keep top", site=W_OUT, rho=0.01)
+    full, kept = study.at("p_noise", 300), study.at("p_noise", 250, end="keep top", site=W_OUT, rho=0.01)
     assert all(kept[seed] > full[seed] + 0.15 for seed in full)
-    accuracy = study.at("accuracy", 250)
-    kept = study.at("accuracy", 250, end="keep top", site=W_OUT, rho=0.01)
+    accuracy = study.at("accuracy", 300)
+    kept = study.at("accuracy", 300, end="keep top", site=W_OUT, rho=0.01)
     assert all(kept[seed] < accuracy[seed] / 2 for seed in accuracy)
 
 
 def test_the_spread_is_over_seeds(study: truncation.Study) -> None:
     frame = study.to_dataframe()
-    row = frame[(frame["step"] == 250) & (frame["end"] == "full") & (frame["metric"] == "p_noise")].iloc[0]
-    values = list(study.at("p_noise", 250).values())
+    row = frame[(frame["step"] == 300) & (frame["end"] == "full") & (frame["metric"] == "p_noise")].iloc[0]
+    values = list(study.at("p_noise", 300).values())
     assert len(values) == 3
     assert (row["mean"], row["min"], row["max"]) == pytest.approx((sum(values) / 3, min(values), max(values)))
-    assert "mean and range over seeds 0, 1, 2 at step 250" in repr(study)
-    assert len(study.losses[0]) == 250
+    assert "mean and range over seeds 0, 1, 2 at step 300" in repr(study)
+    assert len(study.losses[0]) == 300
 
 
-def test_without_mlps_the_noise_moves_into_the_top_component_of_attention() -> None:
+def test_without_mlps_the_noise_moves_into_the_top_component_of_attention(trained: Path) -> None:
     task = recall.RecallTask.synthetic()
     found = truncation.study(
-        task, seeds=(0,), mlps=(False, False), batch=32, steps=300, checkpoints=(), cache=CACHE, progress=False
+        task, seeds=(0,), mlps=(False, False), batch=32, steps=300, checkpoints=(), cache=trained, progress=False
     )
     dropped = {
         site: found.at("p_noise", 300, end="top component dropped", site=f"blocks.{site}")[0]
@@ -351,15 +350,15 @@ def test_drop_top_and_top_component_agree_on_one_component() -> None:
 def test_pictures_show_the_numbers(study: truncation.Study) -> None:
     cuts = [("full", "", None), ("keep top", W_IN, 0.05)]
     full, cut = plots.truncation.training(study, "p_noise", cuts=cuts).data
-    assert list(full.x) == [25, 50, 100, 150, 200, 250]
-    values = list(study.at("p_noise", 250).values())
+    assert list(full.x) == [0, 25, 50, 100, 150, 200, 250, 300]
+    values = list(study.at("p_noise", 300).values())
     assert full.y[-1] == pytest.approx(sum(values) / 3)
     assert full.y[-1] + full.error_y.array[-1] == pytest.approx(max(values))
     assert cut.name == f"keep top {W_IN} ρ=0.05"
     assert len(plots.truncation.training(study).data) == 4
     lines = plots.truncation.dynamics(study).data
     assert [line.name for line in lines[:3]] == ["p_noise"] * 3
-    assert lines[1].y[-1] == pytest.approx(study.at("p_noise", 250)[1])
+    assert lines[1].y[-1] == pytest.approx(study.at("p_noise", 300)[1])
     model, prompts = build("bridge gpt2"), torch.tensor(rows(5, 5))
     curve = truncation.curve(model, prompts, [W_IN, W_OUT], {"correct": 1, "generic": 2}, (0.2, 1.0), progress=False)
     figure = plots.truncation.curve(curve)
