@@ -1,4 +1,4 @@
-"""Whether a screened search finds what an exhaustive one finds: best validation accuracy of both, on four tasks.
+"""Whether a screened search finds what an exhaustive one finds: best validation accuracy of both, on six tasks.
 
 The noisy recall model is trained here. The other tasks are minimal pairs for a small pretrained story model, whose
 folder the environment variable SURGERY_STORY_MODEL names; without it they are left out.
@@ -6,6 +6,7 @@ folder the environment variable SURGERY_STORY_MODEL names; without it they are l
     SURGERY_STORY_MODEL=... python benchmarks/laser_screening.py
 """
 
+import argparse
 import itertools
 import os
 import time
@@ -16,8 +17,12 @@ from torch import nn
 from analyses import laser, recall, tasks
 from surgery import DropTop, KeepTop
 
-THINGS = ("dog", "cat", "bird", "boy", "girl", "toy", "frog", "bear")
-PLACES = (("box", "boxes"), ("tree", "trees"), ("car", "cars"), ("house", "houses"), ("park", "parks"))
+THINGS = "dog cat bird boy girl toy frog bear man ball flower friend duck rabbit".split()
+PLACES = tuple(
+    (one, f"{one}{'es' * (one == 'box') or 's'}") for one in "box tree car house park river door chair".split()
+)
+BOYS = ("Tim", "Tom", "Ben", "Max", "Sam", "Jack", "John", "Bob")
+GIRLS = ("Lily", "Mia", "Sue", "Anna", "Lucy", "Jane", "Sara", "Emma")
 
 
 def agreement(attractor: bool) -> tasks.Task:
@@ -34,7 +39,6 @@ def agreement(attractor: bool) -> tasks.Task:
 
 def pronouns() -> tasks.Task:
     """ "Tim was sad because he" against "she"."""
-    boys, girls = ("Tim", "Tom", "Ben", "Max", "Sam", "Jack"), ("Lily", "Mia", "Sue", "Anna", "Lucy", "Jane")
     scenes = (
         "{n} had a red ball. The ball was big. One day, {p} went to the park.",
         "{n} was sad because {p} lost the toy.",
@@ -42,39 +46,84 @@ def pronouns() -> tasks.Task:
         "{n} saw a big dog. The dog was not happy. Then {p} ran home.",
         "The bird and the frog saw {n}. It was a sunny day and {p} was happy.",
         "Mom asked {n} to help with the cake, and {p} did.",
+        "{n} and the dog played all day. At night {p} slept.",
+        "When {n} saw the rain, {p} took a hat.",
+        "{n} went to bed. In the morning {p} was hungry.",
+        "The cake was for {n}. It was big, so {p} smiled.",
+        "{n} wanted a cookie, but {p} had to wait.",
+        "At the park, {n} saw a frog and {p} laughed.",
+        "{n} and Dad made a cake. Then {p} ate it.",
+        "Grandma told {n} a story before {p} fell asleep.",
     )
     items = []
-    for scene, name in itertools.product(scenes, boys + girls):
-        good, bad = ("he", "she") if name in boys else ("she", "he")
+    for scene, name in itertools.product(scenes, BOYS + GIRLS):
+        good, bad = ("he", "she") if name in BOYS else ("she", "he")
         items.append(tasks.MinimalPair(scene.format(n=name, p=good), scene.format(n=name, p=bad), groups=(name,)))
     return tasks.Task("pronouns", tuple(items))
 
 
-def compared(model: nn.Module, task: tasks.Task, sites: str) -> None:
-    parts = task.split(screen=0.3, validation=0.4, test=0.3, seed=0)
+def articles() -> tasks.Task:
+    """ "Tim saw an apple." against "a apple"."""
+    begins = (
+        "Tim saw", "Lily had", "Mom gave him", "The bear found", "She wanted", "There was", "They played with",
+        "It was", "A boy held", "Mia drew", "The girl wants", "I see", "The cat saw", "Dad made", "Sam liked", "Sue found",
+    )  # fmt: skip
+    vowel = ("apple", "egg", "orange", "owl", "ant", "elephant", "old dog", "ugly duck", "empty box", "ice cream")
+    other = ("dog", "cat", "ball", "tree", "car", "bird", "big dog", "red hat", "toy", "happy boy")
+    items = []
+    for begin, thing in itertools.product(begins, vowel + other):
+        good, bad = ("an", "a") if thing in vowel else ("a", "an")
+        items.append(tasks.MinimalPair(f"{begin} {good} {thing}.", f"{begin} {bad} {thing}.", groups=(thing,)))
+    return tasks.Task("articles", tuple(items))
+
+
+def names() -> tasks.Task:
+    """ "Tim and Lily went to the park. Tim gave a ball to Lily." against "to Tim": who has not just been named."""
+    scenes = (
+        "{a} and {b} went to the park. {a} gave a ball to {x}.",
+        "{a} and {b} were friends. One day, {a} made a cake for {x}.",
+        "{a} had a toy. {b} was sad. {a} gave the toy to {x}.",
+        "{b} and {a} played. {a} said sorry to {x}.",
+    )
+    items = []
+    for scene, boy, girl in itertools.product(scenes, BOYS[:6], GIRLS[:6]):
+        for a, b in ((boy, girl), (girl, boy)):
+            good, bad = scene.format(a=a, b=b, x=b), scene.format(a=a, b=b, x=a)
+            items.append(tasks.MinimalPair(good, bad, groups=(f"{boy} {girl}",)))
+    return tasks.Task("names", tuple(items))
+
+
+def compared(model: nn.Module, task: tasks.Task, sites: str, seed: int) -> None:
+    parts = task.split(screen=0.2, validation=0.6, test=0.2, seed=seed)
     best, seconds, runs = {}, {}, {}
     for strategy in ("exhaustive", "screened"):
         start = time.process_time()
-        found = laser.search(model, parts, sites, edits=(KeepTop, DropTop), strategy=strategy, progress=False)
+        found = laser.search(
+            model, parts, sites, edits=(KeepTop, DropTop), strategy=strategy, seed=seed, progress=False
+        )
         seconds[strategy] = time.process_time() - start
         chosen = found.unedited if found.chosen is None else found.chosen
         best[strategy], runs[strategy] = chosen.summary.accuracy, found.items_run
     print(
-        f"{task.name}, {len(parts.validation)} validation items: unedited {found.unedited.summary.accuracy:.3f}, "
-        f"exhaustive {best['exhaustive']:.3f}, screened {best['screened']:.3f}; "
-        f"{runs['exhaustive']} and {runs['screened']} items run, {seconds['exhaustive']:.1f} s and "
-        f"{seconds['screened']:.1f} s of processor time",
+        f"{task.name}, split {seed}, {len(parts.validation)} validation items: unedited "
+        f"{found.unedited.summary.accuracy:.3f}, exhaustive {best['exhaustive']:.3f}, screened "
+        f"{best['screened']:.3f}; {runs['exhaustive']} and {runs['screened']} items run, "
+        f"{seconds['exhaustive']:.1f} s and {seconds['screened']:.1f} s of processor time",
         flush=True,
     )
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the splits")
+    args = parser.parse_args()
     warnings.simplefilter("ignore")
     task = recall.RecallTask.synthetic()
     model = recall.bridge(task)
     recall.train(model, task, progress=False)
     clean = task.sample(60, seed=1, alpha=0.0)
-    compared(model, tasks.recall(clean.tokens, clean.answers, scored=clean.scored), "blocks.*.W_*")
+    for seed in args.seeds:
+        compared(model, tasks.recall(clean.tokens, clean.answers, scored=clean.scored), "blocks.*.W_*", seed)
     folder = os.environ.get("SURGERY_STORY_MODEL")
     if folder is None:
         print("SURGERY_STORY_MODEL is not set: the tasks for a story model are left out")
@@ -82,8 +131,9 @@ def main() -> None:
     from transformer_lens.model_bridge import TransformerBridge
 
     stories = TransformerBridge.boot_transformers(folder)
-    for made in (agreement(False), agreement(True), pronouns()):
-        compared(stories, made, "blocks.*.mlp.W_*")
+    for made in (agreement(False), agreement(True), pronouns(), articles(), names()):
+        for seed in args.seeds:
+            compared(stories, made, "blocks.*.mlp.W_*", seed)
 
 
 if __name__ == "__main__":

@@ -67,11 +67,12 @@ Edits: TypeAlias = Iterable[type[ByRank] | Family | Edit]
 @final
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One edit of one matrix; `rho` is None for an edit that was given as it is."""
+    """One edit of one matrix; `rho` and `family` are None for an edit that was given as it is."""
 
     site: Site
     edit: Edit
     rho: float | None
+    family: Family | None = None
 
     @property
     def key(self) -> str:
@@ -182,4 +183,5 @@ def _of_site(place: Place, family: Family | Edit, rhos: Sequence[float]) -> list
     if isinstance(family, Edit):
         rho = getattr(family, "rho", None)
         return [Candidate(place.site, family, rho)]
-    return [Candidate(place.site, family.edit(rho, (place.d_in, place.d_out)), float(rho)) for rho in rhos]
+    shape = place.d_in, place.d_out
+    return [Candidate(place.site, family.edit(rho, shape), float(rho), family) for rho in rhos]

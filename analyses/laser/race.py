@@ -1,20 +1,33 @@
-"""Screened search: the gradient chooses the matrices, successive halving the candidates; finalists run in full."""
+"""Screened search: a few candidates begin, the losers of every round drop out, and the finalists run in full.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+The accuracies of good candidates differ by a few items in a hundred, so three things make early rounds tell more than
+as many items at random would. Items that the unedited model is undecided about come more often, and count for less.
+Candidates that decide as many items rightly are told apart by how probable they make what is right. And of
+neighbouring ρ, which do alike, one begins; the others join when it has survived a round.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from math import ceil
 from typing import final
 
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from analyses.laser.candidates import Candidate
 from analyses.laser.evaluation import Outcome, cost
 from analyses.laser.screening import Promise, promises
 from analyses.laser.trials import Bench, Trial, joined, trial
+from analyses.scoring import Scores
 from analyses.tasks.task import Task
 from hooks import Site
 
 _MOST, _NET = "promises at most", "promises net"
+_UNDECIDED = 0.6
+"""The fraction of every round that goes to the half of the items about which the unedited model is least decided."""
 
 
 @final
@@ -24,10 +37,11 @@ class Screened:
 
     Args:
         items: how many of the screen items the gradient is taken on.
-        keep: the fraction of the matrices that enters the race with all candidates, those of most promise. Every other
-            one enters with the candidate whose net first-order effect is best: small gradients add up unreliably.
-        at_least: how many matrices enter with all candidates at least.
-        first_round: on how many validation items the race begins; every round has twice as many as the last.
+        keep: the fraction of the matrices, those of most promise, that enter the race with every third ρ of each edit.
+            Every other one enters with the smallest of these ρ.
+        at_least: how many matrices enter with every third ρ at least.
+        first_round: on how many validation items the race begins; the second round has half as many more, every further
+            one doubles them.
         survive: the fraction of the candidates that goes on to the next round.
         finalists: how many candidates are run on all validation items at least.
 
@@ -35,11 +49,11 @@ class Screened:
     """
 
     items: int = 100
-    keep: float = 0.25
+    keep: float = 0.5
     at_least: int = 4
-    first_round: int = 16
-    survive: float = 1 / 3
-    finalists: int = 4
+    first_round: int = 24
+    survive: float = 0.4
+    finalists: int = 8
 
     def __post_init__(self) -> None:
         whole = (self.items, self.at_least, self.first_round, self.finalists)
@@ -60,30 +74,87 @@ class Race:
     items_run: int
 
 
-def race(bench: Bench, screen: Task, validation: Task, wanted: Sequence[Candidate], settings: Screened) -> Race:
-    """The promising candidates, raced on the validation items."""
+def race(
+    bench: Bench, screen: Task, validation: Task, wanted: Sequence[Candidate], settings: Screened, *, seed: int
+) -> Race:
+    """The promising candidates, raced on the validation items; the trials have these in the order of the race."""
     promised = _promises(bench, screen, wanted, settings)
-    running = _entrants(wanted, promised, settings)
-    ends = _rounds(len(validation), settings.first_round)
-    total = _total_cost(bench, running, ends, settings)
-    said: dict[Candidate | None, list[Outcome]] = {None: [], **{one: [] for one in running}}
-    trials: dict[Candidate, Trial] = {}
-    with tqdm(total=total, desc="racing", unit="block", delay=1, disable=not bench.progress) as bar:
-        for start, end in zip([0, *ends], ends, strict=False):
-            part = f"validation {start}:{end}"
-            asked = bench.evaluator(validation[start:end], _from_last(running))
-            found = bench.try_all(asked, part, running, bar)
-            said[None].append(bench.unedited(asked, part))
-            so_far = asked.encoded if start == 0 else bench.evaluator(validation[:end]).encoded
-            for one in running:
-                said[one].append(found[one])
-                trials[one] = trial(one, so_far, joined(said[one]))
-            if end < len(validation):
-                running = _survivors(running, trials, settings)
-    whole = bench.evaluator(validation).encoded
-    items_run = sum(len(one.encoded.task) for one in trials.values()) + len(validation)
+    asked = bench.evaluator(validation)
+    undecided = _undecided(trial(None, asked.encoded, bench.unedited(asked, "validation")).scores)
+    order = _order(undecided, seed)
+    track = _Track(bench, validation.take(order.tolist()), undecided[order], settings)
+    track.run(wanted, _entrants(wanted, promised, settings))
+    trials = tuple(track.trials[one] for one in wanted if one in track.trials)
+    items_run = sum(len(one.encoded.task) for one in trials) + 2 * len(validation)
     most = {one: promise.most for one, promise in promised.items()}
-    return Race(trial(None, whole, joined(said[None])), tuple(trials.values()), most, items_run)
+    return Race(track.unedited(), trials, most, items_run)
+
+
+@dataclass(slots=True)
+class _Track:
+    """A race in progress: each candidate as far as it has come, and what it said on each stretch so far."""
+
+    bench: Bench
+    items: Task
+    undecided: Bool[Tensor, " item"]
+    settings: Screened
+    trials: dict[Candidate, Trial] = field(default_factory=dict)
+    _said: dict[Candidate, list[Outcome]] = field(default_factory=dict)
+
+    def run(self, wanted: Sequence[Candidate], entrants: Sequence[Candidate]) -> None:
+        """Round after round; after the first, the neighbours of the survivors join."""
+        ends, running = _rounds(len(self.items), self.settings.first_round), list(entrants)
+        total = self._total_cost(running, ends, len(wanted))
+        with tqdm(total=total, desc="racing", unit="block", delay=1, disable=not self.bench.progress) as bar:
+            for number in range(1, len(ends) + 1):
+                self._round(ends[:number], running, bar)
+                running = self._survivors(running)
+                if number == 1:
+                    joining = _neighbours(wanted, running, self.trials)
+                    running = [one for one in wanted if one in running or one in joining]
+            self._round(ends, running, bar)  # Those who joined after a first round that was the last.
+
+    def unedited(self) -> Trial:
+        """The model as it was given, on all items."""
+        parts = pairwise([0, *_rounds(len(self.items), self.settings.first_round)])
+        said = [self.bench.unedited(self.bench.evaluator(self.items[a:b]), _name(a, b)) for a, b in parts]
+        return trial(None, self.bench.evaluator(self.items).encoded, joined(said))
+
+    def _round(self, ends: Sequence[int], running: Sequence[Candidate], bar: tqdm) -> None:
+        """Everyone in the race is run up to the last of these items, and on none twice."""
+        for number, (start, end) in enumerate(pairwise([0, *ends])):
+            asking = [one for one in running if len(self._said.get(one, ())) == number]
+            if asking:
+                asked = self.bench.evaluator(self.items[start:end], _from_last(asking))
+                for one, outcome in self.bench.try_all(asked, _name(start, end), asking, bar).items():
+                    self._said.setdefault(one, []).append(outcome)
+        so_far = self.bench.evaluator(self.items[: ends[-1]]).encoded
+        self.trials |= {one: trial(one, so_far, joined(self._said[one])) for one in running}
+
+    def _survivors(self, running: Sequence[Candidate]) -> list[Candidate]:
+        number = _surviving(len(running), self.settings)
+        return sorted(running, key=lambda one: self._standing(self.trials[one]), reverse=True)[:number]
+
+    def _standing(self, one: Trial) -> tuple[float, float]:
+        """The accuracy and the mean probability of what is right, every item weighted by how many it stands for."""
+        scores, undecided = one.scores, self.undecided[: len(one.encoded.task)]
+        weights = torch.zeros(len(undecided), dtype=torch.double)
+        for alike in (undecided, ~undecided):
+            if alike.any():
+                weights[alike] = float((self.undecided == undecided[alike][0]).sum()) / float(alike.sum())
+        weights /= weights.sum()
+        return float(weights @ scores.correct.double()), float(weights @ scores.p_correct.double())
+
+    def _total_cost(self, running: Sequence[Candidate], ends: Sequence[int], most: int) -> int:
+        """About how many blocks the race runs: if those who come and go are as costly as those who begin."""
+        each, left, total = sum(cost(self.bench.model, one.site) for one in running) / len(running), len(running), 0.0
+        for number, (start, end) in enumerate(pairwise([0, *ends])):
+            total += each * left * (end - start)
+            left = _surviving(left, self.settings)
+            if number == 0:
+                joining = min(2 * left, most - len(running))
+                total, left = total + each * joining * end, left + joining
+        return round(total)
 
 
 def _promises(bench: Bench, screen: Task, wanted: Sequence[Candidate], settings: Screened) -> dict[Candidate, Promise]:
@@ -97,33 +168,76 @@ def _promises(bench: Bench, screen: Task, wanted: Sequence[Candidate], settings:
     return {one: Promise(most[one.key], net[one.key]) for one in wanted}
 
 
+def _undecided(scores: Scores) -> Bool[Tensor, " item"]:
+    """The half of the items where the probability of what is right is nearest to one half, in log-odds."""
+    p = scores.p_correct.double().clamp(1e-12, 1 - 1e-12)
+    nearest = torch.zeros(len(p), dtype=torch.bool)
+    nearest[p.logit().abs().argsort(stable=True)[: len(p) // 2]] = True
+    return nearest
+
+
+def _order(undecided: Bool[Tensor, " item"], seed: int) -> Int[Tensor, " item"]:
+    """Shuffled items, of which every stretch from the first on has its share of undecided ones while there are any."""
+    shuffled = torch.randperm(len(undecided), generator=torch.Generator().manual_seed(seed))
+    due = torch.empty(len(undecided), dtype=torch.double)
+    for kind, share in ((True, _UNDECIDED), (False, 1 - _UNDECIDED)):
+        alike = undecided[shuffled] == kind
+        due[alike] = (torch.arange(int(alike.sum()), dtype=torch.double) + 0.5) / share
+    return shuffled[due.argsort(stable=True)]
+
+
 def _entrants(
     wanted: Sequence[Candidate], promised: Mapping[Candidate, Promise], settings: Screened
 ) -> list[Candidate]:
-    """All candidates of the matrices that promise most, and the best one of each other that promises anything."""
+    """Every third ρ of the matrices that promise most, one ρ of each other; edits without a ρ as they promise."""
     of_site: dict[Site, list[Candidate]] = {}
     for one in wanted:
         of_site.setdefault(one.site, []).append(one)
-    most = {site: max(promised[one].most for one in here) for site, here in of_site.items()}
-    ranked = sorted(of_site, key=lambda site: -most[site])
-    ranked = [site for site in ranked if most[site] > 0] or ranked
-    number = max(settings.at_least, round(settings.keep * len(of_site)))
-    chosen = {one for site in ranked[:number] for one in of_site[site]}
-    chosen |= {max(of_site[site], key=lambda one: promised[one].net) for site in ranked[number:]}
+    ranked = sorted(of_site, key=lambda site: -max(promised[one].most for one in of_site[site]))
+    number = max(settings.at_least, ceil(settings.keep * len(of_site)))
+    chosen: set[Candidate] = set()
+    for place, site in enumerate(ranked):
+        alone = [one for one in of_site[site] if one.family is None]
+        if alone:
+            chosen |= set(alone) if place < number else {max(alone, key=lambda one: promised[one].net)}
+        for members in _families(of_site[site]):
+            every_third = members[max(len(members) - 2, 0) :: -3]
+            chosen |= set(every_third if place < number else every_third[-1:])
     return [one for one in wanted if one in chosen]
 
 
-def _survivors(running: Sequence[Candidate], trials: Mapping[Candidate, Trial], settings: Screened) -> list[Candidate]:
-    number = max(settings.finalists, ceil(settings.survive * len(running)))
-    ranked = sorted(running, key=lambda one: trials[one].merit, reverse=True)[:number]
-    return [one for one in running if one in ranked]
+def _families(wanted: Sequence[Candidate]) -> list[list[Candidate]]:
+    """The candidates that are one edit of one matrix at several ρ, by rising ρ."""
+    found: dict[object, list[Candidate]] = {}
+    for one in wanted:
+        if one.family is not None:
+            found.setdefault((one.site, one.family), []).append(one)
+    return [sorted(members, key=lambda one: one.rho or 0.0) for members in found.values()]
+
+
+def _neighbours(
+    wanted: Sequence[Candidate], survivors: Sequence[Candidate], tried: Collection[Candidate]
+) -> set[Candidate]:
+    """The candidates between a survivor and the next ρ of the same edit that has been tried, on both sides."""
+    found: set[Candidate] = set()
+    for members in _families(wanted):
+        for at in (place for place, one in enumerate(members) if one in survivors):
+            for side in (members[at + 1 :], members[:at][::-1]):
+                met = next((place for place, one in enumerate(side) if one in tried), len(side))
+                found |= set(side[:met])
+    return found
+
+
+def _surviving(running: int, settings: Screened) -> int:
+    return min(running, max(settings.finalists, ceil(settings.survive * running)))
 
 
 def _rounds(n: int, first: int) -> list[int]:
-    """Up to which item each round goes."""
+    """Up to which item each round goes: a first round, half as much more, then doubling."""
     ends = [min(first, n)]
     while ends[-1] < n:
-        ends.append(n if 3 * ends[-1] >= 2 * n else min(2 * ends[-1], n))
+        after = ends[-1] + max(1, ends[-1] // 2) if len(ends) == 1 else 2 * ends[-1]
+        ends.append(n if 3 * after > 2 * n else after)
     return ends
 
 
@@ -131,10 +245,5 @@ def _from_last(running: Sequence[Candidate]) -> list[Site]:
     return sorted({one.site for one in running}, reverse=True)
 
 
-def _total_cost(bench: Bench, running: Sequence[Candidate], ends: Sequence[int], settings: Screened) -> int:
-    """How many blocks the race runs, if survivors are as costly as the others."""
-    each, left, total = sum(cost(bench.model, one.site) for one in running) / len(running), len(running), 0.0
-    for start, end in zip([0, *ends], ends, strict=False):
-        total += each * left * (end - start)
-        left = max(settings.finalists, ceil(settings.survive * left))
-    return round(total)
+def _name(start: int, end: int) -> str:
+    return f"validation {start}:{end} of the race"

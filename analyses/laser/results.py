@@ -25,7 +25,8 @@ class SearchResult:
         seed: of the split.
         weight_state: which form of the weights was decomposed.
         unedited: the model as it was given, on the validation items.
-        trials: every candidate tried, in the order given; in a screened search some on a part of the items only.
+        trials: every candidate tried, in the order given. In a screened search the items stand in the order of the
+            race, and some candidates have seen the first of them only, among which undecided items are frequent.
         chosen: the best on all validation items, by accuracy, then log-loss; None if that is the unedited model.
         test: the unedited and the chosen model on the test items.
         text: the cost of the choice on the user's plain text, if one was given.

@@ -82,7 +82,7 @@ def search(
     kept = open_log(log, model, parts, fixed, wanted)
     bench = Bench(model, kept, rule, prepend_bos, svds, batch_size, memory, progress)
     found = _exhausted(bench, parts.validation, wanted) if settings is None else race(
-        bench, parts.screen, parts.validation, wanted, settings
+        bench, parts.screen, parts.validation, wanted, settings, seed=seed
     )  # fmt: skip
     chosen = choice(found.unedited, found.trials)
     spec = {} if chosen is None or chosen.candidate is None else chosen.candidate.spec
