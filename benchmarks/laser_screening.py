@@ -17,10 +17,13 @@ from torch import nn
 from analyses import laser, recall, tasks
 from surgery import DropTop, KeepTop
 
-THINGS = "dog cat bird boy girl toy frog bear man ball flower friend duck rabbit".split()
-PLACES = tuple(
-    (one, f"{one}{'es' * (one == 'box') or 's'}") for one in "box tree car house park river door chair".split()
-)
+THINGS = (
+    "dog", "cat", "bird", "boy", "girl", "toy", "frog", "bear", "man", "ball", "flower", "friend", "duck", "rabbit",
+)  # fmt: skip
+PLACES = (
+    ("box", "boxes"), ("tree", "trees"), ("car", "cars"), ("house", "houses"), ("park", "parks"), ("river", "rivers"),
+    ("door", "doors"), ("chair", "chairs"),
+)  # fmt: skip
 BOYS = ("Tim", "Tom", "Ben", "Max", "Sam", "Jack", "John", "Bob")
 GIRLS = ("Lily", "Mia", "Sue", "Anna", "Lucy", "Jane", "Sara", "Emma")
 
@@ -66,7 +69,8 @@ def articles() -> tasks.Task:
     """ "Tim saw an apple." against "a apple"."""
     begins = (
         "Tim saw", "Lily had", "Mom gave him", "The bear found", "She wanted", "There was", "They played with",
-        "It was", "A boy held", "Mia drew", "The girl wants", "I see", "The cat saw", "Dad made", "Sam liked", "Sue found",
+        "It was", "A boy held", "Mia drew", "The girl wants", "I see", "The cat saw", "Dad made", "Sam liked",
+        "Sue found",
     )  # fmt: skip
     vowel = ("apple", "egg", "orange", "owl", "ant", "elephant", "old dog", "ugly duck", "empty box", "ice cream")
     other = ("dog", "cat", "ball", "tree", "car", "bird", "big dog", "red hat", "toy", "happy boy")
