@@ -106,28 +106,26 @@ def is_position_wise_after(model: nn.Module, site: Site) -> bool:
     return site.layer == host_of(model).n_layers - 1 and site.matrix in ("W_O", "W_in", "W_gate", "W_out")
 
 
-@contextmanager
-def unembedding_only(model: nn.Module, columns: tuple[int, ...] | None) -> Iterator[None]:
-    """Compute logits at these positions only (None: at all), in their order."""
-    if columns is None:
-        yield
-        return
-
-    def cut(_module: nn.Module, args: tuple) -> tuple:
-        return (args[0][:, list(columns)], *args[1:])
-
-    handle = model.unembed.register_forward_pre_hook(cut)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def has_hooks(model: nn.Module) -> bool:
     """Whether somebody's hooks are on the model: they may expect the batch and positions they were written for."""
     points = model.hook_dict.values()
     found = (hook for point in points for hook in (*point._forward_hooks.values(), *point._backward_hooks.values()))
     return not all(is_of_a_wire(hook) for hook in found)
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    """The module computes this instead, for the length of the `with` block."""
+    assert "forward" not in module.__dict__ or callable(module.__dict__["forward"])
+    previous = module.__dict__.get("forward")
+    object.__setattr__(module, "forward", forward)
+    try:
+        yield
+    finally:
+        if previous is None:
+            object.__delattr__(module, "forward")
+        else:
+            object.__setattr__(module, "forward", previous)
 
 
 def hidden(output: object) -> Tensor:
@@ -167,7 +165,7 @@ def _skipped(block: nn.Module, recorded_output: object) -> Iterator[None]:
         resid = _block_input(args, kwargs)
         return (resid, *recorded_output[1:]) if isinstance(recorded_output, tuple) else resid
 
-    with _forward_replaced(block, forward):
+    with forward_replaced(block, forward):
         yield
 
 
@@ -188,22 +186,8 @@ def _returning(
             taken = change(taken)
         return (taken, *(None for _ in output[1:])) if isinstance(output, tuple) else taken
 
-    with _forward_replaced(module, forward):
+    with forward_replaced(module, forward):
         yield
-
-
-@contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
-    assert "forward" not in module.__dict__ or callable(module.__dict__["forward"])
-    previous = module.__dict__.get("forward")
-    object.__setattr__(module, "forward", forward)
-    try:
-        yield
-    finally:
-        if previous is None:
-            object.__delattr__(module, "forward")
-        else:
-            object.__setattr__(module, "forward", previous)
 
 
 def _detached(output: object) -> object:

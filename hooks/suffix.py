@@ -6,7 +6,7 @@ row and a position, so batches may be ragged.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hooks.hosts import host_of
-from hooks.replay import Recording, Rows, has_hooks, hidden, recorded, replayed
+from hooks.replay import Recording, Rows, forward_replaced, has_hooks, hidden, recorded, replayed
 from hooks.sites import Site
+from hooks.unembedding import nothing_unembedded, unembedding_at, unembedding_only
 
 
 @final
@@ -32,7 +33,7 @@ class Passage:
 
 def run(model: nn.Module, passage: Passage) -> Float[Tensor, "place d_vocab"]:
     """The logits at the places, by one pass through the whole model."""
-    with _unembedding_at(model, passage):
+    with unembedding_at(model, passage.row, passage.pos):
         return _logits(model, passage.tokens, passage.mask).flatten(0, 1)
 
 
@@ -76,7 +77,7 @@ def _last_attention(model: nn.Module, passage: Passage, recording: Recording, si
         replayed(model, recording, site, rows),
         _mlp_skipped(model.blocks[last].mlp, recording.outputs[last, "mlp"]),  # type: ignore[index, union-attr]
         recorded(model, range(last, last + 1)) as reached,
-        _nothing_unembedded(model),
+        nothing_unembedded(model),
     ):
         _logits(model, passage.tokens, passage.mask)
     outputs = {**recording.outputs, (last, "attn"): reached.outputs[last, "attn"]}
@@ -93,7 +94,8 @@ def _last_mlp(model: nn.Module, passage: Passage, recording: Recording) -> Float
     outputs[last, "attn"] = (taken, *attention[1:]) if isinstance(attention, tuple) else taken
     places = Recording({last: recording.resid_pre[last][row, pos].unsqueeze(1)}, outputs)
     tokens = passage.tokens[row, pos].unsqueeze(1)
-    with replayed(model, places, Site(last, "W_out"), Rows(torch.arange(len(row)))):
+    only = Rows(torch.arange(len(row)))
+    with replayed(model, places, Site(last, "W_out"), only), unembedding_only(model, None):
         return _logits(model, tokens, torch.ones_like(tokens)).squeeze(1)
 
 
@@ -101,32 +103,6 @@ def _logits(
     model: nn.Module, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch2 pos2 d_vocab"]:
     return model(tokens, attention_mask=mask, return_type="logits")
-
-
-@contextmanager
-def _unembedding_at(model: nn.Module, passage: Passage) -> Iterator[None]:
-    """Unembed at the places only, as if they were one sequence."""
-
-    def gather(_module: nn.Module, args: tuple) -> tuple:
-        return (args[0][passage.row, passage.pos].unsqueeze(0), *args[1:])
-
-    with _before(model.unembed, gather):  # type: ignore[arg-type]
-        yield
-
-
-@contextmanager
-def _nothing_unembedded(model: nn.Module) -> Iterator[None]:
-    with _before(model.unembed, lambda _module, args: (args[0][:, :0], *args[1:])):  # type: ignore[arg-type]
-        yield
-
-
-@contextmanager
-def _before(module: nn.Module, change: object) -> Iterator[None]:
-    handle = module.register_forward_pre_hook(change)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -138,13 +114,7 @@ def _mlp_skipped(mlp: nn.Module, recorded_output: object) -> Iterator[None]:
         zeros = torch.zeros_like(given)  # type: ignore[arg-type]
         return (zeros, *recorded_output[1:]) if isinstance(recorded_output, tuple) else zeros
 
-    with ExitStack() as stack:
-        previous = mlp.__dict__.get("forward")
-        object.__setattr__(mlp, "forward", forward)
-        if previous is None:
-            stack.callback(object.__delattr__, mlp, "forward")
-        else:
-            stack.callback(object.__setattr__, mlp, "forward", previous)
+    with forward_replaced(mlp, forward):
         yield
 
 

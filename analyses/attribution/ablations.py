@@ -63,6 +63,7 @@ def by_ablation(
         {target.address: target.components.S.cpu() for target in question.targets.values()},
         question.weight_state,
         found.passes,
+        basis=question.basis,
     )
 
 

@@ -19,7 +19,8 @@ from analyses.attribution.gradients import arithmetic, logits_of, metric_of
 from analyses.attribution.question import Examples, Question, Target, Tokens, ask, selected
 from analyses.metrics import Metric
 from hooks import Site, host_of
-from hooks.replay import Recording, Rows, has_hooks, recorded, replayed, unembedding_only
+from hooks.replay import Recording, Rows, has_hooks, recorded, replayed
+from hooks.unembedding import unembedding_only
 from surgery import SVD, Decompositions, Gains, Spec
 from surgery.specs import combine, plan
 
@@ -67,6 +68,7 @@ class Game:
             {} if noise is None else {str(site): noise[numbers].float().cpu() for site, numbers in at.items()},
             tuple(notes),
             change.float().cpu(),
+            basis=self.question.basis,
         )
 
 
@@ -102,7 +104,9 @@ def game_of(
         gains[site] = combine(parts)
     changed = {site: (g.values != 1).nonzero().squeeze(1).tolist() for site, g in gains.items()}
     units = (
-        Selection({str(site): members for site, members in changed.items() if members}) if players is None else players
+        Selection({str(site): members for site, members in changed.items() if members}, basis=basis)
+        if players is None
+        else players
     )
     if not units.n_components:
         raise ValueError("the spec changes no component (every gain is 1), so there is nothing to attribute.")

@@ -245,6 +245,7 @@ def _effects(
         question.weight_state,
         passes,
         noise,
+        basis=question.basis,
     )
 
 

@@ -21,7 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hooks import Site
-from surgery import Drop, Edit, Keep
+from surgery import SVD, Basis, Drop, Edit, Keep
+from surgery.bases import decode_basis
+from surgery.codec import encode
 from surgery.factorise import degenerate_blocks
 
 Unit = tuple[int, ...]
@@ -29,13 +31,18 @@ Unit = tuple[int, ...]
 
 OrderKey = Callable[[np.ndarray], np.ndarray]
 _FORMAT, _VERSION = "model-surgery effects", "1"
+_SVD = SVD()
 
 
 @final
 class Selection(Mapping[str, tuple[Unit, ...]]):
-    """Chosen components of chosen matrices: what `sites=` takes where only some components are wanted."""
+    """Chosen components of chosen matrices: what `sites=` takes where only some components are wanted.
 
-    def __init__(self, units: Mapping[str, Sequence[int | Sequence[int]]]) -> None:
+    They are components in `basis`: singular components unless something else was attributed.
+    """
+
+    def __init__(self, units: Mapping[str, Sequence[int | Sequence[int]]], *, basis: Basis = _SVD) -> None:
+        self.basis = basis
         self._units = {
             site: tuple((u,) if isinstance(u, int) else tuple(u) for u in chosen) for site, chosen in units.items()
         }
@@ -63,11 +70,11 @@ class Selection(Mapping[str, tuple[Unit, ...]]):
 
     def drop(self) -> dict[str, Edit]:
         """The spec that removes them."""
-        return {site: Drop(self._members(site)) for site in self}
+        return {site: Drop(self._members(site), basis=self.basis) for site in self}
 
     def keep(self) -> dict[str, Edit]:
         """The spec that keeps them and removes every other component of these matrices."""
-        return {site: Keep(self._members(site)) for site in self}
+        return {site: Keep(self._members(site), basis=self.basis) for site in self}
 
     def _members(self, site: str) -> list[int]:
         return sorted(i for unit in self[site] for i in unit)
@@ -98,7 +105,7 @@ class Effects:
     from the method itself (random probes, permutations), 0 for exact methods. `passes` counts the work in forward
     passes of the whole model over all examples. `change` is what all of it together does to the metric, where the
     effects are shares of that. `positions[site]`, where asked for, splits the effects by position, `[example, pos,
-    unit]`.
+    unit]`. `basis` is what the components are components of.
     """
 
     method: str
@@ -112,6 +119,7 @@ class Effects:
     notes: tuple[str, ...] = ()
     change: Float[Tensor, " example"] | None = None
     positions: dict[str, Float[Tensor, "example pos unit"]] = field(default_factory=dict)
+    basis: Basis = _SVD
 
     def __post_init__(self) -> None:
         for site, rows in self.examples.items():
@@ -181,7 +189,7 @@ class Effects:
     def keep(self, k: int) -> dict[str, Edit]:
         """The spec that keeps `top(k)` and removes every other component of the attributed matrices."""
         chosen = self.top(k)
-        return {site: Keep([i for unit in chosen.get(site, ()) for i in unit]) for site in self.sites}
+        return {site: Keep([i for unit in chosen.get(site, ()) for i in unit], basis=self.basis) for site in self.sites}
 
     def most_harmful(self, k: int) -> Selection:
         """The k units whose removal improves the metric most; fewer if fewer improve it.
@@ -207,7 +215,7 @@ class Effects:
         Inside a block singular vectors are defined only up to a rotation, and so are the effects of single ones.
         """
         found = {site: _degenerate_units(S, rtol) for site, S in self.strengths.items()}
-        return Selection({site: units for site, units in found.items() if units})
+        return Selection({site: units for site, units in found.items() if units}, basis=self.basis)
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row for each component: site, layer, matrix, head, component, strength, effect, stderr, degenerate."""
@@ -226,7 +234,7 @@ class Effects:
         about = {
             "method": self.method, "units": self.units, "weight_state": self.weight_state, "passes": self.passes,
             "notes": self.notes, "name": self.measure.name, "unit": self.measure.unit,
-            "higher_is_better": self.measure.higher_is_better,
+            "higher_is_better": self.measure.higher_is_better, "basis": encode(self.basis),
         }  # fmt: skip
         save_file(tensors, str(path), metadata={"format": _FORMAT, "version": _VERSION, "about": json.dumps(about)})
 
@@ -263,8 +271,9 @@ class Effects:
                 raise ValueError(f"the parts of {site} do not fit together")
         measure = Measure(about["name"], about["unit"], about["higher_is_better"], tensors["baseline"])
         state, notes = about["weight_state"], tuple(about["notes"])
+        basis = decode_basis(about["basis"])
         return cls(about["method"], measure, units, parts["examples"], parts["strengths"], state, about["passes"],
-                   parts["noise"], notes, tensors.get("change"), parts["positions"])  # fmt: skip
+                   parts["noise"], notes, tensors.get("change"), parts["positions"], basis)  # fmt: skip
 
     def __repr__(self) -> str:
         measure = self.measure
@@ -323,7 +332,7 @@ class Effects:
         for at in np.argsort(order(effects), kind="stable")[:k]:
             site, unit = flat[at]
             chosen.setdefault(site, []).append(unit)
-        return Selection({site: chosen[site] for site in self.sites if site in chosen})
+        return Selection({site: chosen[site] for site in self.sites if site in chosen}, basis=self.basis)
 
     def _spread(self, site: str, values: Float[Tensor, " unit"]) -> Float[Tensor, " component"]:
         spread = torch.full_like(self.strengths[site], nan, dtype=values.dtype)

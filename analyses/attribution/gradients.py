@@ -18,8 +18,9 @@ from analyses.attribution.effects import Effects
 from analyses.attribution.question import Examples, Question, Sites, Target, Tokens, as_tokens, ask
 from analyses.metrics import Metric
 from hooks import Place, Site
-from hooks.replay import has_hooks, unembedding_only
-from surgery import Decompositions
+from hooks.replay import has_hooks
+from hooks.unembedding import unembedding_only
+from surgery import SVD, Decompositions
 
 
 def by_gradient(
@@ -76,6 +77,7 @@ def by_gradient(
         question.weight_state,
         passes=2.0 + (corrupted is not None),
         positions={str(site): torch.cat(parts) for site, parts in by_position.items() if parts},
+        basis=question.basis,
     )
 
 
@@ -127,6 +129,7 @@ def backward(question: Question, part: Examples, *, direct: bool = False) -> Bac
     Raises:
         ValueError: if the metric does not depend differentiably on the logits.
     """
+    direct = direct or question.basis != SVD()  # Only singular vectors are orthogonal on both sides.
     found = Backward(torch.empty(0), direct=direct)
     wanted: list[tuple[dict[Site, Tensor], Site, Tensor]] = []
     with ExitStack() as stack:

@@ -17,7 +17,8 @@ from analyses.attribution.effects import Unit
 from analyses.attribution.gradients import arithmetic, inputs_kept, logits_of, metric_of
 from analyses.attribution.question import Examples, Question, Target
 from hooks import Site, host_of
-from hooks.replay import Recording, Rows, has_hooks, is_position_wise_after, recorded, replayed, unembedding_only
+from hooks.replay import Recording, Rows, has_hooks, is_position_wise_after, recorded, replayed
+from hooks.unembedding import unembedding_only
 
 Substitute = Callable[[Target, Tensor, Tensor], Tensor]
 """How far every coordinate `x·u` moves when its component is out: a function of target, input and example indices."""

@@ -12,7 +12,7 @@ from analyses import metrics
 from analyses.attribution.effects import Measure, Selection, Unit
 from hooks import Place, Site, host_of, match_sites
 from hooks.replay import has_hooks
-from surgery import Decomposition, Decompositions
+from surgery import SVD, Basis, Decomposition, Decompositions
 from surgery.operations import components_in_force
 
 Sites = str | Iterable[str] | Selection
@@ -86,6 +86,11 @@ class Question:
         mask = None if here.attention_mask is None else here.attention_mask[at]
         return Examples(here.tokens[at], mask, here.metric.select(chosen))
 
+    @property
+    def basis(self) -> Basis:
+        """What the components are components of; the same for every matrix."""
+        return next(iter(self.targets.values())).components.basis
+
     def measure(self, baseline: Float[Tensor, " example"]) -> Measure:
         """The metric as a result records it."""
         metric = self.examples.metric
@@ -112,8 +117,8 @@ def ask(
 
     Raises:
         ValueError: if there are no examples, the mask does not match, the batch size is not positive, nothing is
-            selected, or the model is in train mode with dropout, where the same components would have another effect
-            at every call.
+            selected, the components do not sum to their matrices or are not those a selection was made of, or the model
+            is in train mode with dropout, where the same components would have another effect at every call.
         SiteError: if a pattern names no editable matrix.
     """
     check_deterministic(model)
@@ -195,6 +200,7 @@ def _targets(model: nn.Module, sites: Sites, svds: Decompositions | None, progre
         chosen = dict.fromkeys(sorted({site for pattern in patterns for site in match_sites(model, pattern)}))
     if not chosen:
         raise ValueError("no component is selected: name at least one matrix, or components of it.")
+    _check_basis(SVD() if svds is None else svds.basis, sites)
     host = host_of(model)
     targets = {}
     for site, components in components_in_force(model, chosen, svds=svds, progress=progress).items():
@@ -209,3 +215,16 @@ def _targets(model: nn.Module, sites: Sites, svds: Decompositions | None, progre
             )
         targets[site] = Target(host.place(site), components, units)
     return targets
+
+
+def _check_basis(basis: Basis, sites: Sites) -> None:
+    if not basis.complete:
+        raise ValueError(
+            f"svds is in the basis {basis!r}, whose components do not sum to the matrix, so that removing one has no "
+            "effect of its own. Give decompositions in SVD() or RowBlocks(n), or none."
+        )
+    if isinstance(sites, Selection) and sites.basis != basis:
+        raise ValueError(
+            f"the selection names components in the basis {sites.basis!r}, but svds is in {basis!r}: give the "
+            "decompositions that the selection was made with."
+        )

@@ -27,7 +27,7 @@ def by_strength(effects: Effects, k: int) -> Selection:
     for at in np.argsort(-strengths, kind="stable")[:k]:
         site, component = flat[at]
         chosen.setdefault(site, []).append(component)
-    return Selection(chosen)
+    return Selection(chosen, basis=effects.basis)
 
 
 def random_selection(effects: Effects, chosen: Selection, *, match: Match = "count", seed: int) -> Selection:
@@ -56,7 +56,7 @@ def random_selection(effects: Effects, chosen: Selection, *, match: Match = "cou
                 drawn[site] = _matching(order, S.square(), float(S[taken].square().sum()))
             case _:
                 raise ValueError(f"match={match!r}: it is 'count' or 'energy'. Choose one.")
-    return Selection({site: sorted(found) for site, found in drawn.items() if found})
+    return Selection({site: sorted(found) for site, found in drawn.items() if found}, basis=effects.basis)
 
 
 def _matching(order: Sequence[int], energies: Float[Tensor, " component"], target: float) -> list[int]:
@@ -80,7 +80,7 @@ def twice(effects: Effects, some: Selection) -> Selection:
         by_effect = score.nan_to_num(-torch.inf).argsort(descending=True, stable=True).tolist()  # not attributed: last
         others = [i for i in by_effect if i not in taken and float(S[i]) > 0]
         wider[site] = [*taken, *others[: len(taken)]]
-    return Selection(wider)
+    return Selection(wider, basis=effects.basis)
 
 
 def members(some: Selection, site: str) -> list[int]:

@@ -54,7 +54,7 @@ def compare(
     if not ks or min(ks) < 1 or seeds < 1:
         raise ValueError(f"ks={tuple(ks)!r}, seeds={seeds!r}: numbers of components and of draws are 1 or more.")
     question = ask(
-        model, tokens, metric, Selection({site: [0] for site in effects.sites}),
+        model, tokens, metric, Selection({site: [0] for site in effects.sites}, basis=effects.basis),
         svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
     )  # fmt: skip
     _check_same_weights(question, effects)

@@ -28,8 +28,10 @@ from analyses.eigenpruning.examples import Corrupt, ScoredExamples, examples_of
 from analyses.eigenpruning.reducers import Reduce, Running, check_reduce, running
 from analyses.tasks.task import Task
 from hooks import Site
-from surgery import Compensated, Decompositions, Edit
+from surgery import SVD, Basis, Compensated, Decompositions, Edit
 from surgery.specs import check_compatible
+
+_SVD = SVD()
 
 Budget = Literal["global", "type", "matrix"]
 """Where a fraction of the components is counted: among all, among those of a matrix type (W_K), or in each matrix or
@@ -56,6 +58,7 @@ class ComponentScores:
     reduce: Reduce
     n_examples: int
     weight_state: str
+    basis: Basis = _SVD
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -100,7 +103,7 @@ class ComponentScores:
             if left[groups[at]]:
                 left[groups[at]] -= 1
                 chosen.setdefault(site, []).append(component)
-        return Selection({site: sorted(chosen[site]) for site in self.scores if site in chosen})
+        return Selection({site: sorted(chosen[site]) for site in self.scores if site in chosen}, basis=self.basis)
 
     def spec(self, chosen: Selection, *, compensation: Compensation = "mean") -> dict[str, Edit]:
         """The spec that removes the chosen components and, unless "none", puts their mean input in their place."""
@@ -192,6 +195,7 @@ def attribute(
         reduce,
         len(examples),
         question.weight_state,
+        question.basis,
     )
 
 

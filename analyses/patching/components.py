@@ -65,6 +65,7 @@ def by_component(
         {target.address: target.components.S.cpu() for target in question.targets.values()},
         question.weight_state,
         found.passes + 1,
+        basis=question.basis,
     )
     parts = tuple(
         replace(whole, examples={str(site): rows[:, n] for site, rows in found.effects.items()})

@@ -19,7 +19,8 @@ import surgery
 from analyses.tasks.task import Task
 from analyses.truncation.prompts import CORRECT, Prompts, Tracked, prompts
 from hooks import Site, host_of
-from hooks.replay import Recording, Rows, has_hooks, recorded, replayed, unembedding_only
+from hooks.replay import Recording, Rows, has_hooks, recorded, replayed
+from hooks.unembedding import unembedding_only
 from surgery import Decompositions, DropTop, Edit, KeepTop, Zero
 
 Source: TypeAlias = Prompts | Task | Sequence[str] | Int[Tensor, "example pos"]
