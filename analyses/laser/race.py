@@ -51,9 +51,9 @@ class Screened:
     items: int = 100
     keep: float = 0.5
     at_least: int = 4
-    first_round: int = 24
-    survive: float = 0.4
-    finalists: int = 8
+    first_round: int = 20
+    survive: float = 1 / 3
+    finalists: int = 6
 
     def __post_init__(self) -> None:
         whole = (self.items, self.at_least, self.first_round, self.finalists)
