@@ -17,6 +17,7 @@ from analyses import eigenpruning, metrics, plots, recall, tasks
 from analyses.attribution.gradients import backward
 from analyses.attribution.question import ask
 from analyses.eigenpruning.examples import ScoredExamples, _partners, examples_of
+from analyses.eigenpruning.pruning import _split
 from analyses.eigenpruning.reducers import running
 from analyses.eigenpruning.scores import ComponentScores, _check_compensation, _group
 from hooks import Site, place_of
@@ -275,7 +276,7 @@ def test_the_fraction_is_chosen_on_the_validation_part() -> None:
 
 
 def test_mirrored_products_are_never_scored_and_reported_on() -> None:
-    parts = eigenpruning._split(tasks.multiplication(8), 0, validate=False)
+    parts = _split(tasks.multiplication(8), 0, validate=False)
 
     def pairs(part: tasks.Task) -> set[frozenset]:
         return {frozenset((item.metadata["i"], item.metadata["j"])) for item in part.items}

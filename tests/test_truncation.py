@@ -245,7 +245,7 @@ def test_dropping_feed_forward_weights_takes_the_noise_and_leaves_the_answer(stu
 
 def test_which_matrix_and_which_end_flips_the_sign(study: truncation.Study) -> None:
     """The noise is the top component of W_out: keeping the top, as LASER does, leaves it and takes the answer."""
-    full, kept = study.at("p_noise", 300), study.at("p_noise", 250, end="keep top", site=W_OUT, rho=0.01)
+    full, kept = study.at("p_noise", 300), study.at("p_noise", 300, end="keep top", site=W_OUT, rho=0.01)
     assert all(kept[seed] > full[seed] + 0.15 for seed in full)
     accuracy = study.at("accuracy", 300)
     kept = study.at("accuracy", 300, end="keep top", site=W_OUT, rho=0.01)
