@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import surgery
 from analyses import attribution, controls, metrics
 from analyses.attribution import Effects, Measure, Selection
+from analyses.controls.draws import twice
 from surgery import decompositions
 
 CORRECT, WRONG = torch.tensor([3, 7, 9]), torch.tensor([1, 2, 5])
@@ -201,10 +202,10 @@ def test_where_few_components_were_attributed_the_strongest_others_fill_the_span
     site = "blocks.0.mlp.W_out"
     effects = invented({site: [4.0, 3.0, 2.0, 1.0, 0.0]}, {site: [0.1, 0.2, 0.5, 0.3, 0.0]})
     known = replace(effects, units={site: ((2,), (3,))}, examples={site: torch.tensor([[0.5, 0.3]])})
-    assert controls.twice(known, Selection({site: [2]}))[site] == ((2,), (3,))
-    assert controls.twice(known, Selection({site: [2, 3]}))[site] == ((2,), (3,), (0,), (1,))
-    assert controls.twice(known, Selection({site: [2, 3, 0]}))[site] == ((2,), (3,), (0,), (1,))
-    assert controls.twice(effects, Selection({site: [2]}))[site] == ((2,), (3,))
+    assert twice(known, Selection({site: [2]}))[site] == ((2,), (3,))
+    assert twice(known, Selection({site: [2, 3]}))[site] == ((2,), (3,), (0,), (1,))
+    assert twice(known, Selection({site: [2, 3, 0]}))[site] == ((2,), (3,), (0,), (1,))
+    assert twice(effects, Selection({site: [2]}))[site] == ((2,), (3,))
 
 
 def test_a_planted_component_stands_out_from_every_control():

@@ -366,6 +366,11 @@ def test_results_of_a_model_can_be_drawn():
 
 
 def test_every_plot_is_listed_and_returns_a_figure():
-    functions = [getattr(plots, name) for name in plots.__all__ if name != "TEMPLATE"]
+    listed = [getattr(plots, name) for name in plots.__all__ if name != "TEMPLATE"]
+    modules = [one for one in listed if inspect.ismodule(one)]
+    own = [f for module in modules for f in vars(module).values() if getattr(f, "__module__", "") == module.__name__]
+    functions = [one for one in (*listed, *own) if inspect.isfunction(one) and not one.__name__.startswith("_")]
+    assert len(functions) > len(listed) - len(modules) + 5
     assert all(inspect.signature(function).return_annotation is go.Figure for function in functions)
-    assert all(f"`{name}`" in plots.__doc__ for name in plots.__all__)
+    assert all(f"`{name}" in plots.__doc__ for name in plots.__all__)
+    assert all(f"{function.__name__}`" in plots.__doc__ for function in functions)
