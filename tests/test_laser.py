@@ -91,7 +91,7 @@ def test_every_row_is_what_a_loop_over_edited_copies_finds(kind: str) -> None:
 def test_a_search_scores_as_plain_scoring_does_on_every_kind_of_model(kind: str) -> None:
     with borrowed(kind) as model:
         parts = parts_of(made(8, longest=6))
-        sites = ["*", "blocks.1.attn.W_Q[1]"]
+        sites = ["blocks.0.attn.W_K", "blocks.1.attn.W_Q[1]", "blocks.*.*.W_{O,out}"]
         result = laser.search(model, parts, sites, rhos=(0.3,), **QUIET)
         assert {str(one.candidate.site) for one in result.trials} == {*surgery.sites(model, sites)}
         for one in result.trials:

@@ -142,7 +142,7 @@ def test_the_hooks_do_what_by_component_measures(kind: str):
     metric = difference()
     with models.borrowed(kind) as model, torch.no_grad():
         logits, cache = model.run_with_cache(CORRUPTED)
-        for site in ("blocks.0.attn.W_Q", "blocks.0.attn.W_V[1]", "blocks.1.attn.W_O", *by_hand.addresses(kind)[-3:]):
+        for site in ("blocks.0.attn.W_Q", "blocks.1.attn.W_O", *by_hand.addresses(kind)[-2:]):
             found = patching.by_component(
                 model, CLEAN, CORRUPTED, metric, Selection({site: [(1, 3)]}), direction="noising", progress=False
             )
