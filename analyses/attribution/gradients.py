@@ -205,8 +205,8 @@ def alike(question: Question, other: Int[Tensor, "other_example other_pos"]) -> 
     if other.shape != question.examples.tokens.shape:
         raise ValueError(
             f"the corrupted tokens have shape {tuple(other.shape)}, the clean ones "
-            f"{tuple(question.examples.tokens.shape)}: "
-            "every clean example needs a corrupted one of the same length."
+            f"{tuple(question.examples.tokens.shape)}: every clean example needs a corrupted one of the same length. "
+            "Give corrupted tokens of the clean ones' shape."
         )
     return other
 
