@@ -258,7 +258,7 @@ def test_edits_give_what_truncating_by_hand_gives(laptop) -> None:
 
 
 def test_the_noise_is_learnt_before_the_answer(laptop) -> None:
-    task, model, run = laptop
+    task, _, run = laptop
     on_the_way = recall.bridge(task)
     begun = recall.train(on_the_way, task, steps=50, checkpoints=(0,), progress=False)
     assert torch.equal(begun.losses, run.losses[:50])
