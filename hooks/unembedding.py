@@ -7,7 +7,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from hooks.hosts import HookedTransformerHost, host_of
 from hooks.replay import forward_replaced
 
 
@@ -43,13 +42,18 @@ def _unembedding(model: nn.Module, choose: Callable[[Tensor], Tensor] | None) ->
                 return (choose(args[0]), *args[1:])
 
             stack.callback(unembed.register_forward_pre_hook(cut).remove)
-        if isinstance(host_of(model), HookedTransformerHost) and "forward" not in unembed.__dict__:
+        if _is_transformer_lens_own(unembed) and "forward" not in unembed.__dict__:
             stack.enter_context(forward_replaced(unembed, _without_copy(unembed)))
         yield
 
 
+def _is_transformer_lens_own(unembed: nn.Module) -> bool:
+    kind = type(unembed)
+    return kind.__module__ == "transformer_lens.components.unembed" and kind.__name__ == "Unembed"
+
+
 def _without_copy(unembed: nn.Module) -> Callable[..., object]:
-    """The same product: HookedTransformer's own copies all of W_U in every call (transformer-lens 3.9)."""
+    """The same product up to rounding: HookedTransformer's copies all of W_U in every call (transformer-lens 3.9)."""
 
     def forward(residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab_out"]:
         return unembed.hook_out(linear(unembed.hook_in(residual), unembed.W_U.T, unembed.b_U))  # type: ignore[operator, union-attr, arg-type]

@@ -106,9 +106,11 @@ def apply(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, p
     before anything is changed. Gains multiply with those of operations already in force.
 
     Raises:
-        SiteError: if a pattern names nothing on this model. StaleDecompositionError: if `svds` was made from other
-        weights. ValueError: if an edit does not fit its matrix, or cannot be combined with one in force. TypeError: if
-        the model is compiled or not a TransformerLens model, or the spec not a mapping of patterns to edits.
+        SiteError: if a pattern names nothing on this model.
+        StaleDecompositionError: if `svds` was made from other weights.
+        ValueError: if an edit does not fit its matrix, or cannot be combined with one in force.
+        TypeError: if the model is compiled or not a TransformerLens model, or the spec not a mapping of patterns to
+            edits.
     """
     return _put_in_force(model, spec, svds=svds, progress=progress, written=False)
 

@@ -126,3 +126,43 @@ def test_eigenpruning_removes_in_the_basis_that_it_scored() -> None:
         found = eigenpruning.attribute(model, task, "blocks.*.mlp.W_out", svds=svds, progress=False)
         assert found.basis == BASIS != SVD()
         assert {edit.basis for edit in found.lowest(0.2).drop().values()} == {BASIS}
+
+
+@pytest.mark.parametrize("site", ["blocks.0.mlp.W_in", "blocks.1.mlp.W_out"])
+@pytest.mark.parametrize("shares", [attribution.by_path, attribution.by_shapley])
+def test_shares_of_an_edit_of_block_components_sum_to_the_change(site: str, shares) -> None:
+    tokens = models.tokens(3)
+    with models.borrowed("bridge gpt2") as model:
+        spec = {site: Drop([0, 1, 2], basis=BASIS)}
+        found = shares(model, tokens, metric(), spec, svds=Decompositions(basis=BASIS), progress=False)
+        before = metric()(model(tokens))
+        with surgery.apply(model, spec, progress=False):
+            change = (metric()(model(tokens)) - before).mean().item()
+        assert found.examples[site].sum(1).mean().item() == pytest.approx(change, abs=2e-3)
+        with pytest.raises(
+            ValueError, match=r"edited in RowBlocks\(blocks=2\), but shares are asked of components in S"
+        ):
+            shares(model, tokens, metric(), spec, progress=False)
+
+
+def test_screening_stays_in_its_basis() -> None:
+    tokens = models.tokens(3)
+    with models.borrowed("bridge gpt2") as model:
+        svds = Decompositions(basis=BASIS)
+        found = attribution.screen(model, tokens, metric(), "blocks.*.mlp.W_*", svds=svds, progress=False)
+        assert {edit.basis for edit in found.spec.values()} == {BASIS}
+
+
+def test_directions_are_rotated_among_singular_vectors_only() -> None:
+    tokens = models.tokens(3)
+    with models.borrowed("bridge gpt2") as model:
+        svds = Decompositions(basis=BASIS)
+        effects = attribution.by_ablation(model, tokens, metric(), "blocks.1.mlp.W_*", svds=svds, progress=False)
+        compared = controls.compare(model, tokens, metric(), effects, ks=(1,), seeds=1, svds=svds, progress=False)
+        assert "no directions were rotated: components in RowBlocks(blocks=2) are not orthogonal" in repr(compared)
+        chosen = effects.top(1)
+        with pytest.raises(ValueError, match="they are rotated among singular vectors only"):
+            controls.rotated(model, chosen, chosen, seed=0, svds=svds, progress=False)
+        with pytest.raises(ValueError, match=r"in the basis SVD\(\), the effects are of components in RowBlocks"):
+            controls.random_selection(effects, Selection(dict(chosen)), seed=0)
+    assert Selection({"a": [0]}) == Selection({"a": [0]}) != Selection({"a": [0]}, basis=BASIS)

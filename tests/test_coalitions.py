@@ -110,7 +110,9 @@ def test_bad_input_is_refused():
             ask({OUT: Scale({0: 1.0})})
         with pytest.raises(ValueError, match=r"the spec changes no component"):
             ask({})
-        with pytest.raises(ValueError, match=r"'blocks.1.mlp.W_out' is edited in HaarBasis.*shares are of singular"):
+        with pytest.raises(
+            ValueError, match=r"'blocks.1.mlp.W_out' is edited in HaarBasis.*shares are asked of components in SVD"
+        ):
             ask({OUT: RandomBasis(0)})
         with pytest.raises(ValueError, match=r"'blocks.1.mlp.W_out' is edited in RowBlocks.*such as Drop\(\[0\]\)"):
             ask({OUT: Drop([0], basis=RowBlocks(4))})

@@ -411,9 +411,9 @@ def test_entrants_are_every_third_rho_of_promising_matrices_and_neighbours_join(
     }
 
 
-@given(st.integers(1, 300), st.integers(0, 5))
-def test_the_items_of_a_race_are_all_of_them_and_first_those_that_hang_in_the_balance(n: int, seed: int) -> None:
-    undecided = torch.rand(n) < 0.5
+@given(st.lists(st.booleans(), min_size=1, max_size=120), st.integers(0, 5))
+def test_the_items_of_a_race_are_all_of_them_and_more_of_the_undecided_first(kinds: list[bool], seed: int) -> None:
+    n, undecided = len(kinds), torch.tensor(kinds)
     order = _order(undecided, seed)
     assert sorted(order.tolist()) == list(range(n))
     for k in range(1, n + 1):

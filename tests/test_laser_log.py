@@ -138,7 +138,7 @@ def test_an_outcome_comes_back_from_its_line_to_the_last_bit(values: list[float]
     ("changed", "what"),
     [
         ({"rhos": (0.8, 0.3)}, "candidates"),
-        ({"strategy": "screened"}, "strategy"),
+        ({"strategy": "screened"}, "strategy, seed"),
         ({"prepend_bos": False}, "prepend_bos"),
     ],
 )
@@ -149,6 +149,35 @@ def test_the_log_of_another_search_is_refused(tmp_path: Path, changed: dict, wha
     with pytest.raises(LogError, match=f"is the log of another search, with another {what}: only the same search"):
         search(log, **changed)
     assert log.read_bytes() == before
+
+
+def test_a_race_in_another_order_is_another_search(tmp_path: Path) -> None:
+    log, parts = tmp_path / "log", parts_of(made())
+    with borrowed("bridge gpt2") as model:
+        first = laser.search(model, parts, rhos=RHOS, strategy="screened", seed=0, log=log, **QUIET)
+        again = laser.search(model, parts, rhos=RHOS, strategy="screened", seed=0, log=log, **QUIET)
+        assert again.to_dataframe().equals(first.to_dataframe())
+        with pytest.raises(LogError, match="with another seed"):
+            laser.search(model, parts, rhos=RHOS, strategy="screened", seed=1, log=log, **QUIET)
+        exhaustive = [laser.search(model, parts, rhos=RHOS, seed=n, log=tmp_path / "other", **QUIET) for n in (0, 1)]
+    assert exhaustive[0].spec == exhaustive[1].spec
+
+
+class Halved(laser.Family):
+    """A family of a user's own, with no hash."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def edit(self, rho: float, shape: tuple[int, int]) -> KeepTop:
+        return KeepTop(rho=rho / 2)
+
+
+@pytest.mark.parametrize("strategy", ["exhaustive", "screened"])
+def test_a_family_need_not_be_hashable(strategy: str) -> None:
+    with borrowed("bridge gpt2") as model:
+        parts = parts_of(made())
+        found = laser.search(model, parts, rhos=(0.2, 0.8), edits=[Halved()], strategy=strategy, **QUIET)
+    assert {one.candidate.edit.rho for one in found.trials} <= {0.1, 0.4}
 
 
 def test_another_task_or_another_model_is_another_search(tmp_path: Path) -> None:

@@ -36,9 +36,25 @@ def test_hooks_on_the_unembedding_and_gradients_stay(kind: str) -> None:
         assert seen == [(2, 1)]
 
 
-def test_a_failing_run_leaves_no_trace() -> None:
-    with models.borrowed("bridge gpt2") as model, pytest.raises(IndexError), unembedding_only(model, (99,)):
+@pytest.mark.parametrize("kind", models.ONE_OF_EACH)
+def test_a_failing_run_leaves_no_trace(kind: str) -> None:
+    with models.borrowed(kind) as model, pytest.raises(IndexError), unembedding_only(model, (99,)):
         model(models.tokens(2))
+
+
+@pytest.mark.hooked
+def test_an_unembedding_of_the_users_own_is_called_as_it_is() -> None:
+    model = models.hooked("ln")
+
+    class Capped(type(model.unembed)):
+        def forward(self, residual: torch.Tensor) -> torch.Tensor:
+            return super().forward(residual).tanh()
+
+    model.unembed.__class__ = Capped
+    with torch.no_grad(), unembedding_only(model, (3,)):
+        cut = model(models.tokens(2))
+    torch.testing.assert_close(cut, model(models.tokens(2))[:, [3]].detach())
+    assert cut.abs().max() <= 1
 
 
 @pytest.mark.hooked

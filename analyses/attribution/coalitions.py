@@ -98,8 +98,9 @@ def game_of(
         parts = [change for change in changes if change.site == site]
         if parts[0].edit.basis != basis or not basis.complete:
             raise ValueError(
-                f"'{site}' is edited in {parts[0].edit.basis!r}, but shares are of singular components, which sum to "
-                "the matrix. Use an edit of these, such as Drop([0])."
+                f"'{site}' is edited in {parts[0].edit.basis!r}, but shares are asked of components in {basis!r}, and "
+                "only of such as sum to the matrix. Edit in that basis, or give svds=Decompositions(basis=...) in the "
+                "edit's."
             )
         gains[site] = combine(parts)
     changed = {site: (g.values != 1).nonzero().squeeze(1).tolist() for site, g in gains.items()}

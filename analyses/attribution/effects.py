@@ -63,6 +63,13 @@ class Selection(Mapping[str, tuple[Unit, ...]]):
     def __len__(self) -> int:
         return len(self._units)
 
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Selection) and other.basis != self.basis:
+            return False
+        return super().__eq__(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
     @property
     def n_components(self) -> int:
         """How many components are chosen, over all matrices."""
@@ -271,7 +278,7 @@ class Effects:
                 raise ValueError(f"the parts of {site} do not fit together")
         measure = Measure(about["name"], about["unit"], about["higher_is_better"], tensors["baseline"])
         state, notes = about["weight_state"], tuple(about["notes"])
-        basis = decode_basis(about["basis"])
+        basis = decode_basis(about["basis"]) if "basis" in about else _SVD
         return cls(about["method"], measure, units, parts["examples"], parts["strengths"], state, about["passes"],
                    parts["noise"], notes, tensors.get("change"), parts["positions"], basis)  # fmt: skip
 

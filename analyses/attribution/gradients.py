@@ -46,8 +46,7 @@ def by_gradient(
 
     Raises:
         ValueError: if the metric is not differentiable or gives the wrong shape or NaN, if `corrupted` has another
-        shape than
-            `tokens`, or as `ask`.
+            shape than `tokens`, or as `ask`.
         SiteError: if a pattern names no editable matrix.
     """
     question = ask(

@@ -98,7 +98,7 @@ def _along(game: Game, t: float) -> dict[str, Edit]:
     spec: dict[str, Edit] = {}
     for site in game.question.targets:
         gains = game.gains[site]
-        scale = Scale(1 + t * (gains.values.detach() - 1))
+        scale = Scale(1 + t * (gains.values.detach() - 1), basis=game.question.basis)
         spec[str(site)] = scale if gains.constants is None else Compensated(scale, gains.constants)
     return spec
 

@@ -38,8 +38,9 @@ def random_selection(effects: Effects, chosen: Selection, *, match: Match = "cou
     themselves, and those without strength, are left out, as long as there are enough others.
 
     Raises:
-        ValueError: if a chosen matrix was not attributed, or `match` is something else.
+        ValueError: if a chosen matrix was not attributed, or not in this basis, or `match` is something else.
     """
+    _check_basis(effects, chosen)
     generator = torch.Generator().manual_seed(seed)
     drawn: dict[str, list[int]] = {}
     for site in chosen:
@@ -72,6 +73,7 @@ def _matching(order: Sequence[int], energies: Float[Tensor, " component"], targe
 
 def twice(effects: Effects, some: Selection) -> Selection:
     """The chosen components of each matrix and as many more: the next by effect, then the strongest not attributed."""
+    _check_basis(effects, some)
     sign = {None: None, True: 1, False: -1}[effects.measure.higher_is_better]
     wider: dict[str, list[int]] = {}
     for site in some:
@@ -81,6 +83,14 @@ def twice(effects: Effects, some: Selection) -> Selection:
         others = [i for i in by_effect if i not in taken and float(S[i]) > 0]
         wider[site] = [*taken, *others[: len(taken)]]
     return Selection(wider, basis=effects.basis)
+
+
+def _check_basis(effects: Effects, some: Selection) -> None:
+    if some.basis != effects.basis:
+        raise ValueError(
+            f"the selection names components in the basis {some.basis!r}, the effects are of components in "
+            f"{effects.basis!r}: choose among those that were attributed."
+        )
 
 
 def members(some: Selection, site: str) -> list[int]:

@@ -19,7 +19,7 @@ from analyses.controls.rotations import Directions, rotated
 from analyses.metrics import Metric
 from hooks import Site, host_of
 from hooks.replay import Rows, recorded, replayed
-from surgery import Decompositions, Edit, active, apply
+from surgery import SVD, Decompositions, Edit, active, apply
 
 
 def compare(
@@ -44,7 +44,8 @@ def compare(
     of random directions in the span of twice as many components of each matrix, the chosen and the next in line
     (`rotated`). Every removal is measured with `surgery.apply` on the whole model, from the first edited matrix on.
 
-    Under an operation in force that edits one of these matrices, directions cannot be rotated, and a note says so.
+    Under an operation in force that edits one of these matrices, or where the components are not singular ones,
+    directions cannot be rotated, and a note says so.
 
     Raises:
         ValueError: if `ks` or `seeds` make no sense, the effects were found on other weights or strengths than the
@@ -72,6 +73,8 @@ def compare(
     edited = {change.site.joint for operation in active(model) for change in operation.changes}
     if any(site.joint in edited for site in question.targets):
         notes.append("no directions were rotated: an operation in force edits these matrices in the basis SVD()")
+    elif effects.basis != SVD():
+        notes.append(f"no directions were rotated: components in {effects.basis!r} are not orthogonal")
     else:
         removals["rotated"] = [[plan.rotated(some, n) for n in draws] for some in chosen]
     baseline, values = _measured(question, [r for grid in removals.values() for row in grid for r in row], progress)

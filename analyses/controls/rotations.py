@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from analyses.attribution.effects import Selection
 from hooks import match_sites
-from surgery import Basis, Decompositions, Drop, Edit
+from surgery import SVD, Basis, Decompositions, Drop, Edit
 from surgery.factorise import Factors
 from surgery.operations import components_in_force
 
@@ -54,9 +54,15 @@ def rotated(
     components themselves is the case in which the directions happen to be singular vectors.
 
     Raises:
-        ValueError: if `among` holds fewer components of a matrix than `chosen`.
+        ValueError: if `among` holds fewer components of a matrix than `chosen`, or they are not singular components.
         SiteError: if this model has no such matrix.
     """
+    for basis in (chosen.basis, among.basis, SVD() if svds is None else svds.basis):
+        if basis != SVD():
+            raise ValueError(
+                f"directions were asked for among components in the basis {basis!r}, which are not orthogonal: they "
+                "are rotated among singular vectors only. Give selections and decompositions in the basis SVD()."
+            )
     generator = torch.Generator().manual_seed(seed)
     targets = {address: match_sites(model, address)[0] for address in chosen}
     parts = components_in_force(model, targets.values(), svds=svds, progress=progress)

@@ -124,8 +124,8 @@ def prune(
 
     Args:
         model: a HookedTransformer or a TransformerBridge in evaluation mode; edits in force stay and count as the
-        model. task: items, split here with `seed` so that what belongs together stays together; or parts made before,
-        of which
+            model.
+        task: items, split here with `seed` so that what belongs together stays together; or parts made before, of which
             `screen` is scored, `validation` chooses the fraction and `test` is reported.
         sites: matrices or heads, all of whose components compete.
         fraction: of the components to remove; "validation" tries several and takes the most accurate (at equal accuracy
@@ -135,8 +135,7 @@ def prune(
         corrupt: another example's prompt, or given pairs {clean prompt: corrupted prompt}.
         budget: where the fraction is counted.
         compensation: "mean" puts the mean of a removed component's input in its place, at every position alike and at
-        any
-            sequence length; it travels with the spec.
+            any sequence length; it travels with the spec.
         finetune: also fine-tune a copy on the scored items, and prune that.
         random_controls: how many random removals of the same size to report.
         rule: what counts as right, as in `scoring.score`.
@@ -145,8 +144,7 @@ def prune(
 
     Raises:
         ValueError: if a fraction is not from 0 to 1, the task is too small to be split or to be shuffled, or a matrix
-        that has
-            no bias to carry a compensation is named (`compensation="none"` works there).
+            that has no bias to carry a compensation is named (`compensation="none"` works there).
         UnscorableItems: if there are items that this model cannot be asked.
         SiteError: if a pattern names no editable matrix.
     """
@@ -177,7 +175,7 @@ def prune(
     tuned = None
     if finetune is not None:
         copy = fine_tuned(model, parts.screen, finetune, progress=progress)
-        again = _Trial(copy, asked(copy), budget, compensation)
+        again = _Trial(copy, asked(copy, svds=Decompositions(basis=attribution.basis)), budget, compensation)
         tuned = FineTuned(copy, again.spec(best), again.attribution)
         found |= {"fine-tuned": _scored(copy, encoded, {}), "fine-tuned + pruned": _scored(copy, encoded, tuned.spec)}
     chosen = attribution.lowest(best, budget=budget)

@@ -3,7 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias, final
 
 import torch
@@ -72,7 +72,7 @@ class Candidate:
     site: Site
     edit: Edit
     rho: float | None
-    family: Family | None = None
+    family: Family | None = field(default=None, compare=False)
 
     @property
     def key(self) -> str:

@@ -27,7 +27,7 @@ from hooks import Site
 
 _MOST, _NET = "promises at most", "promises net"
 _UNDECIDED = 0.6
-"""The fraction of every round that goes to the half of the items about which the unedited model is least decided."""
+"""The fraction of the items that is of the half about which the unedited model is least decided, while they last."""
 
 
 @final
@@ -208,10 +208,10 @@ def _entrants(
 
 def _families(wanted: Sequence[Candidate]) -> list[list[Candidate]]:
     """The candidates that are one edit of one matrix at several ρ, by rising ρ."""
-    found: dict[object, list[Candidate]] = {}
+    found: dict[tuple[Site, int], list[Candidate]] = {}
     for one in wanted:
         if one.family is not None:
-            found.setdefault((one.site, one.family), []).append(one)
+            found.setdefault((one.site, id(one.family)), []).append(one)
     return [sorted(members, key=lambda one: one.rho or 0.0) for members in found.values()]
 
 

@@ -22,7 +22,7 @@ class SearchResult:
     Args:
         task: the task's name.
         strategy: `exhaustive` or `screened`.
-        seed: of the split.
+        seed: of the split and the order of the race.
         weight_state: which form of the weights was decomposed.
         unedited: the model as it was given, on the validation items.
         trials: every candidate tried, in the order given. In a screened search the items stand in the order of the
@@ -31,7 +31,7 @@ class SearchResult:
         test: the unedited and the chosen model on the test items.
         text: the cost of the choice on the user's plain text, if one was given.
         promises: in a screened search, by how much each candidate could lower the loss to first order, in nats.
-        items_run: how many times an item was run under a candidate.
+        items_run: how many times a validation item was asked, of a candidate or of the unedited model.
     """
 
     task: str

@@ -53,7 +53,7 @@ def search(
         rhos: fractions of the full rank.
         edits: what to try: cuts such as `KeepTop` or `DropTop` and families such as `ByRho(KeepTop, RowBlocks(4))` or
             `Published(seed=0)`, at every ρ; single edits such as `DropTop(rank=1)`, once.
-        seed: of the split, and of the intervals.
+        seed: of the split, of the order of the items in a race, and of the intervals.
         strategy: `exhaustive` runs every candidate on all validation items; `screened`, or `Screened` with settings,
             lets the gradient on the screen items choose the matrices and drops the losers of a race early.
         rule: what counts as right, as in `scoring.score`.
@@ -78,6 +78,7 @@ def search(
     wanted = candidates(model, sites, rhos, edits)
     parts = splits_of(task, seed, needs_screen=settings is not None)
     fixed = {"strategy": settings or "exhaustive", "rule": rule, "prepend_bos": prepend_bos}
+    fixed |= {"seed": seed} if settings else {}  # It orders the items of a race; otherwise the parts say it all.
     check_possible(model, wanted, svds=svds, progress=progress)
     kept = open_log(log, model, parts, fixed, wanted)
     bench = Bench(model, kept, rule, prepend_bos, svds, batch_size, memory, progress)

@@ -1,5 +1,7 @@
 """Pictures of the truncation study: probabilities against ρ and against training, with the spread over seeds."""
 
+from itertools import cycle
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -20,7 +22,7 @@ def curve(result: Curve, *, site: str | None = None) -> go.Figure:
     title = "Truncation, by the fraction of the rank"
     drawn = panels(title, f"{result.n_prompts} prompts; dotted: uncut; bars: standard error", titles=sites, height=460)
     for column, one in enumerate(sites, 1):
-        for name, colour in zip(result.frame["name"].unique(), COLOURS, strict=False):
+        for name, colour in zip(result.frame["name"].unique(), cycle(COLOURS), strict=False):
             for end, dash in (("keep top", "solid"), ("drop top", "dash")):
                 rows = result.of(name, end=end, site=one)  # type: ignore[arg-type]
                 line = {"color": colour, "dash": dash}
@@ -84,7 +86,7 @@ def gradient_steps(frame: pd.DataFrame) -> go.Figure:
     )
     drawn = panels(title, subtitle, titles=["noise", "answer"])
     for column, quantity in enumerate(("noise_logit", "answer_logit"), 1):
-        for (part, rows), colour in zip(frame.groupby("part", sort=False), COLOURS, strict=False):
+        for (part, rows), colour in zip(frame.groupby("part", sort=False), cycle(COLOURS), strict=False):
             drawn.add_scatter(
                 x=rows["step"], y=rows[quantity], mode="lines+markers", line={"color": colour}, name=str(part),
                 legendgroup=str(part), showlegend=column == 1, row=1, col=column,
