@@ -209,6 +209,11 @@ def decomposed(
     return {site: found[site] for site in matrices}
 
 
+def basis_of(svds: Decompositions | None) -> Basis:
+    """What the components are components of where these decompositions are used: singular ones if there are none."""
+    return SVD() if svds is None else svds.basis
+
+
 def forget(model: nn.Module) -> None:
     """Free the decompositions remembered for this model; they are computed anew when next needed."""
     _memories.pop(model, None)

@@ -16,8 +16,7 @@ from hooks import EditedModelError, Site, host_of, place_of
 from hooks.editor import editor_of, guard, strip, unguard
 from hooks.fingerprints import fingerprint
 from hooks.hosts import refuse_compiled
-from surgery.bases import SVD
-from surgery.decompositions import Decomposition, Decompositions, StaleDecompositionError, decomposed
+from surgery.decompositions import Decomposition, Decompositions, StaleDecompositionError, basis_of, decomposed
 from surgery.rendering import Rendering, install, render
 from surgery.report import table
 from surgery.specs import Change, Spec, check_compatible, combine, plan
@@ -155,7 +154,7 @@ def components_in_force(
     Raises:
         ValueError: if an operation in force edits a matrix in another basis, or its heads where the whole is asked for.
     """
-    found = decomposed(model, sites, basis=SVD() if svds is None else svds.basis, svds=svds, progress=progress)
+    found = decomposed(model, sites, basis=basis_of(svds), svds=svds, progress=progress)
     in_force = [(change.site, change.edit.basis) for change in _changes(active(model))]
     for site, entry in found.items():
         check_compatible([*in_force, (site, entry.basis)])

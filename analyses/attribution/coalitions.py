@@ -21,7 +21,8 @@ from analyses.metrics import Metric
 from hooks import Site, host_of
 from hooks.replay import Recording, Rows, has_hooks, recorded, replayed
 from hooks.unembedding import unembedding_only
-from surgery import SVD, Decompositions, Gains, Spec
+from surgery import Decompositions, Gains, Spec
+from surgery.decompositions import basis_of
 from surgery.specs import combine, plan
 
 
@@ -92,7 +93,7 @@ def game_of(
         SiteError: if a pattern names no editable matrix.
     """
     gains: dict[Site, Gains] = {}
-    basis = SVD() if svds is None else svds.basis
+    basis = basis_of(svds)
     changes = plan(model, spec, svds=svds, progress=progress)
     for site in dict.fromkeys(change.site for change in changes):
         parts = [change for change in changes if change.site == site]

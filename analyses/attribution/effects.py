@@ -68,8 +68,6 @@ class Selection(Mapping[str, tuple[Unit, ...]]):
             return False
         return super().__eq__(other)
 
-    __hash__ = None  # type: ignore[assignment]
-
     @property
     def n_components(self) -> int:
         """How many components are chosen, over all matrices."""

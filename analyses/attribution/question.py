@@ -12,7 +12,8 @@ from analyses import metrics
 from analyses.attribution.effects import Measure, Selection, Unit
 from hooks import Place, Site, host_of, match_sites
 from hooks.replay import has_hooks
-from surgery import SVD, Basis, Decomposition, Decompositions
+from surgery import Basis, Decomposition, Decompositions
+from surgery.decompositions import basis_of
 from surgery.operations import components_in_force
 
 Sites = str | Iterable[str] | Selection
@@ -200,7 +201,7 @@ def _targets(model: nn.Module, sites: Sites, svds: Decompositions | None, progre
         chosen = dict.fromkeys(sorted({site for pattern in patterns for site in match_sites(model, pattern)}))
     if not chosen:
         raise ValueError("no component is selected: name at least one matrix, or components of it.")
-    _check_basis(SVD() if svds is None else svds.basis, sites)
+    _check_basis(basis_of(svds), sites)
     host = host_of(model)
     targets = {}
     for site, components in components_in_force(model, chosen, svds=svds, progress=progress).items():

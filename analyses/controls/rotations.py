@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from analyses.attribution.effects import Selection
 from hooks import match_sites
 from surgery import SVD, Basis, Decompositions, Drop, Edit
+from surgery.decompositions import basis_of
 from surgery.factorise import Factors
 from surgery.operations import components_in_force
 
@@ -57,7 +58,7 @@ def rotated(
         ValueError: if `among` holds fewer components of a matrix than `chosen`, or they are not singular components.
         SiteError: if this model has no such matrix.
     """
-    for basis in (chosen.basis, among.basis, SVD() if svds is None else svds.basis):
+    for basis in (chosen.basis, among.basis, basis_of(svds)):
         if basis != SVD():
             raise ValueError(
                 f"directions were asked for among components in the basis {basis!r}, which are not orthogonal: they "

@@ -103,7 +103,7 @@ class _Track:
 
     def run(self, wanted: Sequence[Candidate], entrants: Sequence[Candidate]) -> None:
         """Round after round; after the first, the neighbours of the survivors join."""
-        ends, running = _rounds(len(self.items), self.settings.first_round), list(entrants)
+        ends, running = self.ends, list(entrants)
         total = self._total_cost(running, ends, len(wanted))
         with tqdm(total=total, desc="racing", unit="block", delay=1, disable=not self.bench.progress) as bar:
             for number in range(1, len(ends) + 1):
@@ -114,9 +114,14 @@ class _Track:
                     running = [one for one in wanted if one in running or one in joining]
             self._round(ends, running, bar)  # Those who joined after a first round that was the last.
 
+    @property
+    def ends(self) -> list[int]:
+        """Up to which item each round goes."""
+        return _rounds(len(self.items), self.settings.first_round)
+
     def unedited(self) -> Trial:
         """The model as it was given, on all items."""
-        parts = pairwise([0, *_rounds(len(self.items), self.settings.first_round)])
+        parts = pairwise([0, *self.ends])
         said = [self.bench.unedited(self.bench.evaluator(self.items[a:b]), _name(a, b)) for a, b in parts]
         return trial(None, self.bench.evaluator(self.items).encoded, joined(said))
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from analyses.laser.composition import Composition
 from analyses.laser.curves import RankCurve
 from analyses.laser.results import SearchResult
-from analyses.plots.style import BLUE, COLOURS, DIVERGING, VERMILION, figure, panels
+from analyses.plots.style import BLUE, COLOURS, DIVERGING, VERMILION, colour_bar, figure, panels
 from analyses.scoring import Comparison
 
 _BETTER_IS_BLUE = [[1 - at, colour] for at, colour in reversed(DIVERGING)]
@@ -145,6 +145,4 @@ def _heat(part: pd.DataFrame, value: str) -> go.Heatmap:
 
 
 def _axis(scale: list[list[float | str]], label: str, *, signed: bool) -> dict[str, object]:
-    # The empty line keeps the title off the tick labels, which it would touch (plotly 7.1).
-    bar = {"title": {"text": f"<br>{label}", "side": "right", "font": {"size": 12}}, "thickness": 14}
-    return {"colorscale": scale, "colorbar": bar, **({"cmid": 0} if signed else {})}
+    return {"colorscale": scale, "colorbar": colour_bar(label), **({"cmid": 0} if signed else {})}

@@ -84,6 +84,19 @@ def number(value: float, unit: str) -> str:
     return f"{value:.4g} {unit}".strip()
 
 
+def colour_bar(title: str) -> dict[str, object]:
+    """The scale beside a heat map, with its title and unit along it."""
+    return {
+        # The empty line keeps the title off the tick labels, which it would touch (plotly 7.1).
+        "title": {"text": f"<br>{title}", "side": "right", "font": {"size": 12}},
+        "thickness": 14,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickfont": {"size": 11},
+        "outlinewidth": 0,
+    }
+
+
 def heat_map(
     z: Sequence[Sequence[float | None]],
     x: Sequence[str],
@@ -106,13 +119,5 @@ def heat_map(
         colorscale=DIVERGING if signed else SEQUENTIAL,
         zmid=0 if signed else None,
         zmin=None if signed else 0,
-        colorbar={
-            # The empty line keeps the title off the tick labels, which it would touch (plotly 7.1).
-            "title": {"text": f"<br>{colours}", "side": "right", "font": {"size": 12}},
-            "thickness": 14,
-            "ticks": "outside",
-            "ticklen": 4,
-            "tickfont": {"size": 11},
-            "outlinewidth": 0,
-        },
+        colorbar=colour_bar(colours),
     )
