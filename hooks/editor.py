@@ -1,35 +1,48 @@
 """The weights of one model under edits: what is shown instead of each matrix, and how the model is guarded meanwhile.
 
-`show` lays a matrix over the stored one, `write` puts it into the parameter itself; `release` takes either back, bit
-for bit. While anything is edited, the model refuses to reprocess its weights, and a forward pass refuses to run after
-`.to()`.
+`show` lays a matrix over the stored one, `write` puts it into the parameter itself; `hide` and `restore` take them
+back, bit for bit. While anything is edited, the model refuses to reprocess or reload its weights, and a forward pass
+refuses to run after `.to()`.
+
+An interrupt may strike at any line: what has to be undone is remembered before it is done, and forgotten after it has
+been undone, so that undoing again finishes the work.
 """
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from threading import RLock
 from typing import NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from hooks.hosts import host_of
 from hooks.places import Place
 from hooks.slots import EditedModelError, Shadow, Slot, check_fits, refuse_moved_shadow
+from hooks.temporary import remove_hooks
 
-_REPROCESSING = ("enable_compatibility_mode", "process_weights", "process_weights_", "load_and_process_state_dict")
+_REPROCESSING = (
+    "enable_compatibility_mode",
+    "load_and_process_state_dict",
+    "load_state_dict",
+    "process_weights",
+    "process_weights_",
+)
 
 
 @dataclass(slots=True)
 class Editor:
     """Every edited slot of one model. One per model, from `editor_of`."""
 
+    lock: AbstractContextManager = field(default_factory=RLock)
+    """Held by whoever changes the model, so that threads do so one after the other."""
     _shadows: dict[tuple[int, str], Shadow] = field(default_factory=dict)
     _originals: dict[tuple[int, str], tuple[Slot, Tensor]] = field(default_factory=dict)
-    _guards: dict[int, RemovableHandle] = field(default_factory=dict)
 
     def original(self, place: Place) -> Float[Tensor, "d_in d_out"]:
         """The matrix as it was before any edit, in the stored dtype (a view; do not change it)."""
@@ -57,12 +70,12 @@ class Editor:
             self._shadows[slot.key].replace(tensor)
             return
         check_fits(slot, tensor)
-        shadow = Shadow(slot, tensor)
-        shadow.install()
-        self._shadows[slot.key] = shadow
+        # Remembered before it is laid: an interrupt in between leaves a shadow that `hide` knows of.
+        shadow = self._shadows[slot.key] = Shadow(slot, tensor)
         reader = _reader(slot)
-        if id(reader) not in self._guards:
-            self._guards[id(reader)] = reader.register_forward_pre_hook(refuse_moved_shadow)
+        if refuse_moved_shadow not in reader._forward_pre_hooks.values():
+            reader.register_forward_pre_hook(refuse_moved_shadow)
+        shadow.install()
 
     def is_shown(self, slot: Slot) -> bool:
         """Whether what was laid over the slot is still there (assigning a parameter throws it out)."""
@@ -73,15 +86,24 @@ class Editor:
         over = slot.owner.__dict__.get(slot.name)
         return slot.mirrors is None and slot.key not in self._shadows and isinstance(over, Tensor)
 
+    def is_another_models(self, slot: Slot) -> bool:
+        """Whether the editor of another model, which shares the module, has laid something over the slot."""
+        return any(editor is not self and editor.has_laid(slot) for editor in list(_editors.values()))
+
+    def has_laid(self, slot: Slot) -> bool:
+        """Whether a shadow of this editor lies over the slot."""
+        return slot.key in self._shadows and self._shadows[slot.key].is_in_place
+
     def hide(self, slot: Slot) -> None:
         """Take back what `show` laid over the slot, if anything."""
-        shadow = self._shadows.pop(slot.key, None)
+        shadow = self._shadows.get(slot.key)
         if shadow is None:
             return
         shadow.remove()
         reader = _reader(slot)
-        if not any(_reader(other.slot) is reader for other in self._shadows.values()):
-            self._guards.pop(id(reader)).remove()
+        if not any(key != slot.key and _reader(other.slot) is reader for key, other in self._shadows.items()):
+            remove_hooks(reader, "input", refuse_moved_shadow)
+        del self._shadows[slot.key]
 
     def write(self, new: Iterable[tuple[Slot, Tensor]]) -> None:
         """Overwrite parameters themselves, keeping the originals for `restore`.
@@ -99,9 +121,10 @@ class Editor:
 
     def restore(self, slot: Slot) -> None:
         """Put back what `write` overwrote, if anything."""
-        kept = self._originals.pop(slot.key, None)
+        kept = self._originals.get(slot.key)
         if kept is not None:
             self._overwrite(slot, kept[1])
+            del self._originals[slot.key]
 
     @property
     def is_idle(self) -> bool:
@@ -133,35 +156,46 @@ _editors: WeakKeyDictionary[nn.Module, Editor] = WeakKeyDictionary()
 
 def editor_of(model: nn.Module) -> Editor:
     """The editor of this model, the same one every time."""
-    if model not in _editors:
-        _editors[model] = Editor()
-    return _editors[model]
+    return _editors.get(model) or _editors.setdefault(model, Editor())
 
 
 def guard(model: nn.Module) -> None:
     """Make the model refuse, until `unguard`, whatever would rewrite its weights under an edit."""
-    for name in _REPROCESSING:
-        if hasattr(type(model), name) and name not in model.__dict__:
-            object.__setattr__(model, name, partial(_refuse_reprocessing, name))
+    for module, name in _guarded(model):
+        if name not in module.__dict__:
+            object.__setattr__(module, name, partial(_refuse_reprocessing, name))
 
 
 def unguard(model: nn.Module) -> None:
-    """Let the model process its weights again."""
-    for name in _REPROCESSING:
-        held = model.__dict__.get(name)
+    """Let the model process and load its weights again."""
+    for module, name in _guarded(model):
+        held = module.__dict__.get(name)
         if isinstance(held, partial) and held.func is _refuse_reprocessing:
-            object.__delattr__(model, name)
+            object.__delattr__(module, name)
 
 
 def strip(model: nn.Module) -> None:
-    """Remove every shadow from a model that nobody remembers editing, such as a deep copy of an edited one."""
-    host = host_of(model)
+    """Remove every shadow from a model that nobody remembers editing, such as a deep copy of an edited one.
+
+    What another model that shares a module shows there stays.
+    """
+    host, editor = host_of(model), editor_of(model)
     for site in host.joint_sites():
-        place = host.place(site)
-        for slot in _slots(place):
-            slot.strip()
-            _remove_guards(_reader(slot))
+        for slot in _slots(host.place(site)):
+            if not editor.is_another_models(slot):
+                slot.strip()
+                remove_hooks(_reader(slot), "input", refuse_moved_shadow)
     unguard(model)
+
+
+def refresh_compiled() -> None:
+    """Make `torch.compile` compile everything anew: a compiled graph holds the weights that it was made with.
+
+    Compiled functions that contain a model cannot be found from the model, so all of them are dropped.
+    """
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None:
+        dynamo.reset()
 
 
 def _slots(place: Place) -> Iterable[Slot]:
@@ -172,14 +206,15 @@ def _reader(slot: Slot) -> nn.Module:
     return slot.owner if slot.reader is None else slot.reader
 
 
-def _remove_guards(reader: nn.Module) -> None:
-    hooks: dict[int, Callable] = reader._forward_pre_hooks
-    for key in [key for key, hook in hooks.items() if hook is refuse_moved_shadow]:
-        del hooks[key]
+def _guarded(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """The methods that would rewrite the weights: of the model, and of the one that a bridge wraps."""
+    for module in (model, getattr(model, "original_model", None)):
+        if isinstance(module, nn.Module):
+            yield from ((module, name) for name in _REPROCESSING if hasattr(type(module), name))
 
 
 def _refuse_reprocessing(name: str, *_args: object, **_kwargs: object) -> NoReturn:
     raise EditedModelError(
         f"{name}() would rewrite the weights under an active edit, which was made for the weights as they are. "
-        "Undo the edit first (operation.undo() or surgery.undo_all(model)), process the weights, and apply it again."
+        "Undo the edit first (operation.undo() or surgery.undo_all(model)), rewrite the weights, and apply it again."
     )

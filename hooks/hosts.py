@@ -8,8 +8,10 @@ names of their classes, so that neither has to be imported.
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false, reportOptionalMemberAccess=false, reportReturnType=false, reportOperatorIssue=false, reportOptionalOperand=false
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
-from typing import final
+from functools import cached_property
+from typing import ClassVar, final
 
 from torch import Tensor, nn
 
@@ -75,9 +77,41 @@ class Host(ABC):
         grouped = getattr(cfg, "n_key_value_heads", None) if matrix in ("W_K", "W_V") else None
         return grouped or cfg.n_heads
 
-    @abstractmethod
     def why_not(self, site: Site) -> str | None:
         """Why the model's matrix at `site` cannot be edited, or None if it can."""
+        return self._missing(site) or self._unusable(site)
+
+    def _unusable(self, site: Site) -> str | None:
+        owner, weight = self._stored(site)
+        if self._n_uses[id(owner)] > 1:
+            label = f"{site.prefix}.{site.part}"
+            return (
+                f"{label} is used in several places of this model, so that an edit in one would be an edit in all "
+                f"(give each place a copy: copy.deepcopy)"
+            )
+        return _no_floats(weight, site)
+
+    @cached_property
+    def _n_uses(self) -> Counter[int]:
+        """In how many matrices' places each module that holds weights stands (those of one place count once)."""
+        places = {
+            (site.layer, site.part if self._holds_a_part else site.matrix): id(self._stored(site)[0])
+            for layer in range(self.n_layers)
+            for site in (Site(layer, matrix) for matrix in MATRICES)
+            if self._missing(site) is None
+        }
+        return Counter(places.values())
+
+    _holds_a_part: ClassVar[bool]
+    """Whether one module holds all matrices of a layer's attention or MLP."""
+
+    @abstractmethod
+    def _missing(self, site: Site) -> str | None:
+        """Why there is no parameter that holds the matrix at `site` alone, or None if there is."""
+
+    @abstractmethod
+    def _stored(self, site: Site) -> tuple[nn.Module, Tensor | None]:
+        """The module that holds the matrix at `site`, and the parameter."""
 
     @abstractmethod
     def weight_state(self) -> str:
@@ -91,15 +125,20 @@ class Host(ABC):
 class HookedTransformerHost(Host):
     """TransformerLens's own implementation: one parameter per matrix, `[head, d_model, d_head]` in attention."""
 
-    def why_not(self, site: Site) -> str | None:
+    _holds_a_part = True
+
+    def _missing(self, site: Site) -> str | None:
         block = self.model.blocks[site.layer]
         owner = getattr(block, site.part, None)
         if owner is None:
             return f"this model is attention-only, so {site.prefix} has no {site.part}"
         if self._stored_name(owner, site.matrix) not in owner._parameters:
             return f"{site.prefix}.{site.part} is a {type(owner).__name__}, which holds {_held(owner)}"
-        weight = owner._parameters[self._stored_name(owner, site.matrix)]
-        return _quantised(weight, site)
+        return None
+
+    def _stored(self, site: Site) -> tuple[nn.Module, Tensor | None]:
+        owner = getattr(self.model.blocks[site.layer], site.part)
+        return owner, owner._parameters[self._stored_name(owner, site.matrix)]
 
     def weight_state(self) -> str:
         folded = (self.model.cfg.normalization_type or "").endswith("Pre")
@@ -181,7 +220,9 @@ class HookedTransformerHost(Host):
 class BridgeHost(Host):
     """TransformerBridge: Hugging Face's own layers, wrapped; `[d_out, d_in]` in Linear, `[d_in, d_out]` in Conv1D."""
 
-    def why_not(self, site: Site) -> str | None:
+    _holds_a_part = False
+
+    def _missing(self, site: Site) -> str | None:
         block = self.model.blocks[site.layer]
         container = block._modules.get(site.part)
         if container is None:
@@ -193,8 +234,14 @@ class BridgeHost(Host):
             return f"{site.prefix}.{site.part} is a {type(container).__name__}, which holds {_held_bridged(container)}"
         if _orientation(layer) is None:
             name = f"{site.prefix}.{site.part}.{_PROJECTIONS[site.matrix]}"
-            return f"{name} is a {type(layer).__name__}, not a plain linear layer"
-        return _quantised(layer.weight, site)
+            kind = f"{type(layer).__module__}.{type(layer).__name__}"
+            adapter = " (merge an adapter into the weights first: merge_and_unload())" if "peft" in kind else ""
+            return f"{name} is a {kind}, not a plain linear layer{adapter}"
+        return None
+
+    def _stored(self, site: Site) -> tuple[nn.Module, Tensor | None]:
+        layer = self._layer(site)
+        return layer, layer.weight
 
     def weight_state(self) -> str:
         if getattr(self.model, "_weights_processed", False):
@@ -259,6 +306,11 @@ def host_of(model: nn.Module) -> Host:
     )
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model that `torch.compile` wraps, or the model itself."""
+    return model._orig_mod if type(model).__name__ == "OptimizedModule" else model
+
+
 def refuse_compiled(model: nn.Module) -> None:
     """Refuse a model that was compiled in place, which reads its parameters and nothing that is laid over them.
 
@@ -289,7 +341,12 @@ def _orientation(layer: nn.Module) -> str | None:
     return None
 
 
-def _quantised(weight: Tensor | None, site: Site) -> str | None:
+def _no_floats(weight: Tensor | None, site: Site) -> str | None:
+    if weight is not None and weight.is_meta:
+        return (
+            "its weight is on the meta device, which holds no numbers (offloaded to another device or to disk, or not "
+            "loaded yet): load the whole model onto devices, without offloading"
+        )
     if weight is None or not weight.dtype.is_floating_point or weight.ndim > 3:
         held = "nothing" if weight is None else f"{weight.dtype} of shape {tuple(weight.shape)}".removeprefix("torch.")
         return f"its weight is stored as {held} (quantised, or one tensor for many experts), not as a matrix of floats"

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hooks.sites import Site, SiteError
 from hooks.slots import Slot
-from hooks.wires import Wire
+from hooks.temporary import Temporary
+from hooks.wires import Change, Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,11 @@ class Place:
         flat = self._columns(activation).clone()
         flat[..., self.head_slice] += change
         return flat.view(activation.shape)
+
+    def tapped(self, *, at_input: Change | None = None, at_output: Change | None = None) -> Temporary[None]:
+        """Run functions on what passes at the ends of this matrix, in every forward pass inside the `with` block."""
+        ends = ((self.input, at_input), (self.output, at_output))
+        return Temporary([wire.tap(change) for wire, change in ends if change is not None])
 
     def _columns(self, activation: Tensor) -> Tensor:
         flat = _flat(activation)

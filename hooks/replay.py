@@ -8,8 +8,7 @@ loop.
 # torch types every attribute of a module as `Tensor | Module`; here a stranger's modules are read by name.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportIndexIssue=false, reportOptionalSubscript=false, reportCallIssue=false, reportOptionalMemberAccess=false, reportReturnType=false
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from hooks.hosts import host_of
 from hooks.sites import Site
+from hooks.temporary import Forward, Hook, Temporary
 from hooks.wires import is_of_a_wire
 
 Part = Literal["block", "attn", "mlp"]
@@ -49,30 +49,26 @@ class Rows:
         return activation[self.examples.to(activation.device)]
 
 
-@contextmanager
-def recorded(model: nn.Module, layers: range) -> Iterator[Recording]:
+def recorded(model: nn.Module, layers: range) -> Temporary[Recording]:
     """Fill a recording from the forward pass that runs inside the `with` block; hooks that are active take part."""
     recording = Recording()
-    blocks = model.blocks
-    with ExitStack() as stack:
-        for layer in layers:
-            block = blocks[layer]
+    put: list[Hook] = []
+    for layer in layers:
+        block = model.blocks[layer]
 
-            def keep_input(_module: nn.Module, args: tuple, kwargs: dict, layer: int = layer) -> None:
-                recording.resid_pre[layer] = _block_input(args, kwargs).detach()
+        def keep_input(_module: nn.Module, args: tuple, kwargs: dict, layer: int = layer) -> None:
+            recording.resid_pre[layer] = _block_input(args, kwargs).detach()
 
-            handle = block.register_forward_pre_hook(keep_input, with_kwargs=True)
-            stack.callback(handle.remove)
-            for part, module in _parts(block).items():
+        put.append(Hook(block, "input", keep_input, with_kwargs=True))
+        for part, module in _parts(block).items():
 
-                def keep_output(_m: nn.Module, _a: tuple, out: object, key: tuple[int, Part] = (layer, part)) -> None:
-                    recording.outputs[key] = _detached(out)
+            def keep_output(_m: nn.Module, _a: tuple, out: object, key: tuple[int, Part] = (layer, part)) -> None:
+                recording.outputs[key] = _detached(out)
 
-                stack.callback(module.register_forward_hook(keep_output).remove)
-        yield recording
+            put.append(Hook(module, "output", keep_output))
+    return Temporary(put, recording)
 
 
-@contextmanager
 def replayed(
     model: nn.Module,
     recording: Recording,
@@ -80,8 +76,8 @@ def replayed(
     rows: Rows,
     *,
     change: Callable[[Tensor], Tensor] | None = None,
-) -> Iterator[None]:
-    """Run only what lies after `site`'s input, on these rows of the recording.
+) -> Temporary[None]:
+    """Run only what lies after `site`'s input, on these rows of the recording, inside the `with` block.
 
     Blocks before the site's are skipped; inside its block, attention is skipped if the site is in the MLP. `change`
     gives a new output for the half that W_O or W_out ends, which is then not computed at all. Run the model on as many
@@ -89,16 +85,16 @@ def replayed(
     """
     blocks = model.blocks
     block = blocks[site.layer]
-    with ExitStack() as stack:
-        for layer in range(site.layer):
-            stack.enter_context(_skipped(blocks[layer], recording.outputs[layer, "block"]))
-        resid = rows.take(recording.resid_pre[site.layer])
-        stack.callback(block.register_forward_pre_hook(_feed(resid), with_kwargs=True, prepend=True).remove)
-        if site.part == "mlp" and (site.layer, "attn") in recording.outputs:
-            stack.enter_context(_returning(_parts(block)["attn"], recording, (site.layer, "attn"), rows, None))
-        if change is not None:
-            stack.enter_context(_returning(_parts(block)[site.part], recording, (site.layer, site.part), rows, change))
-        yield
+    put: list[Hook | Forward] = []
+    for layer in range(site.layer):
+        put.append(_skipped(blocks[layer], recording.outputs[layer, "block"]))
+    feed = _feed(rows.take(recording.resid_pre[site.layer]))
+    put.append(Hook(block, "input", feed, with_kwargs=True, prepend=True))
+    if site.part == "mlp" and (site.layer, "attn") in recording.outputs:
+        put.append(_returning(_parts(block)["attn"], recording, (site.layer, "attn"), rows, None))
+    if change is not None:
+        put.append(_returning(_parts(block)[site.part], recording, (site.layer, site.part), rows, change))
+    return Temporary(put)
 
 
 def is_position_wise_after(model: nn.Module, site: Site) -> bool:
@@ -111,21 +107,6 @@ def has_hooks(model: nn.Module) -> bool:
     points = model.hook_dict.values()
     found = (hook for point in points for hook in (*point._forward_hooks.values(), *point._backward_hooks.values()))
     return not all(is_of_a_wire(hook) for hook in found)
-
-
-@contextmanager
-def forward_replaced(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
-    """The module computes this instead, for the length of the `with` block."""
-    assert "forward" not in module.__dict__ or callable(module.__dict__["forward"])
-    previous = module.__dict__.get("forward")
-    object.__setattr__(module, "forward", forward)
-    try:
-        yield
-    finally:
-        if previous is None:
-            object.__delattr__(module, "forward")
-        else:
-            object.__setattr__(module, "forward", previous)
 
 
 def hidden(output: object) -> Tensor:
@@ -157,26 +138,23 @@ def _feed(resid: Tensor) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict
     return feed
 
 
-@contextmanager
-def _skipped(block: nn.Module, recorded_output: object) -> Iterator[None]:
+def _skipped(block: nn.Module, recorded_output: object) -> Forward:
     """The block hands its input on, in the form in which it returned its output."""
 
     def forward(*args: object, **kwargs: object) -> object:
         resid = _block_input(args, kwargs)
         return (resid, *recorded_output[1:]) if isinstance(recorded_output, tuple) else resid
 
-    with forward_replaced(block, forward):
-        yield
+    return Forward(block, forward)
 
 
-@contextmanager
 def _returning(
     module: nn.Module,
     recording: Recording,
     key: tuple[int, Part],
     rows: Rows,
     change: Callable[[Tensor], Tensor] | None,
-) -> Iterator[None]:
+) -> Forward:
     """The module returns what was recorded, changed, without computing anything."""
     output = recording.outputs[key]
 
@@ -186,8 +164,7 @@ def _returning(
             taken = change(taken)
         return (taken, *(None for _ in output[1:])) if isinstance(output, tuple) else taken
 
-    with forward_replaced(module, forward):
-        yield
+    return Forward(module, forward)
 
 
 def _detached(output: object) -> object:

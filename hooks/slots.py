@@ -45,6 +45,11 @@ class Slot:
             return self.mirrors.registered()
         return self.owner._parameters[self.name]
 
+    def is_tied_to(self, other: "Slot") -> bool:
+        """Whether the two parameters are one."""
+        mine = _memory(self.registered())
+        return mine is not None and mine == _memory(other.registered())
+
     def strip(self) -> None:
         """Take out whatever shadow lies here, whoever laid it."""
         held = self.owner.__dict__.get(self.name)
@@ -58,15 +63,21 @@ class Slot:
 
 @dataclass(slots=True)
 class Shadow:
-    """A tensor laid over a slot; `remove` takes it out however the slot was treated in between."""
+    """A tensor laid over a slot; `remove` takes it out however the slot was treated in between.
+
+    Whichever line an exception strikes, calling `remove` again finishes the work.
+    """
 
     slot: Slot
     tensor: Tensor
+    _laid: tuple[Tensor, ...] = field(default=(), init=False, repr=False)
+    """Every tensor that may lie over the slot now: during a replacement the old one and the new one."""
     _previous: object = field(default=_ABSENT, init=False, repr=False)
 
     def install(self) -> None:
         """Lay the tensor over the slot."""
         self._previous = self.slot.owner.__dict__.get(self.slot.name, _ABSENT)
+        self._laid = (self.tensor,)
         object.__setattr__(self.slot.owner, self.slot.name, self.tensor)
 
     @property
@@ -77,13 +88,16 @@ class Shadow:
     @property
     def is_in_place(self) -> bool:
         """Whether the slot still shows this tensor (assigning a parameter to it throws a shadow out)."""
-        return self.slot.owner.__dict__.get(self.slot.name) is self.tensor
+        held = self.slot.owner.__dict__.get(self.slot.name)
+        return any(held is tensor for tensor in self._laid)
 
     def replace(self, tensor: Tensor) -> None:
         """Show another tensor, unless somebody has thrown the shadow out."""
         if self.is_in_place:
+            self._laid = (*self._laid, tensor)
             object.__setattr__(self.slot.owner, self.slot.name, tensor)
             self.tensor = tensor
+            self._laid = (tensor,)
 
     def remove(self) -> None:
         """Restore the slot as it was before `install`."""

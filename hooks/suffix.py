@@ -5,8 +5,7 @@ what comes before, and in the last block computes the MLP and the unembedding at
 row and a position, so batches may be ragged.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
@@ -15,8 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hooks.hosts import host_of
-from hooks.replay import Recording, Rows, forward_replaced, has_hooks, hidden, recorded, replayed
+from hooks.replay import Recording, Rows, has_hooks, hidden, recorded, replayed
 from hooks.sites import Site
+from hooks.temporary import Forward, Temporary
 from hooks.unembedding import nothing_unembedded, unembedding_at, unembedding_only
 
 
@@ -105,8 +105,7 @@ def _logits(
     return model(tokens, attention_mask=mask, return_type="logits")
 
 
-@contextmanager
-def _mlp_skipped(mlp: nn.Module, recorded_output: object) -> Iterator[None]:
+def _mlp_skipped(mlp: nn.Module, recorded_output: object) -> Temporary[None]:
     """The MLP returns zeros, in the form in which it returned its output."""
 
     def forward(*args: object, **kwargs: object) -> object:
@@ -114,8 +113,7 @@ def _mlp_skipped(mlp: nn.Module, recorded_output: object) -> Iterator[None]:
         zeros = torch.zeros_like(given)  # type: ignore[arg-type]
         return (zeros, *recorded_output[1:]) if isinstance(recorded_output, tuple) else zeros
 
-    with forward_replaced(mlp, forward):
-        yield
+    return Temporary([Forward(mlp, forward)])
 
 
 def _form(output: object) -> object:

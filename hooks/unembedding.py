@@ -1,50 +1,42 @@
 """Logits at chosen places alone, in a `with` block: the unembedding is often a third of the work of a model."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from hooks.replay import forward_replaced
+from hooks.temporary import Forward, Hook, Temporary
 
 
-@contextmanager
-def unembedding_only(model: nn.Module, columns: tuple[int, ...] | None) -> Iterator[None]:
+def unembedding_only(model: nn.Module, columns: tuple[int, ...] | None) -> Temporary[None]:
     """Compute logits at these positions only (None: at all), in their order."""
-    with _unembedding(model, None if columns is None else lambda resid: resid[:, list(columns)]):
-        yield
+    return _unembedding(model, None if columns is None else lambda resid: resid[:, list(columns)])
 
 
-@contextmanager
-def unembedding_at(model: nn.Module, row: Int[Tensor, " place"], pos: Int[Tensor, " place"]) -> Iterator[None]:
+def unembedding_at(model: nn.Module, row: Int[Tensor, " place"], pos: Int[Tensor, " place"]) -> Temporary[None]:
     """Compute logits at these places only, as if they were one sequence."""
-    with _unembedding(model, lambda resid: resid[row, pos].unsqueeze(0)):
-        yield
+    return _unembedding(model, lambda resid: resid[row, pos].unsqueeze(0))
 
 
-@contextmanager
-def nothing_unembedded(model: nn.Module) -> Iterator[None]:
-    """Compute no logits: there are none, at no position."""
-    with _unembedding(model, lambda resid: resid[:, :0]):
-        yield
+def nothing_unembedded(model: nn.Module) -> Temporary[None]:
+    """Skip the unembedding: the model returns logits of zero positions."""
+    return _unembedding(model, lambda resid: resid[:, :0])
 
 
-@contextmanager
-def _unembedding(model: nn.Module, choose: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+def _unembedding(model: nn.Module, choose: Callable[[Tensor], Tensor] | None) -> Temporary[None]:
     unembed = model.unembed
     assert isinstance(unembed, nn.Module)
-    with ExitStack() as stack:
-        if choose is not None:
+    put: list[Hook | Forward] = []
+    if choose is not None:
 
-            def cut(_module: nn.Module, args: tuple) -> tuple:
-                return (choose(args[0]), *args[1:])
+        def cut(_module: nn.Module, args: tuple) -> tuple:
+            return (choose(args[0]), *args[1:])
 
-            stack.callback(unembed.register_forward_pre_hook(cut).remove)
-        if _is_transformer_lens_own(unembed) and "forward" not in unembed.__dict__:
-            stack.enter_context(forward_replaced(unembed, _without_copy(unembed)))
-        yield
+        put.append(Hook(unembed, "input", cut))
+    if _is_transformer_lens_own(unembed) and "forward" not in unembed.__dict__:
+        put.append(Forward(unembed, _without_copy(unembed)))
+    return Temporary(put)
 
 
 def _is_transformer_lens_own(unembed: nn.Module) -> bool:

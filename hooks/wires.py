@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+
+from hooks.temporary import Hook
 
 Change = Callable[[Tensor], Tensor | None]
 """What to do with an activation as it passes: return its replacement, or None to leave it."""
@@ -43,28 +44,29 @@ class Wire:
         scaled = activation * self.norm.w
         return scaled + self.norm.b if "b" in self.norm._parameters else scaled
 
-    def attach(self, change: Change) -> RemovableHandle:
-        """Run `change` on the activation at every forward pass until the handle is removed."""
+    def tap(self, change: Change) -> Hook:
+        """A hook that runs `change` on the activation at every forward pass while it is on."""
         prepend = self.order == "first"
         match self.argument:
             case None:
-                return self.module.register_forward_hook(lambda _module, _args, output: change(output), prepend=prepend)
+                on_output = lambda _module, _args, output: change(output)  # noqa: E731
+                return Hook(self.module, "output", on_output, prepend=prepend)
             case int(index):
 
                 def on_positional(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
                     new = change(args[index])
                     return None if new is None else ((*args[:index], new, *args[index + 1 :]), kwargs)
 
-                return self.module.register_forward_pre_hook(on_positional, with_kwargs=True, prepend=prepend)
+                return Hook(self.module, "input", on_positional, with_kwargs=True, prepend=prepend)
             case str(key):
 
                 def on_keyword(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
                     new = change(kwargs[key])
                     return None if new is None else (args, {**kwargs, key: new})
 
-                return self.module.register_forward_pre_hook(on_keyword, with_kwargs=True, prepend=prepend)
+                return Hook(self.module, "input", on_keyword, with_kwargs=True, prepend=prepend)
 
 
 def is_of_a_wire(hook: object) -> bool:
-    """Whether a torch hook on the model was put there by `Wire.attach`: by us, not by the user."""
+    """Whether a torch hook on the model is a `Wire.tap`: ours, not the user's."""
     return getattr(hook, "__module__", None) == __name__

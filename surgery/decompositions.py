@@ -198,14 +198,13 @@ def decomposed(
         elif held is not None and store is svds:
             raise _stale(held, host.weight_state())
     missing = [site for site in matrices if site not in found]
-    with tqdm(total=len(missing), desc="decomposing", unit="matrix", delay=1, disable=not progress) as bar:
-        for _, group in groupby(missing, key=lambda site: (site.joint, site.head is None)):
-            heads = list(group)
-            for site, parts in zip(heads, _components(heads, matrices, basis), strict=True):
-                entry = Decomposition(str(site), *parts, basis, fingerprint(matrices[site]), host.weight_state())
-                store.add(entry)
-                found[site] = entry
-            bar.update(len(heads))
+    groups = [list(group) for _, group in groupby(missing, key=lambda site: (site.joint, site.head is None))]
+    # Even a disabled bar takes a lock of the whole process, which an interrupt can leave taken.
+    for heads in tqdm(groups, desc="decomposing", unit="matrix", delay=1) if groups and progress else groups:
+        for site, parts in zip(heads, _components(heads, matrices, basis), strict=True):
+            entry = Decomposition(str(site), *parts, basis, fingerprint(matrices[site]), host.weight_state())
+            store.add(entry)
+            found[site] = entry
     return {site: found[site] for site in matrices}
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from hooks import EditedModelError, Site, host_of, place_of
 from hooks.editor import editor_of, guard, strip, unguard
 from hooks.fingerprints import fingerprint
-from hooks.hosts import refuse_compiled
+from hooks.hosts import refuse_compiled, uncompiled
+from hooks.temporary import remove_left_behind
 from surgery.decompositions import Decomposition, Decompositions, StaleDecompositionError, basis_of, decomposed
 from surgery.rendering import Rendering, install, render
 from surgery.report import table
@@ -31,11 +32,11 @@ class Operation:
     Made by `surgery.apply` (shown instead of the weights) and `surgery.commit` (written into the weights).
     """
 
-    def __init__(self, model: nn.Module, spec: Spec, changes: Sequence[Change], *, written: bool) -> None:
+    def __init__(self, model: nn.Module, spec: Spec, *, written: bool) -> None:
         # Weak, since operations in force are remembered here: a model that everybody else has dropped is to be freed.
         self._model = ref(model)
-        self.spec = dict(spec)
-        self.changes = tuple(changes)
+        self.spec = spec
+        self.changes: tuple[Change, ...] = ()
         self.written = written
 
     def __enter__(self) -> "Operation":
@@ -44,7 +45,10 @@ class Operation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.undo()
+        try:
+            self.undo()
+        finally:  # an interrupt of the first call leaves the second to finish; otherwise it does nothing
+            self.undo()
 
     @property
     def model(self) -> nn.Module:
@@ -67,15 +71,29 @@ class Operation:
         return model is not None and self in _operations.get(model, [])
 
     def undo(self) -> None:
-        """Take the edit back. Other edits stay in force, whatever the order; a second call does nothing."""
-        if not self.is_active:
+        """Take the edit back. Other edits stay in force, whatever the order; a second call does nothing.
+
+        Interrupted, it finishes before the interrupt goes on.
+        """
+        try:
+            self._take_back()
+        finally:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        model = self._model()
+        if model is None:
             return
-        remaining = [operation for operation in active(self.model) if operation is not self]
-        with lasting_tensors():
-            state = _state(self.model, self, remaining)
-        install(self.model, state)
-        _operations[self.model] = remaining
-        _leave_if_idle(self.model)
+        with editor_of(model).lock:
+            if not self.is_active:
+                return
+            remaining = [operation for operation in active(model) if operation is not self]
+            with lasting_tensors():
+                state = _state(model, self, remaining)
+            install(model, state)
+            if not remaining:
+                unguard(model)
+            _remember(model, remaining)
 
     def weight(self, site: str | Site) -> Float[Tensor, "d_in d_out"]:
         """The matrix at `site` as a forward pass of the model reads it now, in the orientation `y = x @ W`."""
@@ -124,20 +142,25 @@ def commit(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, 
     Raises:
         as `apply`.
     """
-    return _put_in_force(model, spec, svds=svds, progress=progress, written=True)
+    return _put_in_force(uncompiled(model), spec, svds=svds, progress=progress, written=True)
 
 
 def active(model: nn.Module) -> tuple[Operation, ...]:
     """The operations in force on this model, oldest first."""
-    return tuple(_operations.get(model, ()))
+    return tuple(_operations.get(uncompiled(model), ()))
 
 
 def undo_all(model: nn.Module) -> None:
-    """Undo every operation in force; a deep copy of an edited model is stripped of the edit it carries."""
-    if model in _operations:
+    """Undo every operation in force; a deep copy of an edited model is stripped of the edit it carries.
+
+    Takes off, too, what an analysis may have left on the model when it was interrupted: call it after an analysis, not
+    from within one.
+    """
+    model = uncompiled(model)
+    with editor_of(model).lock:
         for operation in reversed(active(model)):
             operation.undo()
-    else:
+        remove_left_behind(model)
         strip(model)
 
 
@@ -172,20 +195,30 @@ def _put_in_force(
     host_of(model)  # refuses what cannot be operated on before any work is done
     if not written:
         refuse_compiled(model)
-    with lasting_tensors():
-        operation = Operation(model, spec, plan(model, spec, svds=svds, progress=progress), written=written)
-        check_in_force(model, operation.changes)
-        before, after = active(model), (*active(model), operation)
-        restored, edited = _state(model, operation, before), _state(model, operation, after)
+    operation = Operation(model, spec, written=written)
     try:
-        install(model, edited)
-        guard(model)
-        _operations[model] = list(after)
+        with editor_of(model).lock, lasting_tensors():
+            operation.changes = tuple(plan(model, spec, svds=svds, progress=progress))
+            operation.spec = dict(spec)
+            check_in_force(model, operation.changes)
+            if written:
+                check_not_tied(model, operation.changes)
+            after = [*active(model), operation]
+            edited = _state(model, operation, after)
+            _remember(model, after)  # before anything is changed: what is remembered can be undone
+            guard(model)
+            install(model, edited)
+        return operation
     except BaseException:
-        install(model, restored)
-        _leave_if_idle(model)
+        operation.undo()
         raise
-    return operation
+
+
+def _remember(model: nn.Module, operations: list[Operation]) -> None:
+    if operations:
+        _operations[model] = operations
+    else:
+        _operations.pop(model, None)
 
 
 def check_in_force(model: nn.Module, new: Sequence[Change]) -> None:
@@ -200,7 +233,14 @@ def check_in_force(model: nn.Module, new: Sequence[Change]) -> None:
     touched = dict.fromkeys(change.site.joint for change in new)
     editor = editor_of(model)
     for site in touched:
-        if any(editor.is_strangers(slot) for slot in place_of(model, site).slots):
+        slots = place_of(model, site).slots
+        if any(editor.is_another_models(slot) for slot in slots):
+            raise EditedModelError(
+                f"'{site}' lies in a module that another model shares and that is edited there, and another edit "
+                "cannot be combined with it: undo the other model's edit first, or give this model a copy of the "
+                "module."
+            )
+        if any(editor.is_strangers(slot) for slot in slots):
             raise EditedModelError(
                 f"'{site}' carries an edit that was copied along with the model, and another one cannot be combined "
                 "with it: take it off first (surgery.undo_all(model))."
@@ -211,6 +251,24 @@ def check_in_force(model: nn.Module, new: Sequence[Change]) -> None:
                 raise StaleDecompositionError(
                     f"'{change.site}' was given other weights while {change.edit!r} was in force on it, so that "
                     "another edit cannot be combined with it: undo that edit first (surgery.undo_all(model))."
+                )
+
+
+def check_not_tied(model: nn.Module, new: Sequence[Change]) -> None:
+    """Refuse to write into parameters that another matrix of the model shares, which would change along.
+
+    Raises:
+        ValueError: naming both matrices.
+    """
+    host = host_of(model)
+    touched = {change.site.joint for change in new}
+    slots = [(site, slot) for site in host.joint_sites() for slot in host.place(site).slots]
+    for site, slot in slots:
+        for other, another in slots:
+            if site in touched and other != site and slot.is_tied_to(another):
+                raise ValueError(
+                    f"'{site}' and '{other}' share one parameter, so that writing an edit into '{site}' would change "
+                    f"'{other}' too: use surgery.apply, which edits '{site}' alone, or give it a parameter of its own."
                 )
 
 
@@ -234,9 +292,3 @@ def _state(model: nn.Module, touched: Operation, operations: Sequence[Operation]
 
 def _changes(operations: Sequence[Operation]) -> list[Change]:
     return [change for operation in operations for change in operation.changes]
-
-
-def _leave_if_idle(model: nn.Module) -> None:
-    if not active(model):
-        _operations.pop(model, None)
-        unguard(model)

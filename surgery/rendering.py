@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooks import Place, Site, host_of
-from hooks.editor import Editor, editor_of
+from hooks.editor import Editor, editor_of, refresh_compiled
 from hooks.slots import Slot
 from surgery.specs import Change, added_bias, combine, recompose
 
@@ -58,6 +58,7 @@ def install(model: nn.Module, renderings: Iterable[Rendering]) -> None:
             editor.hide(rendering.slot)
         else:
             editor.show(rendering.slot, rendering.shown)
+    refresh_compiled()
 
 
 def _on_matrix(changes: Sequence[Change], joint: Site) -> list[Change]:

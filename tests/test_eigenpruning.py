@@ -75,10 +75,8 @@ def ends_of_a_matrix(model: nn.Module, item: tasks.AnswerItem, site: str) -> tup
         kept["y"] = y.detach().requires_grad_()
         return kept["y"]
 
-    handles = [place.input.attach(grab), place.output.attach(leaf)]
-    loss = answer_loss(model, item)
-    for handle in handles:
-        handle.remove()
+    with place.tapped(at_input=grab, at_output=leaf):
+        loss = answer_loss(model, item)
     (g,) = torch.autograd.grad(loss, kept["y"])
     return kept["x"], place.read_output(g)[0].double()
 
@@ -192,10 +190,8 @@ def test_the_compensation_is_the_mean_input_at_a_length_that_was_not_scored(kind
             change = ((mean - kept["x"]) @ U[:, gone] * S[gone]) @ Vh[gone]
             return place.add_to_output(y, change)
 
-        handles = [place.input.attach(grab), place.output.attach(by_hand)]
-        expected = model(long)
-        for handle in handles:
-            handle.remove()
+        with place.tapped(at_input=grab, at_output=by_hand):
+            expected = model(long)
         plain = model(long)
         with surgery.apply(model, {site: spec[site]}, progress=False):
             edited = model(long)

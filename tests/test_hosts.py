@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import surgery
 from hooks import Place, SiteError, host_of, place_of
+from hooks.temporary import together
 from surgery import Zero
 
 SPLIT_MODES = ("use_split_qkv_input", "use_attn_in", "use_attn_result")
@@ -30,12 +31,9 @@ def observed(model: nn.Module, places: list[Place]) -> dict[str, tuple[Tensor, T
 
         return look
 
-    handles = [place.input.attach(keep(place, "in")) for place in places]
-    handles += [place.output.attach(keep(place, "out")) for place in places]
-    with torch.no_grad():
+    taps = [place.tapped(at_input=keep(place, "in"), at_output=keep(place, "out")) for place in places]
+    with together(*taps), torch.no_grad():
         model(tokens())
-    for handle in handles:
-        handle.remove()
     return {
         str(p.site): (p.read_input(seen[str(p.site), "in"]), p.read_output(seen[str(p.site), "out"])) for p in places
     }
@@ -122,11 +120,9 @@ def test_a_change_reaches_the_matrix_after_the_users_hooks_and_its_output_before
             (place.input.name, lambda activation, hook: patched),
             (place.output.name, lambda activation, hook: seen.update(written=activation)),
         ]
-        with torch.no_grad(), model.hooks(fwd_hooks=user):
-            handles = [place.input.attach(lambda x: seen.update(read=x)), place.output.attach(lambda y: given)]
+        tapped = place.tapped(at_input=lambda x: seen.update(read=x), at_output=lambda y: given)
+        with torch.no_grad(), model.hooks(fwd_hooks=user), tapped:
             model(tokens())
-            for handle in handles:
-                handle.remove()
         assert torch.equal(seen["read"], patched)
         assert torch.equal(seen["written"], given)
 
@@ -287,7 +283,7 @@ def test_quantised_weights_of_a_hooked_transformer_are_refused(hooked_transforme
 def test_a_layer_that_is_not_linear_is_refused() -> None:
     model = bridge("gpt2")
     model.blocks[0].mlp.out.set_original_component(nn.Bilinear(2, 2, 2))
-    with pytest.raises(SiteError, match=r"blocks\.0\.mlp\.out is a Bilinear, not a plain linear layer"):
+    with pytest.raises(SiteError, match=r"mlp\.out is a torch\.nn\.\S+\.Bilinear, not a plain linear layer\."):
         surgery.sites(model, "blocks.0.mlp.W_out")
 
 

@@ -358,15 +358,34 @@ def test_undo_survives_a_parameter_that_was_assigned(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ONE_OF_EACH)
-def test_weights_loaded_under_an_edit_are_there_after_it(kind: str) -> None:
+def test_loading_weights_under_an_edit_does_not_mix_old_and_new_but_is_refused(kind: str) -> None:
+    model, other = build(kind), build(kind)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    state = {name: value.clone() for name, value in other.state_dict().items()}
+    before = State(model)
+    for act in (surgery.apply, surgery.commit):
+        with act(model, SPEC):
+            for module in (model, getattr(model, "original_model", model)):
+                with pytest.raises(EditedModelError, match=r"^load_state_dict\(\) would rewrite the weights"):
+                    module.load_state_dict(state)
+        before.assert_unchanged(model)
+    model.load_state_dict(state)
+    assert torch.equal(logits(model), logits(other))
+
+
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_weights_that_were_written_under_an_edit_are_there_after_it(kind: str) -> None:
     model, other = build(kind), build(kind)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(1.5)
     expected = logits(other)
-    state = {name: value.clone() for name, value in other.state_dict().items()}
     with surgery.apply(model, SPEC):
-        model.load_state_dict(state)
+        with torch.no_grad():
+            for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+                mine.copy_(theirs)
         with pytest.raises(StaleDecompositionError, match="was given other weights while KeepTop"):
             surgery.apply(model, {OUT: Drop([0])})
         with pytest.raises(StaleDecompositionError):

@@ -52,9 +52,7 @@ def test_what_we_attach_ourselves_is_nobodys_hook(kind: str):
     with models.borrowed(kind) as model:
         for site in host_of(model).joint_sites():
             place = host_of(model).place(site)
-            handles = [wire.attach(lambda activation: None) for wire in (place.input, place.output)]
-            assert not has_hooks(model)
-            with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda a, hook: a)]):
-                assert has_hooks(model)
-            for handle in handles:
-                handle.remove()
+            with place.tapped(at_input=lambda x: None, at_output=lambda y: None):
+                assert not has_hooks(model)
+                with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda a, hook: a)]):
+                    assert has_hooks(model)

@@ -5,8 +5,7 @@ players whose edits are in force. Coalitions share a forward pass as rows of a b
 edited matrix is recorded once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -20,6 +19,7 @@ from analyses.attribution.question import Examples, Question, Target, Tokens, as
 from analyses.metrics import Metric
 from hooks import Site, host_of
 from hooks.replay import Recording, Rows, has_hooks, recorded, replayed
+from hooks.temporary import Temporary, together
 from hooks.unembedding import unembedding_only
 from surgery import Decompositions, Gains, Spec
 from surgery.decompositions import basis_of
@@ -154,12 +154,12 @@ class _Rows:
             columns = metric.needed_positions(n_pos)
             metric = metric.narrow(n_pos)
         first = min(self.game.question.targets)
-        with ExitStack() as stack:
-            stack.enter_context(replayed(model, self.recording, first, Rows(examples)))
-            for site, target in self.game.question.targets.items():
-                stack.enter_context(self._moved(target, self._moves(site, target, coalitions).repeat_interleave(n, 0)))
-            stack.enter_context(unembedding_only(model, columns))
-            stack.enter_context(arithmetic(False))
+        moved = (
+            self._moved(target, self._moves(site, target, coalitions).repeat_interleave(n, 0))
+            for site, target in self.game.question.targets.items()
+        )
+        replay = replayed(model, self.recording, first, Rows(examples))
+        with together(replay, *moved, unembedding_only(model, columns)), arithmetic(False):
             values = metric(logits_of(model, part.tokens[here], mask))
         done(len(coalitions) * n)
         return values.view(len(coalitions), n).float().cpu()
@@ -174,8 +174,7 @@ class _Rows:
                 moves[:, at] = coalitions[:, number, None].to(away) * away[at]
         return moves
 
-    @contextmanager
-    def _moved(self, target: Target, moves: Float[Tensor, "row component"]) -> Iterator[None]:
+    def _moved(self, target: Target, moves: Float[Tensor, "row component"]) -> Temporary[None]:
         place, parts = target.place, target.components
         members = torch.tensor([i for unit in target.units for i in unit], device=parts.S.device)
         U, SVh = parts.U[:, members], parts.S[members, None] * parts.Vh[members]
@@ -189,9 +188,4 @@ class _Rows:
         def add(y: Tensor) -> Tensor:
             return place.add_to_output(y, (self._inputs.pop(place.site) * moves) @ SVh)
 
-        handles = [place.input.attach(read), place.output.attach(add)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return place.tapped(at_input=read, at_output=add)

@@ -16,7 +16,6 @@ few of them enough:
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Literal
 
@@ -32,6 +31,7 @@ from analyses.attribution.question import Examples, Question, Sites, Target, Tok
 from analyses.metrics import Metric
 from analyses.metrics.measures import Loss
 from hooks import Site
+from hooks.temporary import Temporary, together
 from surgery import Decompositions
 
 Share = Literal["matrix", "type", "all"]
@@ -249,20 +249,17 @@ def _effects(
     )
 
 
-@contextmanager
-def _with_gains(question: Question, n_examples: int) -> Iterator[dict[Site, Tensor]]:
+def _with_gains(question: Question, n_examples: int) -> Temporary[dict[Site, Tensor]]:
     """Gains of 1 on every unit of every target, of each example its own, to be differentiated twice."""
     gains: dict[Site, Tensor] = {}
-    with ExitStack() as stack:
-        for site, target in question.targets.items():
-            S = target.components.S
-            gains[site] = torch.ones(n_examples, len(target.units), dtype=S.dtype, device=S.device, requires_grad=True)
-            stack.enter_context(_corrected(target, gains[site]))
-        yield gains
+    for site, target in question.targets.items():
+        S = target.components.S
+        gains[site] = torch.ones(n_examples, len(target.units), dtype=S.dtype, device=S.device, requires_grad=True)
+    corrected = together(*(_corrected(target, gains[site]) for site, target in question.targets.items()))
+    return Temporary(corrected.things, gains)
 
 
-@contextmanager
-def _corrected(target: Target, gains: Float[Tensor, "example unit"]) -> Iterator[None]:
+def _corrected(target: Target, gains: Float[Tensor, "example unit"]) -> Temporary[None]:
     """`y + ((x U) ⊙ (γ − 1) s) Vh`, which is y, but depends on the gains."""
     place, parts = target.place, target.components
     U, S, Vh, shared = parts.U, parts.S, parts.Vh, gains
@@ -278,12 +275,7 @@ def _corrected(target: Target, gains: Float[Tensor, "example unit"]) -> Iterator
     def add(y: Tensor) -> Tensor:
         return place.add_to_output(y, ((inputs.pop() @ U) * ((shared - 1) * S).unsqueeze(1)) @ Vh)
 
-    handles = [place.input.attach(read), place.output.attach(add)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return place.tapped(at_input=read, at_output=add)
 
 
 def _hessian_product(

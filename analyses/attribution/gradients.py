@@ -5,7 +5,7 @@ output. To first order, removing it changes the metric by `−∂m/∂γ_i`.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,6 +19,7 @@ from analyses.attribution.question import Examples, Question, Sites, Target, Tok
 from analyses.metrics import Metric
 from hooks import Place, Site
 from hooks.replay import has_hooks
+from hooks.temporary import Hook, Temporary, together
 from hooks.unembedding import unembedding_only
 from surgery import SVD, Decompositions
 
@@ -131,10 +132,12 @@ def backward(question: Question, part: Examples, *, direct: bool = False) -> Bac
     direct = direct or question.basis != SVD()  # Only singular vectors are orthogonal on both sides.
     found = Backward(torch.empty(0), direct=direct)
     wanted: list[tuple[dict[Site, Tensor], Site, Tensor]] = []
-    with ExitStack() as stack:
-        places = places_of(question)
-        for joint, narrow_input in _routes(question).items():
-            stack.enter_context(_tapped(joint, places[joint], narrow_input and not direct, found, wanted))
+    places = places_of(question)
+    taps = (
+        _tapped(joint, places[joint], narrow_input and not direct, found, wanted)
+        for joint, narrow_input in _routes(question).items()
+    )
+    with together(*taps):
         found.values = metric_of(question, part, differentiable=True)
     check_connected(question, found.values)
     gradients = torch.autograd.grad(found.values.sum(), [tensor for _, _, tensor in wanted], allow_unused=True)
@@ -176,18 +179,20 @@ def inputs_of(question: Question, part: Examples) -> dict[Site, Float[Tensor, "e
     return kept()
 
 
-@contextmanager
-def inputs_kept(question: Question) -> Iterator[Callable[[], dict[Site, Tensor]]]:
+def inputs_kept(question: Question) -> Temporary[Callable[[], dict[Site, Tensor]]]:
     """Keep the input of every target in the forward pass inside the `with` block; call what it gives to read them."""
     kept: dict[Site, Tensor] = {}
-    with ExitStack() as stack:
-        for joint, place in places_of(question).items():
 
-            def keep(x: Tensor, joint: Site = joint) -> None:
-                kept[joint] = x.detach()
+    def keeping(joint: Site, place: Place) -> Hook:
+        def keep(x: Tensor) -> None:
+            kept[joint] = x.detach()
 
-            stack.callback(place.input.attach(keep).remove)
-        yield lambda: {site: target.place.read_input(kept[site.joint]) for site, target in question.targets.items()}
+        return place.input.tap(keep)
+
+    taps = [keeping(joint, place) for joint, place in places_of(question).items()]
+    return Temporary(
+        taps, lambda: {site: target.place.read_input(kept[site.joint]) for site, target in question.targets.items()}
+    )
 
 
 def places_of(question: Question) -> dict[Site, Place]:
@@ -263,8 +268,7 @@ def _routes(question: Question) -> dict[Site, bool]:
     return routes
 
 
-@contextmanager
-def _tapped(joint: Site, place: Place, at_input: bool, found: Backward, wanted: list) -> Iterator[None]:
+def _tapped(joint: Site, place: Place, at_input: bool, found: Backward, wanted: list) -> Temporary[None]:
     """Keep what passes at both ends of a matrix; the end where the gradient is wanted is put on `wanted`."""
 
     def on_input(x: Tensor) -> Tensor | None:
@@ -282,9 +286,4 @@ def _tapped(joint: Site, place: Place, at_input: bool, found: Backward, wanted: 
             wanted.append((found.output_gradients, joint, kept))
         return kept
 
-    handles = [place.input.attach(on_input), place.output.attach(on_output)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return place.tapped(at_input=on_input, at_output=on_output)

@@ -138,14 +138,9 @@ class _Suffix:
             replayed(model, self.recording, target.place.site, rows, change=add if ends_half else None),
             unembedding_only(model, None if columns is not None else short),
             arithmetic(False),
+            target.place.tapped(at_output=None if ends_half else add),
         ):
-            if ends_half:
-                return metric(logits_of(model, tokens, mask))
-            handle = target.place.output.attach(add)
-            try:
-                return metric(logits_of(model, tokens, mask))
-            finally:
-                handle.remove()
+            return metric(logits_of(model, tokens, mask))
 
     def _change(self, patches: Sequence[Patch], columns: tuple[int, ...] | None) -> Float[Tensor, "row pos d_out"]:
         """What each patch adds to the matrix's output."""

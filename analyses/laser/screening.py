@@ -5,8 +5,7 @@ become one number is our own: `Σ max(0, (1 − γ_i) s_i ∂L/∂s_i)` over wha
 by how much the loss falls if only what does harm is removed.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from analyses.laser.candidates import Candidate
 from analyses.scoring import Batch, EncodedTask, Likeliest, log_probs, read
 from hooks import Place, Site, host_of
 from hooks.suffix import Passage, run
+from hooks.temporary import Temporary, together
 from surgery import SVD, Basis, Decomposition, Decompositions, RandomizedSVD
 from surgery.decompositions import decomposed
 
@@ -147,21 +147,19 @@ def _logsumexp(values: Tensor, item: Tensor, keep: Tensor, n: int) -> Float[Tens
     return torch.zeros(n, dtype=values.dtype).index_add(0, owner, (chosen - top[owner]).exp()).log() + top
 
 
-@contextmanager
-def _tapped(places: dict[Site, Place]) -> Iterator[tuple[dict[Site, Tensor], dict[Site, Tensor]]]:
+def _tapped(places: dict[Site, Place]) -> Temporary[tuple[dict[Site, Tensor], dict[Site, Tensor]]]:
     """The inputs and outputs of all matrices in the forward pass inside, the outputs in a graph."""
     inputs: dict[Site, Tensor] = {}
     outputs: dict[Site, Tensor] = {}
-    with ExitStack() as stack:
-        for joint, place in {site.joint: place for site, place in places.items()}.items():
+    taps: list[Temporary] = []
+    for joint, place in {site.joint: place for site, place in places.items()}.items():
 
-            def on_input(x: Tensor, joint: Site = joint) -> None:
-                inputs[joint] = x
+        def on_input(x: Tensor, joint: Site = joint) -> None:
+            inputs[joint] = x
 
-            def on_output(y: Tensor, joint: Site = joint) -> Tensor:
-                outputs[joint] = y.clone() if y.requires_grad else y.detach().clone().requires_grad_()
-                return outputs[joint]
+        def on_output(y: Tensor, joint: Site = joint) -> Tensor:
+            outputs[joint] = y.clone() if y.requires_grad else y.detach().clone().requires_grad_()
+            return outputs[joint]
 
-            stack.callback(place.input.attach(on_input).remove)
-            stack.callback(place.output.attach(on_output).remove)
-        yield inputs, outputs
+        taps.append(place.tapped(at_input=on_input, at_output=on_output))
+    return Temporary(together(*taps).things, (inputs, outputs))

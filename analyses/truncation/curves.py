@@ -5,7 +5,6 @@ one that the context asks for; which matrix, and which end of its spectrum, deci
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, final
 
@@ -20,6 +19,7 @@ from analyses.tasks.task import Task
 from analyses.truncation.prompts import CORRECT, Prompts, Tracked, prompts
 from hooks import Site, host_of
 from hooks.replay import Recording, Rows, has_hooks, recorded, replayed
+from hooks.temporary import Temporary, together
 from hooks.unembedding import unembedding_only
 from surgery import Decompositions, DropTop, Edit, KeepTop, Zero
 
@@ -176,13 +176,15 @@ class _Batch:
     def read(self, cut: Cut) -> _Reading:
         """What the model says under the edit in force, which is this cut."""
         columns = tuple(self.last.unique().tolist())
-        with ExitStack() as stack:
-            if cut.edit is None and not has_hooks(self.model):
-                self.recording = stack.enter_context(recorded(self.model, range(host_of(self.model).n_layers)))
-            elif self.recording is not None:
-                rows = Rows(torch.arange(len(self.tokens)))
-                stack.enter_context(replayed(self.model, self.recording, Site.parse(cut.site), rows))
-            stack.enter_context(unembedding_only(self.model, columns))
+        around: list[Temporary] = []
+        if cut.edit is None and not has_hooks(self.model):
+            recording = recorded(self.model, range(host_of(self.model).n_layers))
+            around.append(recording)
+            self.recording = recording.value
+        elif self.recording is not None:
+            rows = Rows(torch.arange(len(self.tokens)))
+            around.append(replayed(self.model, self.recording, Site.parse(cut.site), rows))
+        with together(*around, unembedding_only(self.model, columns)):
             found = self.model(self.tokens, attention_mask=self.mask, return_type="logits")
         at = torch.tensor([columns.index(column) for column in self.last.tolist()], device=found.device)
         logits = found[torch.arange(len(at), device=found.device), at].double().cpu()
