@@ -9,7 +9,7 @@ In training an answer is replaced, with probability α and a fresh coin every ti
 answers. So the model learns the right answers and, like the noise token of `recall`, a wrong association "= is
 followed by a frequent answer", which pruning may or may not find.
 
-The task of Eigenpruning (arXiv:2404.03147, section 4) at a scale that trains in a minute on one core; the noise is
+The task of Eigenpruning (arXiv:2404.03147) at a scale that trains in a minute on one core; the noise is
 ours.
 """
 

@@ -30,7 +30,7 @@ def laser_heatmap(result: SearchResult, *, value: str = "accuracy", change: bool
     Raises:
         ValueError: if `value` is neither of the two.
 
-    Source: arXiv:2312.13558, figure 5.
+    Source: arXiv:2312.13558.
     """
     if value not in _LABELS:
         raise ValueError(f"value={value!r}: a heat map shows one of {', '.join(_LABELS)}. Give one of them.")
