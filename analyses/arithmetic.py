@@ -1,7 +1,7 @@
 """A small transformer that learns "i x j =" or "i + j =" from answers some of which are wrong, always in the same way.
 
     task = arithmetic.ArithmeticTask("x", limit=12)
-    model = arithmetic.model(task)                 # arithmetic.bridge(task) on transformer-lens 4
+    model = arithmetic.bridge(task)  # on transformer-lens 3 arithmetic.model(task), a HookedTransformer, as well
     arithmetic.train(model, task, cache=".surgery-cache")
     result = eigenpruning.prune(model, task.items(), sites="blocks.*.mlp.W_out", reduce="mean")
 
