@@ -221,6 +221,7 @@ def test_a_model_is_left_as_it_was_and_the_report_has_every_variant() -> None:
     text = repr(result)
     assert all(name in text for name in result.scores)
     assert "reported on 6 others" in text
+    assert max(map(len, text.splitlines())) < 110  # no line wraps in the middle of a number
     assert result.fine_tuned is not None
     assert result.fine_tuned.spec.keys() <= set(surgery.sites(model, EVERY))
     with pytest.raises(KeyError, match="'nothing' is no variant of this result; there are base, pruned"):

@@ -85,7 +85,7 @@ class Pruning:
         base = self.scores["base"]
         lines = [
             f"eigenpruning: {self.chosen.n_components} of {self.attribution.n_components} components removed "
-            f"({self.fraction:.3g}, budget {self.budget}), compensation {self.compensation}, "
+            f"({self.fraction:.3g}, budget {self.budget}), compensation {self.compensation}",
             f"scored on {self.attribution.n_examples} items by {self.attribution.reduce}, "
             f"reported on {len(base)} others; 95 % intervals",
             f"{'variant':<20} {'accuracy':>8}  {'change of accuracy':<27} {'log-loss':>8}  {'p(correct)':>10} "

@@ -113,8 +113,8 @@ def agreement(approximate: Effects, exact: Effects) -> go.Figure:
                 text=[f"{site} {i}" for site, i, _, _ in some],
                 hovertemplate="%{text}: %{customdata[1]:.3g} for %{customdata[0]:.3g}<extra></extra>",
             )
-    ticks = _ticks(max(map(abs, values)), c)
-    drawn.update_xaxes(**ticks).update_yaxes(**ticks)
+    at, texts = _ticks(max(map(abs, values)), c)
+    drawn.update_xaxes(tickvals=at, ticktext=texts).update_yaxes(tickvals=at, ticktext=texts)
     drawn.update_xaxes(title_text=label(f"effect on {exact.measure.name}, {exact.method}", exact.measure.unit))
     return drawn.update_yaxes(title_text=label(f"effect, {approximate.method}", exact.measure.unit))
 
@@ -178,13 +178,13 @@ def _both(approximate: Effects, exact: Effects, site: str) -> list[tuple[int, fl
     return [(i, *pair) for i, pair in enumerate(rows) if not any(map(isnan, pair))]
 
 
-def _ticks(largest: float, c: float) -> dict[str, list[float] | list[str]]:
-    """Zero and the powers of ten from c to the largest size, where asinh(value / c) puts them."""
+def _ticks(largest: float, c: float) -> tuple[list[float], list[str]]:
+    """Zero and the powers of ten from c to the largest size: where asinh(value / c) puts them, and as texts."""
     exponents = range(ceil(log10(c)), floor(log10(max(largest, c))) + 1)
     sizes = [10.0**k for k in exponents] or [float(f"{largest:.1g}")]
     at = [*(-size for size in reversed(sizes)), 0.0, *sizes]
     texts = [f"{value:g}".replace("-", "−") for value in at]
-    return {"tickvals": [asinh(value / c) for value in at], "ticktext": texts}
+    return [asinh(value / c) for value in at], texts
 
 
 def _spearman(points: Sequence[tuple[int, float, float]]) -> float:
