@@ -40,7 +40,7 @@ outputs: $(VENV)/ready
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
 	folder=$$(mktemp -d) && cp notebooks/*.ipynb $$folder && cd $$folder && HF_HUB_OFFLINE=1 TQDM_DISABLE=1 \
 	    PLOTLY_RENDERER=png $(CURDIR)/$(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace \
-	    --ExecutePreprocessor.record_timing=False *.ipynb && cp *.ipynb $(CURDIR)/notebooks
+	    --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False *.ipynb && cp *.ipynb $(CURDIR)/notebooks
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check

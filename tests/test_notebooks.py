@@ -48,7 +48,9 @@ def test_the_notebook_runs(path: Path, execute: Execute, tmp_path: Path, trained
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_is_stored_with_the_outputs_of_one_run(path: Path) -> None:
     """Readers of the file see figures and numbers: pictures that any viewer shows, and no warning."""
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert "widgets" not in notebook.metadata
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     assert [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"] == []
