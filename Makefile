@@ -9,13 +9,14 @@ VENV4 := .venv-4
 PYTEST := -m pytest -n logical --maxprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-bridge notebooks lint format bench clean distclean
+.PHONY: help demo test test-bridge notebooks outputs lint format bench clean distclean
 
 help:
 	@echo 'make demo         trains a small model, operates on it, prints the table and writes demo.html'
 	@echo 'make test         runs the tests, notebooks included'
 	@echo 'make test-bridge  runs the tests against TransformerLens 4, which has the bridge only'
-	@echo 'make notebooks    executes the notebooks'
+	@echo 'make notebooks    executes the notebooks, and leaves the files as they are'
+	@echo 'make outputs      executes them and stores what they print and draw; needs Chromium for the pictures'
 	@echo 'make lint         checks style and types'
 	@echo 'make format       formats the code'
 	@echo 'make bench        prints the benchmarks'
@@ -33,6 +34,13 @@ test-bridge: $(VENV4)/ready
 
 notebooks: $(VENV)/ready
 	$(VENV)/bin/python $(PYTEST) -m notebook
+
+# Pictures rather than plotly's own output: anyone's viewer shows them, at a tenth of the size.
+outputs: $(VENV)/ready
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
+	folder=$$(mktemp -d) && cp notebooks/*.ipynb $$folder && cd $$folder && HF_HUB_OFFLINE=1 TQDM_DISABLE=1 \
+	    PLOTLY_RENDERER=png $(CURDIR)/$(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace \
+	    --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False *.ipynb && cp *.ipynb $(CURDIR)/notebooks
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check

@@ -1,7 +1,7 @@
 """A small transformer that learns "i x j =" or "i + j =" from answers some of which are wrong, always in the same way.
 
     task = arithmetic.ArithmeticTask("x", limit=12)
-    model = arithmetic.model(task)                 # arithmetic.bridge(task) on transformer-lens 4
+    model = arithmetic.bridge(task)  # on transformer-lens 3 arithmetic.model(task), a HookedTransformer, as well
     arithmetic.train(model, task, cache=".surgery-cache")
     result = eigenpruning.prune(model, task.items(), sites="blocks.*.mlp.W_out", reduce="mean")
 
@@ -9,7 +9,7 @@ In training an answer is replaced, with probability α and a fresh coin every ti
 answers. So the model learns the right answers and, like the noise token of `recall`, a wrong association "= is
 followed by a frequent answer", which pruning may or may not find.
 
-The task of Eigenpruning (arXiv:2404.03147, section 4) at a scale that trains in a minute on one core; the noise is
+The task of Eigenpruning (arXiv:2404.03147) at a scale that trains in a minute on one core; the noise is
 ours.
 """
 

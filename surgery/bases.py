@@ -52,7 +52,7 @@ class SVD(Basis):
 class RandomizedSVD(Basis):
     """The leading components, by seeded randomised subspace iteration.
 
-    Source: Halko, Martinsson and Tropp, arXiv:0909.4061, algorithm 4.4. LASER's authors ran
+    Source: Halko, Martinsson and Tropp, arXiv:0909.4061. LASER's authors ran
     `torch.svd_lowrank(W, q=rank, niter=2)` without a seed; its result differs from the true truncated SVD and from run
     to run. This reproduces that estimator, repeatably.
     """
@@ -101,7 +101,7 @@ class HaarBasis(Basis):
 class RowBlocks(Basis):
     """An SVD of each of `blocks` groups of neighbouring rows (input dimensions), pooled.
 
-    Source: arXiv:2510.20800, section 3.3.
+    Source: arXiv:2510.20800.
     """
 
     blocks: int

@@ -82,7 +82,7 @@ def _total(decomposition: Decomposition) -> int:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class KeepTop(ByRank):
-    """Keep the strongest components: the low-rank approximation of LASER (arXiv:2312.13558, sec. 3).
+    """Keep the strongest components: the low-rank approximation of LASER (arXiv:2312.13558).
 
     `rank` components; or `rho`, the fraction of the full rank kept, `floor(rho · min(d_in, d_out))` components; or the
     fewest that hold the fraction `energy` of the squared Frobenius norm; or as many as `rule` finds to be signal:

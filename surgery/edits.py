@@ -189,7 +189,7 @@ class Compensated(Edit):
     """Another edit, with what it removes replaced by a constant instead of by nothing.
 
     Component i then gives `γ s (x·u) v + (1 − γ) s c v`. With `c = mean(x)·u` this is mean ablation, and the
-    compensation of Eigenpruning (arXiv:2404.03147, sec. 3.3). It is independent of position and sequence length.
+    compensation of Eigenpruning (arXiv:2404.03147). It is independent of position and sequence length.
 
     `constants` holds `c` for every component, in the units of the coordinate `x·u`.
     """

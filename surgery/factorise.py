@@ -89,7 +89,7 @@ def by_gram(W: Tensor) -> Factors:
 def randomised(W: Tensor, rank: int, *, n_iter: int = 2, oversampling: int = 0, generator: torch.Generator) -> Factors:
     """The leading `rank` components, approximately: subspace iteration on a random start, repeatable by its generator.
 
-    Halko, Martinsson and Tropp, arXiv:0909.4061, algorithms 4.4 and 5.1. `n_iter=2` without oversampling is what
+    Halko, Martinsson and Tropp, arXiv:0909.4061. `n_iter=2` without oversampling is what
     LASER's authors ran, as `torch.svd_lowrank(W, q=rank, niter=2)` without a seed: on trained weights its matrix is
     far from the true truncated SVD and differs from run to run. From equal random numbers this returns what that call
     would. `oversampling` iterates on that many more columns and then drops them, as the paper advises (5 to 10),
@@ -124,7 +124,7 @@ def row_blocks(W: Tensor, blocks: int) -> Factors:
 
     `W = U @ diag(S) @ Vh` holds; the columns of U are zero outside their block (`block_of` tells which it is) and
     orthonormal, but the rows of Vh are orthonormal within a block only. Where `blocks` does not divide d_in the first
-    groups are one row larger. Source: arXiv:2510.20800, section 3.3.
+    groups are one row larger. Source: arXiv:2510.20800.
 
     Raises:
         ValueError: if W is not a matrix of finite floating-point numbers, or `blocks` is not between 1 and d_in.
@@ -157,7 +157,7 @@ def block_of(U: Float[Tensor, "*head d_in component"], blocks: int) -> Int[Tenso
 def random_basis(S: Float[Tensor, "*head component"], d_in: int, d_out: int, *, generator: torch.Generator) -> Factors:
     """The given singular values on random directions, `U` and `Vh` uniform (Haar): a control of equal spectrum.
 
-    QR of a Gaussian matrix, with the signs that make it uniform (Mezzadri, arXiv:math-ph/0609050, section 5).
+    QR of a Gaussian matrix, with the signs that make it uniform (Mezzadri, arXiv:math-ph/0609050).
 
     Raises:
         ValueError: if a d_in × d_out matrix has no room for that many components.

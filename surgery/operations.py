@@ -133,7 +133,7 @@ def apply(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, p
 
 
 def commit(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, progress: bool = True) -> Operation:
-    """As `apply`, but written into the parameters: `state_dict`, compiled models and exports see the edit.
+    """As `apply`, but written into the parameters: `state_dict` and compiled models see the edit.
 
     `undo()` puts the original weights back, bit for bit; it keeps a copy of them until then. Whatever has been trained
     into these matrices in between is lost by that. Under `apply` the parameters themselves stay as they are, so nothing

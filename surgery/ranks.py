@@ -19,13 +19,13 @@ _FEWEST = 8
 """Nonzero values of a rank-deficient matrix under which nothing can be told about noise."""
 
 _TRACY_WIDOM_99 = 2.02
-"""The 99 % point of the Tracy–Widom law for real matrices (Johnstone, Annals of Statistics 29, 2001, table 1)."""
+"""The 99 % point of the Tracy–Widom law for real matrices (Johnstone, Annals of Statistics 29, 2001)."""
 
 
 def rank_from_rho(rho: float | int, d: int) -> int:
     """LASER's rank, `floor(rho · d)`, for the fraction `rho` of the full rank `d = min(d_in, d_out)` that is kept.
 
-    1e-9 is added before rounding down, so that 0.29 · 100 is 29. Source: arXiv:2312.13558, section 3.
+    1e-9 is added before rounding down, so that 0.29 · 100 is 29. Source: arXiv:2312.13558.
 
     Raises:
         ValueError: if rho is not between 0 and 1.
@@ -85,7 +85,7 @@ def gavish_donoho_rank(S: Float[Tensor, " component"], d_in: int, d_out: int) ->
     """How many singular values exceed the optimal hard threshold for unknown noise, `ω(β) · median(s)`.
 
     ω(β) = λ*(β) / √μ_β, exact rather than by the cubic often used. With k clear spikes it keeps k, of noise alone
-    nothing. Zeros are treated as in `noise_edge`. Source: Gavish and Donoho, arXiv:1305.5870, equations 5, 6 and 11.
+    nothing. Zeros are treated as in `noise_edge`. Source: Gavish and Donoho, arXiv:1305.5870.
 
     Raises:
         ValueError: as `noise_edge`.

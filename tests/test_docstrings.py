@@ -15,6 +15,9 @@ PROGRAMS = {"analyses/demo/__main__.py"}  # run from the command line; they prin
 Classes = dict[str, ast.ClassDef]
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
+NUMBERED = re.compile(
+    r"\b(?i:sec\.|sections?|figures?|fig\.|eqs?\.|equations?|tables?|algorithms?|app\.|appendix|theorem) +(\d|[A-D]\b)"
+)
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError)\b")
 EFFECTS = {
     "print": "prints",
@@ -107,7 +110,14 @@ def test_the_library_neither_prints_nor_seeds_nor_shows(path: Path) -> None:
     assert [effect for effect in found if not (place(path) in PROGRAMS and effect.endswith("prints"))] == []
 
 
+@pytest.mark.parametrize("path", FILES, ids=place)
+def test_no_paper_is_cited_by_a_number_that_nobody_looked_up(path: Path) -> None:
+    assert [line for line in path.read_text(encoding="utf-8").splitlines() if NUMBERED.search(line)] == []
+
+
 def test_the_readers_see_what_they_look_for() -> None:
+    assert all(map(NUMBERED.search, ("section 3", "sec. 3.3", "figures 2 and 3", "appendix D", "(app. A)")))
+    assert not any(map(NUMBERED.search, ("a table of values", "in figure.py", "the section", "table(2)")))
     source = '''
 """A module."""
 from typing import overload

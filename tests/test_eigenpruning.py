@@ -217,6 +217,7 @@ def test_a_model_is_left_as_it_was_and_the_report_has_every_variant() -> None:
     text = repr(result)
     assert all(name in text for name in result.scores)
     assert "reported on 6 others" in text
+    assert max(map(len, text.splitlines())) < 110  # no line wraps in the middle of a number
     assert result.fine_tuned is not None
     assert result.fine_tuned.spec.keys() <= set(surgery.sites(model, EVERY))
     with pytest.raises(KeyError, match="'nothing' is no variant of this result; there are base, pruned"):
@@ -494,6 +495,20 @@ def test_pruning_with_the_mlp_output_takes_the_noise_out_of_the_recall_model(
     assert result.scores["sign flipped"].accuracy < result.scores["base"].accuracy - 0.2
 
 
+def test_the_interval_of_a_change_is_not_drawn_on_an_accuracy() -> None:
+    with borrowed("bridge gpt2") as model:
+        result = eigenpruning.prune(model, items(*[5] * 20), SOME, fraction=0.4, progress=False)
+    accuracies, changes = plots.eigenpruning.report(result).data
+    assert accuracies.error_x.array is None
+    frame = result.to_dataframe().set_index("variant").loc[list(changes.y)]
+    assert "base" not in changes.y
+    assert list(changes.x) == frame["accuracy_change"].tolist()
+    ends = [x + e for x, e in zip(changes.x, changes.error_x.array, strict=True)]
+    assert ends == pytest.approx(frame["accuracy_high"].tolist())
+    ends = [x - e for x, e in zip(changes.x, changes.error_x.arrayminus, strict=True)]
+    assert ends == pytest.approx(frame["accuracy_low"].tolist())
+
+
 def test_pictures_show_what_was_removed_and_what_it_did() -> None:
     with borrowed("bridge gpt2") as model:
         result = eigenpruning.prune(model, items(*[5] * 20), SOME, fractions=(0.1, 0.4), progress=False)
@@ -504,10 +519,15 @@ def test_pictures_show_what_was_removed_and_what_it_did() -> None:
     lowest = sorted(float(v) for site in SOME for v in result.attribution[site])[: len(removed.y)]
     assert sorted(removed.y) == pytest.approx(lowest)
     report = plots.eigenpruning.report(result)
-    assert list(report.data[0].x) == list(result.scores)
-    assert list(report.data[0].y) == pytest.approx([scores.accuracy for scores in result.scores.values()])
-    assert report.layout.yaxis.title.text == "accuracy (fraction)"
-    assert list(plots.eigenpruning.validation(result).data[0].x) == [0.1, 0.4]
+    assert list(report.data[0].y) == list(result.scores)
+    assert list(report.data[0].x) == pytest.approx([scores.accuracy for scores in result.scores.values()])
+    assert [note.text for note in report.layout.annotations] == [
+        "accuracy (fraction)",
+        "change from base, 95 % interval",
+    ]
+    validation = plots.eigenpruning.validation(result)
+    assert list(validation.data[0].x) == [0.1, 0.4]
+    assert validation.layout.yaxis2.tickmode == "auto"
     given = eigenpruning.Pruning(**{f: getattr(result, f) for f in result.__slots__ if f != "validation"})
     with pytest.raises(ValueError, match="the fraction was given, not chosen"):
         plots.eigenpruning.validation(given)

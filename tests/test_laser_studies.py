@@ -227,10 +227,17 @@ def test_the_curve_and_the_bars_show_the_numbers(found: tuple) -> None:
     frame = curve.to_dataframe().sort_values("rho")
     for k, edit in enumerate(dict.fromkeys(frame["edit"])):
         part = frame[frame["edit"] == edit]
-        for j, name in enumerate(("accuracy", "log_loss", "corrected")):
+        for j, name in enumerate(("change", "log_loss", "corrected")):
             assert list(figure.data[4 * k + j].y) == part[name].tolist()
         assert list(figure.data[4 * k + 3].y) == (-part["broken"]).tolist()
+        changes = figure.data[4 * k]  # the interval of a change is not drawn on an accuracy
+        ends = [y + e for y, e in zip(changes.y, changes.error_y.array, strict=True)]
+        assert ends == pytest.approx(part["high"].tolist())
+        shown = [f"accuracy {accuracy:.3f}, " for accuracy in part["accuracy"]]
+        assert all(map(str.startswith, changes.text, shown))
     assert figure.layout.yaxis2.title.text == "nats per token"
     bars = plots.corrected_broken([result])
     assert (list(bars.data[0].y), list(bars.data[1].y)) == ([70], [0])
     assert list(plots.corrected_broken(result.test).data[0].y) == [70]
+    assert bars.data[0].width == 0.2  # one result is no slab, and a broken one that is not there is said
+    assert ", 70 items<br>70 corrected, 0 broken, p = " in bars.data[0].x[0]

@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, in a folder of its own, without a hub, and is stored without outputs."""
+"""Every notebook runs from top to bottom, in a folder of its own, without a hub, and is stored with its outputs."""
 
 import json
 import sys
@@ -46,10 +46,29 @@ def test_the_notebook_runs(path: Path, execute: Execute, tmp_path: Path, trained
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_notebook_is_stored_without_outputs(path: Path) -> None:
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    assert [(i, cell.execution_count, cell.outputs) for i, cell in enumerate(cells) if cell.outputs] == []
-    assert {cell.execution_count for cell in cells} == {None}
+def test_the_notebook_is_stored_with_the_outputs_of_one_run(path: Path) -> None:
+    """Readers of the file see figures and numbers: pictures that any viewer shows, and no warning."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert "widgets" not in notebook.metadata
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"] == []
+    kinds = {kind for output in outputs for kind in output.get("data", {})}
+    assert "image/png" in kinds
+    assert kinds <= {"image/png", "text/html", "text/plain"}
+    assert "cdn." not in path.read_text(encoding="utf-8")
+
+
+def test_stored_outputs_are_small() -> None:
+    assert sum(path.stat().st_size for path in NOTEBOOKS) < 3_000_000
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_notebook_asks_for_a_network_or_prints_a_warning_first(path: Path) -> None:
+    first = next(cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code").source
+    assert "notebook_connected" not in path.read_text(encoding="utf-8")
+    assert first.index('filterwarnings("ignore", "IProgress not found")') < first.index("from analyses")
 
 
 def test_a_notebook_runs_this_interpreter_in_an_empty_folder_without_a_hub(execute: Execute) -> None:

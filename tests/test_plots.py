@@ -76,7 +76,7 @@ def test_components_are_bars_with_errors_over_their_strengths():
     given = effects()
     drawn = plots.components(given, SITE)
     values, errors = given[SITE], given.stderr(SITE)
-    worse, better = named(drawn, "removal worsens it"), named(drawn, "removal improves the metric")
+    worse, better = named(drawn, "the metric worsens"), named(drawn, "the metric improves")
     for trace, chosen in ((worse, values > 0), (better, values < 0)):  # a loss: lower is better
         assert list(trace.x) == chosen.nonzero().flatten().tolist()
         same(trace.y, values[chosen])
@@ -93,7 +93,7 @@ def test_components_are_bars_with_errors_over_their_strengths():
 
 def test_what_is_harmful_follows_the_direction_of_the_metric():
     given = effects(higher_is_better=True)
-    improves = named(plots.components(given, SITE), "removal improves the metric")
+    improves = named(plots.components(given, SITE), "the metric improves")
     assert min(improves.y) > 0
     drawn = plots.components(effects(higher_is_better=None), SITE)
     assert len(named(drawn, "effect").x) == 6
@@ -166,20 +166,62 @@ def test_agreement_is_a_point_for_each_shared_component_and_their_rank_correlati
     exact, rough = effects(), effects({SITE: 6, HEAD: 4, "blocks.3.mlp.W_in": 2}, seed=1)
     rough = replace(rough, method="gradient", passes=2.0)
     drawn = plots.agreement(rough, exact)
+    both = [torch.cat([of[SITE], of[HEAD]]) for of in (exact, rough)]
+    c = torch.cat(both).abs().quantile(0.5)
     for name, site in (("W_out", SITE), ("W_Q", HEAD)):
         points = named(drawn, name)
-        same(points.x, exact[site])
-        same(points.y, rough[site])
+        same(points.x, (exact[site] / c).asinh())
+        same(points.y, (rough[site] / c).asinh())
+        same(points.customdata, torch.stack([exact[site], rough[site]], 1))
         assert list(points.text) == [f"{site} {i}" for i in range(len(exact[site]))]
-    both = [torch.cat([of[SITE], of[HEAD]]) for of in (exact, rough)]
-    per_matrix = [spearmanr(exact[site], rough[site]).statistic for site in (SITE, HEAD)]
-    overall, median = spearmanr(*both).statistic, sum(per_matrix) / 2
-    assert f"Spearman {overall:.3f} over 10 components, median over 2 matrices {median:.3f}" in drawn.layout.title.text
+    assert f"Spearman {spearmanr(*both).statistic:.3f} over 10 components<" in drawn.layout.title.text
     assert "gradient (2 forward passes) against ablation (zero) (12 forward passes)" in drawn.layout.title.text
     equal = named(drawn, "equal")
-    assert list(equal.x) == list(equal.y) == [float(torch.cat(both).min()), float(torch.cat(both).max())]
+    same(equal.x, torch.stack([torch.cat(both).min(), torch.cat(both).max()]).div(c).asinh())
+    assert list(equal.x) == list(equal.y)
     assert drawn.layout.xaxis.title.text == "effect on loss, ablation (zero) (nats)"
     assert drawn.layout.yaxis.title.text == "effect, gradient (nats)"
+
+
+def test_the_median_of_rank_correlations_leaves_out_matrices_of_a_few_points():
+    sizes = {SITE: 12, HEAD: 11, "blocks.0.mlp.W_in": 2, "blocks.0.mlp.W_out": 9}
+    exact, rough = effects(sizes), effects(sizes, seed=1)
+    each = [spearmanr(exact[site], rough[site]).statistic for site in (SITE, HEAD)]
+    title = plots.agreement(rough, exact).layout.title.text
+    assert f"over 34 components, median over 2 matrices {sum(each) / 2:.3f}<" in title
+
+
+def test_one_outlier_does_not_press_all_other_points_of_an_agreement_together():
+    exact = effects({SITE: 40})
+    large = replace(exact, examples={SITE: exact.examples[SITE].clone()})
+    large.examples[SITE][:, 0] = -1000
+    drawn = plots.agreement(large, exact)
+    others = list(named(drawn, "W_out").y)[1:]
+    axis = drawn.layout.yaxis
+    assert max(others) - min(others) > 0.2 * (max(others) - named(drawn, "W_out").y[0])
+    assert axis.ticktext[0] == "−1000"
+    c = torch.cat([exact[SITE], large[SITE]]).abs().quantile(0.5)
+    same(axis.tickvals, (torch.tensor([float(text.replace("−", "-")) for text in axis.ticktext]) / c).asinh())
+
+
+def test_agreement_of_effects_that_are_all_zero_has_axes():
+    nothing = replace(effects({SITE: 6}), examples={SITE: torch.zeros(5, 6)})
+    assert list(plots.agreement(nothing, nothing).layout.xaxis.ticktext) == ["−1", "0", "1"]
+
+
+def test_a_legend_of_many_rows_covers_neither_title_nor_subtitle():
+    legend = plots.TEMPLATE.layout.legend
+    assert (legend.yref, legend.y, legend.yanchor) == ("container", 0, "bottom")
+    assert plots.removal_curve(comparison()).layout.legend.y is None
+
+
+def test_a_title_starts_below_the_tool_bar():
+    assert plots.TEMPLATE.layout.title.pad.t >= 32
+
+
+def test_blue_is_above_zero_in_every_map():
+    maps = [plots.patching(patched((0, 1))), plots.attribution_map(effects(), total="signed")]
+    assert all(drawn.data[0].colorscale[-1][1] == "#2166AC" for drawn in maps)
 
 
 def test_agreement_of_nothing_in_common_is_refused():

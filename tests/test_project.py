@@ -10,7 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = SETTINGS["project"]
 
 
 def warn_from(module: str) -> None:
@@ -55,6 +56,19 @@ def test_the_suite_runs_on_a_tested_version_of_the_host() -> None:
     host = next(r for r in map(Requirement, PROJECT["dependencies"]) if r.name == "transformer-lens")
     assert version("transformer-lens") in host.specifier
     assert [v for v in ("3.8.1", "4.0.0", "4.1.0", "4.2.0", "5.0.0") if v in host.specifier] == []
+
+
+def test_the_source_distribution_holds_every_file_that_the_readme_links_to() -> None:
+    included = SETTINGS["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", readme) if "://" not in link]
+    assert "docs/eigenpruning.md" in links
+    assert [link for link in links if not any(f"/{link}".startswith(prefix) for prefix in included)] == []
+
+
+def test_the_text_on_a_packages_page_links_to_no_file_of_the_repository() -> None:
+    assert re.findall(r"\]\((?!https?://)", PROJECT["readme"]["text"]) == []
+    assert "`model-surgery`" in PROJECT["readme"]["text"]
 
 
 def test_the_citation_names_this_version() -> None:

@@ -53,6 +53,19 @@ def jackknife(sequences: list[list[tuple[float, ...]]]) -> np.ndarray:
     return np.sqrt((n - 1) / n * np.square(means - np.mean(means, axis=0)).sum(0))
 
 
+def test_printed_scores_are_a_line_each_and_no_floats_of_sixteen_digits() -> None:
+    stderr = dict(zip(METRICS, (0.0049, 0.005, 0.019, 0.0, 0.0231), strict=True))
+    scores = recall.RecallScores(0.518123456789, 0.477, 0.581, 1.0, 0.0841, stderr, 0.0, 512, 7418)
+    assert repr(scores).splitlines() == [
+        "recall on 512 sequences, alpha 0, 7418 positions; ± standard error",
+        "  p_correct              0.518 ± 0.005 probability",
+        "  p_noise                0.477 ± 0.005 probability",
+        "  accuracy               0.581 ± 0.019 fraction",
+        "  accuracy_without_noise 1.000 ± 0.000 fraction",
+        "  margin                 0.084 ± 0.023 logits",
+    ]
+
+
 @pytest.mark.parametrize("make", HOSTS)
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
 def test_scores_are_what_a_loop_over_positions_gives(make, alpha: float) -> None:

@@ -7,7 +7,7 @@ few of them enough:
 - every example has gains, and so random vectors, of its own: it costs nothing, and the noise of the off-diagonal terms
   averages out over examples instead of adding up;
 - half of the products find the Hessian's leading directions, the other half resolve them, and what is left is
-  estimated by leaving one vector out at a time (XDiag: Epperly, Tropp and Webber, arXiv:2301.07825, sec. 5; it
+  estimated by leaving one vector out at a time (XDiag: Epperly, Tropp and Webber, arXiv:2301.07825; it
   improves on Hutchinson's `E[z ⊙ H z]`);
 - for a loss, the estimate is drawn towards the Fisher diagonal, which is cheap and quiet: as far as its own noise
   demands, and half of the rest of the way, because the curvature that the Fisher leaves out is a local one. It changes
@@ -311,8 +311,8 @@ def _diagonals(
     """k estimates of the diagonal of every example's Hessian, each leaving out another of k random vectors.
 
     With `Y = H Ω = Q R`, the estimate without vector i is `diag(Q_i Q_iᵀ H) + ω_i ⊙ (I − Q_i Q_iᵀ) H ω_i`, Q_i a
-    basis of the other columns of Y, which the inverse of R gives without a new factorisation (arXiv:2301.07825,
-    app. A). It takes 2 k products; as many give the whole diagonal of 2 k gains or fewer, and then there is one exact
+    basis of the other columns of Y, which the inverse of R gives without a new factorisation (arXiv:2301.07825).
+    It takes 2 k products; as many give the whole diagonal of 2 k gains or fewer, and then there is one exact
     estimate. Vectors are drawn on the CPU, so that a seed means the same on every device.
     """
     n_examples, n = shape

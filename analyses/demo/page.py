@@ -6,13 +6,14 @@ from html import escape
 import plotly.graph_objects as go
 
 from analyses.demo.experiment import GAINS, W_OUT, Demo, Row
+from analyses.plots.style import BLUE, COLOURS, GREY, VERMILION, figure
 
-ANSWER, NOISE, QUIET, HIGHLIGHT = "#1f77b4", "#d62728", "#b5b5b5", "#d62728"
+ANSWER, NOISE, QUIET = BLUE, VERMILION, "#b5b5b5"
+WIDTH = 900
 METRICS = {
     "p_correct": "p(correct)", "p_noise": "p(noise)", "accuracy": "accuracy",
     "accuracy_without_noise": "acc. without noise",
 }  # fmt: skip
-_LAYOUT = {"template": "plotly_white", "font": {"size": 13}, "margin": {"l": 70, "r": 30, "t": 60, "b": 60}}
 
 
 def figures(demo: Demo) -> dict[str, go.Figure]:
@@ -36,15 +37,19 @@ def row_name(row: Row) -> str:
 
 def probabilities(demo: Demo) -> go.Figure:
     """p(correct) and p(noise) on clean sequences, for every edit and, paler, its controls with their range."""
-    figure = go.Figure()
-    places = _places(demo)
+    places, draws = _places(demo), len(demo.rows[-1].scores)
+    drawn = figure(
+        "Removing one singular component removes the noise",
+        f"pale: controls drawn at random, mean and range over {draws} draws",
+        height=150 + 52 * len(places),
+    )
     for metric, colour in (("p_correct", ANSWER), ("p_noise", NOISE)):
         means = [row.mean(metric) for row in demo.rows]
-        figure.add_bar(
+        drawn.add_bar(
             x=means, y=places, name=METRICS[metric], orientation="h",
             marker={"color": colour, "opacity": [0.4 if row.control else 1 for row in demo.rows]},
             error_x={
-                "type": "data", "symmetric": False, "thickness": 1.2, "width": 3, "color": "#333",
+                "type": "data", "symmetric": False, "thickness": 1.6, "width": 0, "color": "#333",
                 "array": [max(row.values(metric)) - mean for row, mean in zip(demo.rows, means, strict=True)],
                 "arrayminus": [mean - min(row.values(metric)) for row, mean in zip(demo.rows, means, strict=True)],
             },
@@ -52,77 +57,58 @@ def probabilities(demo: Demo) -> go.Figure:
             textposition="outside", textfont_size=11, cliponaxis=False,
             hovertemplate="%{y}<br>%{x:.3f}<extra>" + METRICS[metric] + "</extra>",
         )  # fmt: skip
-    names = [("    " if row.control else "<b>") + row_name(row) + ("" if row.control else "</b>") for row in demo.rows]
-    figure.update_layout(
-        **_LAYOUT, title="Removing one singular component removes the noise", barmode="group", bargap=0.2,
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 1, "xanchor": "right", "traceorder": "normal"},
-    )  # fmt: skip
-    figure.update_layout(margin_l=290, height=110 + 52 * len(places))
-    figure.update_xaxes(title="probability, mean over scored positions of clean sequences", range=[0, 1.06])
-    figure.update_yaxes(autorange="reversed", tickvals=places, ticktext=names)
-    return figure
+    names = [row_name(row) if row.control else f"<b>{row_name(row)}</b>" for row in demo.rows]
+    drawn.update_layout(width=WIDTH, barmode="group", bargap=0.2, legend_traceorder="normal")
+    drawn.update_xaxes(title="probability, mean over scored positions of clean sequences", range=[0, 1.06])
+    return drawn.update_yaxes(
+        autorange="reversed", tickvals=places, ticktext=names, ticks="", ticklabelstandoff=8, showgrid=False
+    )
 
 
 def spectrum(demo: Demo) -> go.Figure:
     """The singular values of W_out, the top one marked."""
     strengths = demo.spectrum.tolist()
-    colours = [HIGHLIGHT] + [QUIET] * (len(strengths) - 1)
-    figure = go.Figure(
-        go.Bar(x=list(range(len(strengths))), y=strengths, marker={"color": colours, "line_width": 0}, showlegend=False)
-    )
     share = strengths[0] ** 2 / sum(s**2 for s in strengths)
-    figure.add_annotation(
-        x=0, y=strengths[0], text=f"component 0: {share:.1%} of the energy", showarrow=True, ax=120, ay=22
+    drawn = figure(f"Singular values of {W_OUT}", f"component 0 has {share:.1%} of the energy, Σ s²", height=340)
+    colours = [NOISE] + [QUIET] * (len(strengths) - 1)
+    drawn.add_bar(
+        x=list(range(len(strengths))), y=strengths, marker={"color": colours, "line_width": 0}, showlegend=False
     )
-    figure.update_layout(**_LAYOUT, title=f"Singular values of {W_OUT}", height=340, bargap=0.15)
-    figure.update_xaxes(title="component")
-    figure.update_yaxes(title="singular value")
-    return figure
+    drawn.update_layout(width=WIDTH).update_xaxes(title="component", showgrid=False)
+    return drawn.update_yaxes(title="singular value")
 
 
 def found(demo: Demo) -> go.Figure:
     """The exact effect on p(noise) of removing single components, against their strength."""
     frame = demo.exact.to_dataframe().dropna(subset="effect")
-    figure = go.Figure()
-    for site, part in frame.groupby("site", sort=False):
-        figure.add_scatter(
+    count = sum(len(units) for units in demo.estimated.units.values())
+    title = f"The {len(frame)} of {count} components that one gradient ranks first"
+    drawn = figure(title, "each removed by itself, exactly; bars: standard error over sequences", height=460)
+    for (site, part), colour in zip(frame.groupby("site", sort=False), COLOURS, strict=False):
+        drawn.add_scatter(
             x=part["strength"], y=part["effect"], mode="markers", name=str(site), customdata=part["component"],
             error_y={"type": "data", "array": part["stderr"], "thickness": 1, "width": 0},
-            marker={"size": 9},
+            marker={"size": 9, "color": colour},
             hovertemplate="component %{customdata}<br>s = %{x:.3f}<br>%{y:.4f}<extra>%{fullData.name}</extra>",
         )  # fmt: skip
     best = frame.loc[frame["effect"].idxmin()]
     name = f"<b>{best['site']}, component {best['component']}</b>"
-    figure.add_annotation(x=best["strength"], y=best["effect"], text=name, ax=-130, ay=-28)
-    count = sum(len(units) for units in demo.estimated.units.values())
-    title = f"Attribution finds it: {len(frame)} of {count} components,<br>those that one gradient ranks first, exactly"
-    figure.update_layout(
-        **_LAYOUT, height=430, title=title,
-        legend={"title": "", "font_size": 11},
-    )  # fmt: skip
-    figure.update_xaxes(title="singular value")
-    figure.update_yaxes(title="effect of removal on p(noise)")
-    figure.add_hline(y=0, line_width=1, line_color="#999")
-    return figure
+    drawn.add_annotation(x=best["strength"], y=best["effect"], text=name, ax=-130, ay=-28)
+    drawn.update_layout(width=WIDTH).update_xaxes(title="singular value")
+    return drawn.update_yaxes(title="effect of removal on p(noise)")
 
 
 def dial(demo: Demo) -> go.Figure:
     """The probabilities against the gain of W_out's top component."""
-    figure = go.Figure()
-    for metric, colour in (("p_correct", ANSWER), ("p_noise", NOISE), ("accuracy_without_noise", QUIET)):
-        figure.add_scatter(
+    drawn = figure("One dial: the gain of W_out's top component", "0 removes it, 1 leaves the model as trained")
+    for metric, colour in (("p_correct", ANSWER), ("p_noise", NOISE), ("accuracy_without_noise", GREY)):
+        drawn.add_scatter(
             x=GAINS, y=[getattr(scores, metric) for scores in demo.dial], mode="lines+markers", name=METRICS[metric],
-            line={"color": colour, "dash": "dot" if colour == QUIET else "solid"},
+            line={"color": colour, "dash": "dot" if colour == GREY else "solid"},
         )  # fmt: skip
-    figure.add_vline(
-        x=1, line_width=1, line_dash="dash", line_color="#999", annotation_text="as trained",
-        annotation_position="bottom right",
-    )  # fmt: skip
-    figure.update_layout(**_LAYOUT, title="One dial: the gain of W_out's top component", height=360)
-    figure.update_layout(legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 1, "xanchor": "right"})
-    figure.update_xaxes(title="gain of component 0 (0 removes it, 1 leaves it)")
-    figure.update_yaxes(title="probability or fraction", range=[-0.03, 1.05])
-    return figure
+    drawn.add_vline(x=1, line_width=1, line_dash="dash", line_color="#999")
+    drawn.update_layout(width=WIDTH).update_xaxes(title="gain of component 0")
+    return drawn.update_yaxes(title="probability or fraction", range=[-0.03, 1.05])
 
 
 def page(demo: Demo) -> str:
@@ -135,7 +121,9 @@ def page(demo: Demo) -> str:
     }
     without = demo.row("W_out: without its top component").mean("p_correct")
     full, only = demo.row("full model"), demo.row("W_out: only its top component")
-    same_w_in = demo.row("W_in at ρ = .05", "same count").mean("p_correct")
+    same_w_in, same_only = (
+        demo.row(label, "same count").mean("p_correct") for label in ("W_in at ρ = .05", only.label)
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>model-surgery: one component, one mistake</title>
 <style>{_STYLE}</style></head><body>
@@ -151,13 +139,13 @@ matrix, <code>{W_OUT}</code>, and p(correct) is {without:.2f}. Task and finding 
 {len(demo.rows[-1].scores)} random draws on {demo.rows[-1].scores[0].sequences} sequences, with the range from the
 lowest to the highest draw.</p>
 {_table(demo)}
-<p><b>What to read off.</b> It matters <em>which</em> component: as many random ones, or random ones of the same
-energy, change next to nothing unless a draw happens to hold that very one. It matters <em>which end</em> of the
-spectrum: the usual low-rank approximation, which keeps the top, keeps exactly the noise (p(noise)
-{only.mean("p_noise"):.2f}). In W_in, in contrast, it does not matter which components stay: as many random ones do as
-well ({same_w_in:.2f}), so there truncation only weakens the MLP. And the last column is the control on the claim: with
-the noise token left out of the choice, the full model already answers right. Surgery removes noise; it adds no
-ability.</p>
+<p><b>What to read off.</b> It matters <em>which</em> component goes: taking out another one, or several of the same
+energy, changes little, unless a draw happens to hold that very one. It matters <em>which end</em> of the spectrum
+stays: the usual low-rank approximation keeps the top and so keeps the noise (p(noise) {only.mean("p_noise"):.2f}).
+Where nearly all of a matrix goes, the choice matters less: in W_in, random components do as well ({same_w_in:.2f}), and
+one random component of W_out leaves about what removing the whole MLP leaves ({same_only:.2f}); there truncation only
+switches the MLP off. The last column is the control on the claim: with the noise token left out of the choice, the full
+model already answers right. Surgery removes noise; it adds no ability.</p>
 {parts["spectrum"]}
 {parts["found"]}
 <p class="note">Each point is one singular component, removed by itself. The metric is p(noise) on

@@ -85,7 +85,7 @@ class Pruning:
         base = self.scores["base"]
         lines = [
             f"eigenpruning: {self.chosen.n_components} of {self.attribution.n_components} components removed "
-            f"({self.fraction:.3g}, budget {self.budget}), compensation {self.compensation}, "
+            f"({self.fraction:.3g}, budget {self.budget}), compensation {self.compensation}",
             f"scored on {self.attribution.n_examples} items by {self.attribution.reduce}, "
             f"reported on {len(base)} others; 95 % intervals",
             f"{'variant':<20} {'accuracy':>8}  {'change of accuracy':<27} {'log-loss':>8}  {'p(correct)':>10} "
@@ -140,7 +140,7 @@ def prune(
         random_controls: how many random removals of the same size to report.
         rule: what counts as right, as in `scoring.score`.
 
-    Source: arXiv:2404.03147, section 3. The first `fraction` of Phi-2's keys is the paper's setting.
+    Source: arXiv:2404.03147. The first `fraction` of Phi-2's keys is the paper's setting.
 
     Raises:
         ValueError: if a fraction is not from 0 to 1, the task is too small to be split or to be shuffled, or a matrix
@@ -197,7 +197,7 @@ def published(
     Like the released script it also fine-tunes first, and reports both. docs/eigenpruning.md lists where it departs
     from that script, and why.
 
-    Source: arXiv:2404.03147, section 4.
+    Source: arXiv:2404.03147.
 
     Raises:
         as `prune`.

@@ -1,6 +1,6 @@
 """How one number is made of a component's scores on all examples and positions, in memory that does not grow with them.
 
-Source: the aggregation of Eigenpruning (arXiv:2404.03147, section 3.3) is the maximum; the others are alternatives to
+Source: the aggregation of Eigenpruning (arXiv:2404.03147) is the maximum; the others are alternatives to
 it.
 """
 

@@ -4,7 +4,7 @@ On example b at position t, component i scores `E = s_i (Δx·u_i) (v_i·g)`: `�
 to that on a corrupted example, g the gradient of the answer's cross-entropy (nats) at the matrix's output. Summed over
 i it is `g·(WᵀΔx)`. A component that scores low everywhere is one whose input may change without harm to the answer.
 
-Vergara-Browne, Soto, Aizawa, "Eigenpruning" (arXiv:2404.03147, section 3.2).
+Vergara-Browne, Soto, Aizawa, "Eigenpruning" (arXiv:2404.03147).
 """
 
 from collections.abc import Callable, Iterable, Mapping

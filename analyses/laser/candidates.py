@@ -19,7 +19,7 @@ from surgery.edits import Gains
 from surgery.ranks import rank_from_rho
 
 PAPER_RHOS = (0.9, 0.8, 0.6, 0.2, 0.1, 0.05, 0.01)
-"""The fractions of the full rank that LASER's search keeps (arXiv:2312.13558, section 5)."""
+"""The fractions of the full rank that LASER's search keeps (arXiv:2312.13558)."""
 
 
 class Family(ABC):

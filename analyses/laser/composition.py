@@ -143,7 +143,7 @@ def compose(
         LogError: if the log belongs to something else, or is damaged.
         ValueError: if a matrix is named both whole and by its heads, a split is empty, or as `search`.
 
-    Source: arXiv:2312.13558, section 5.1, whose published code accepts every step.
+    Source: arXiv:2312.13558, whose published code accepts every step.
     """
     check_deterministic(model)
     wanted = candidates(model, sites, rhos, edits) if among is None else _helpful(among)

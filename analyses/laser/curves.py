@@ -59,7 +59,7 @@ class RankCurve:
     def predictions(self, rho: float) -> pd.DataFrame:
         """A row for each item: what the model says unedited and under every edit at this ρ, and whether it is right.
 
-        Under `KeepBottom` that is what the minor components say by themselves (arXiv:2312.13558, section 5.3).
+        Under `KeepBottom` that is what the minor components say by themselves (arXiv:2312.13558).
 
         Raises:
             ValueError: if the curve has no such ρ.
@@ -125,7 +125,7 @@ def rank_curve(
         SiteError: if the pattern names no editable matrix.
         ValueError: if it names several, or as `search`.
 
-    Source: arXiv:2312.13558, figures 2 and 3.
+    Source: arXiv:2312.13558.
     """
     wanted = candidates(model, site, rhos, edits)
     sites = list(dict.fromkeys(one.site for one in wanted))

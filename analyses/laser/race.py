@@ -45,7 +45,7 @@ class Screened:
         survive: the fraction of the candidates that goes on to the next round.
         finalists: how many candidates are run on all validation items at least.
 
-    Source: the halving is that of Jamieson and Talwalkar, arXiv:1502.07943, figure 1.
+    Source: the halving is that of Jamieson and Talwalkar, arXiv:1502.07943.
     """
 
     items: int = 100

@@ -1,6 +1,6 @@
 """Which matrices promise something: the gradient of the loss with respect to every singular value, from one pass.
 
-Source: arXiv:2510.20800, section 3.1, where ∂L/∂s from 100 samples ranks the matrices. How the components' derivatives
+Source: arXiv:2510.20800, where ∂L/∂s from 100 samples ranks the matrices. How the components' derivatives
 become one number is our own: `Σ max(0, (1 − γ_i) s_i ∂L/∂s_i)` over what an edit takes away. To first order that is
 by how much the loss falls if only what does harm is removed.
 """

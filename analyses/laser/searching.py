@@ -71,7 +71,7 @@ def search(
         UnscorableItems: if there are items that this model cannot be asked.
         ValueError: if a split is empty, an edit or a setting is impossible, or the model has active dropout.
 
-    Source: arXiv:2312.13558, sections 3 and 5; for `screened`, arXiv:2510.20800, section 3.1.
+    Source: arXiv:2312.13558; for `screened`, arXiv:2510.20800.
     """
     check_deterministic(model)
     settings = _settings(strategy)

@@ -57,7 +57,7 @@ def paraphrase_robustness(comparison: Comparison, *, confidence: float = 0.95, s
     Raises:
         ValueError: if no two items belong together.
 
-    Source: arXiv:2312.13558, section 5.2.
+    Source: arXiv:2312.13558.
     """
     groups = [list(members) for members in comparison.before.task.clusters() if len(members) > 1]
     if not groups:
@@ -89,7 +89,7 @@ def by_frequency(comparison: Comparison, frequency: Frequency, *, bins: int = 5)
     Raises:
         ValueError: if an item has no frequency, or there are fewer than one bin.
 
-    Source: arXiv:2312.13558, figure 4: what is corrected is rare in the training data.
+    Source: arXiv:2312.13558: what is corrected is rare in the training data.
     """
     if bins < 1:
         raise ValueError(f"bins={bins!r}: at least one range is needed. Take 5.")

@@ -44,7 +44,7 @@ class Trial:
 
     @property
     def merit(self) -> tuple[float, float]:
-        """What candidates are compared by: accuracy, then log-loss (arXiv:2312.13558, section 5)."""
+        """What candidates are compared by: accuracy, then log-loss (arXiv:2312.13558)."""
         return self.summary.accuracy, -self.summary.log_loss
 
     def __repr__(self) -> str:

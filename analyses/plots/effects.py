@@ -1,7 +1,7 @@
 """Figures of effects on a metric: of the components of one matrix, by two methods, and beside controls."""
 
 from collections.abc import Iterator, Sequence
-from math import isfinite, isnan
+from math import asinh, ceil, floor, isfinite, isnan, log10
 from statistics import median
 
 import pandas as pd
@@ -14,13 +14,15 @@ from analyses.controls.comparison import Comparison
 from analyses.plots.style import BLUE, COLOURS, GREY, LIGHT, MATRIX_COLOURS, VERMILION, figure, label, number
 from hooks import Site
 
+_ENOUGH_TO_RANK = 10
+
 
 def components(effects: Effects, site: str | None = None) -> go.Figure:
     """The effect of each component of one matrix against its index, with standard errors, and its strength behind it.
 
-    Without a site, of the matrix that has the largest single effect. Where the metric has a direction, harmful
-    components (removing them improves it) and helpful ones differ in colour. Blocks of equal singular values, inside
-    which single components are not defined, are shaded.
+    Without a site, of the matrix that has the largest single effect. Where the metric has a direction, effects that
+    improve it (of a removal: of harmful components) and effects that worsen it differ in colour. Blocks of equal
+    singular values, inside which single components are not defined, are shaded.
 
     Raises:
         ValueError: if the site was not attributed.
@@ -34,7 +36,6 @@ def components(effects: Effects, site: str | None = None) -> go.Figure:
     drawn = figure(
         f"Components of {site}",
         f"{effects.method}, {len(measure.baseline)} examples, {measure.name} now {now}",
-        legend_rows=2 if blocks else 1,
     )
     drawn.add_scatter(
         y=effects.strengths[site].tolist(), yaxis="y2", mode="lines", name="strength s", opacity=0.7,
@@ -72,8 +73,9 @@ def components(effects: Effects, site: str | None = None) -> go.Figure:
 def agreement(approximate: Effects, exact: Effects) -> go.Figure:
     """The effects by one method against those by another, a point for each component that both attributed.
 
-    The title gives Spearman's rank correlation over all points, and its median over matrices. On the dashed line both
-    are equal.
+    The title gives Spearman's rank correlation over all points, and its median over the matrices of which ten points
+    or more are there. On the dashed line both are equal. A few effects are often a hundred times as large as the rest,
+    so the axes are linear near zero and logarithmic beyond: a value stands at asinh(value / c), with c the median size.
 
     Raises:
         ValueError: if no component was attributed by both.
@@ -86,26 +88,33 @@ def agreement(approximate: Effects, exact: Effects) -> go.Figure:
             "compare. Attribute the same sites."
         )
     title = f"Spearman {_spearman(points):.3f} over {len(points)} components"
-    if len(shared) > 1:
-        ranks = [rank for some in shared.values() if isfinite(rank := _spearman(some))]
-        title += f", median over {len(ranks)} matrices {median(ranks):.3f}" if ranks else ""
+    enough = [some for some in shared.values() if len(some) >= _ENOUGH_TO_RANK]
+    ranks = [rank for some in enough if isfinite(rank := _spearman(some))]
+    if len(shared) > 1 and ranks:
+        title += f", median over {len(ranks)} matrices {median(ranks):.3f}"
     methods = [f"{effects.method} ({effects.passes:.3g} forward passes)" for effects in (approximate, exact)]
-    drawn = figure(title, " against ".join(methods), legend_rows=1, height=520)
-    ends = [min(min(pair) for _, *pair in points), max(max(pair) for _, *pair in points)]
+    values = [value for _, *pair in points for value in pair]
+    c = median([abs(value) for value in values if value] or [1.0])
+    axes = f"axes linear to about ±{c:.1g}, logarithmic beyond"
+    drawn = figure(title, f"{' against '.join(methods)}; {axes}", height=540)
+    ends = [asinh(min(values) / c), asinh(max(values) / c)]
     dashed = {"color": GREY, "width": 1, "dash": "dash"}
     drawn.add_scatter(x=ends, y=ends, mode="lines", line=dashed, name="equal", hoverinfo="skip")
     for matrix, colour in MATRIX_COLOURS.items():
         some = [(site, *point) for site in shared if Site.parse(site).matrix == matrix for point in shared[site]]
         if some:
             drawn.add_scatter(
-                x=[exactly for _, _, exactly, _ in some],
-                y=[roughly for _, _, _, roughly in some],
+                x=[asinh(exactly / c) for _, _, exactly, _ in some],
+                y=[asinh(roughly / c) for _, _, _, roughly in some],
+                customdata=[(exactly, roughly) for _, _, exactly, roughly in some],
                 mode="markers",
                 name=matrix,
                 marker={"size": 5, "opacity": 0.65, "color": colour},
                 text=[f"{site} {i}" for site, i, _, _ in some],
-                hovertemplate="%{text}: %{y:.3g} for %{x:.3g}<extra></extra>",
+                hovertemplate="%{text}: %{customdata[1]:.3g} for %{customdata[0]:.3g}<extra></extra>",
             )
+    at, texts = _ticks(max(map(abs, values)), c)
+    drawn.update_xaxes(tickvals=at, ticktext=texts).update_yaxes(tickvals=at, ticktext=texts)
     drawn.update_xaxes(title_text=label(f"effect on {exact.measure.name}, {exact.method}", exact.measure.unit))
     return drawn.update_yaxes(title_text=label(f"effect, {approximate.method}", exact.measure.unit))
 
@@ -118,7 +127,7 @@ def removal_curve(comparison: Comparison) -> go.Figure:
     measure, ks = comparison.measure, comparison.ks
     better = {None: "", True: ", higher is better", False: ", lower is better"}[measure.higher_is_better]
     subtitle = "; ".join([f"{len(measure.baseline)} examples{better}", *comparison.notes])
-    drawn = figure(f"{measure.name} after removing components", subtitle, legend_rows=2, height=460)
+    drawn = figure(f"{measure.name} after removing components", subtitle, height=460)
     for (removal, values), colour in zip(comparison.values.items(), (VERMILION, BLUE, *COLOURS[2:]), strict=False):
         named, draws = removal == next(iter(comparison.values)), values.mean(2)
         if draws.shape[1] > 1:
@@ -156,8 +165,8 @@ def _roles(
         return
     improves = (values > 0) == higher_is_better
     for name, colour, some in (
-        ("removal improves the metric", VERMILION, improves & known),
-        ("removal worsens it", BLUE, ~improves & known),
+        ("the metric improves", VERMILION, improves & known),
+        ("the metric worsens", BLUE, ~improves & known),
     ):
         if bool(some.any()):
             yield name, colour, some
@@ -167,6 +176,15 @@ def _both(approximate: Effects, exact: Effects, site: str) -> list[tuple[int, fl
     """Component, exact and approximate effect, of every component that has both."""
     rows = zip(exact[site].tolist(), approximate[site].tolist(), strict=True)
     return [(i, *pair) for i, pair in enumerate(rows) if not any(map(isnan, pair))]
+
+
+def _ticks(largest: float, c: float) -> tuple[list[float], list[str]]:
+    """Zero and the powers of ten from c to the largest size: where asinh(value / c) puts them, and as texts."""
+    exponents = range(ceil(log10(c)), floor(log10(max(largest, c))) + 1)
+    sizes = [10.0**k for k in exponents] or [float(f"{largest:.1g}")]
+    at = [*(-size for size in reversed(sizes)), 0.0, *sizes]
+    texts = [f"{value:g}".replace("-", "−") for value in at]
+    return [asinh(value / c) for value in at], texts
 
 
 def _spearman(points: Sequence[tuple[int, float, float]]) -> float:

@@ -4,7 +4,7 @@ import plotly.graph_objects as go
 
 from analyses.eigenpruning import Pruning
 from analyses.eigenpruning.scores import ComponentScores
-from analyses.plots.style import BLUE, VERMILION, figure
+from analyses.plots.style import BLUE, GREY, INK, VERMILION, figure, panels
 
 
 def scores(result: Pruning | ComponentScores) -> go.Figure:
@@ -17,9 +17,7 @@ def scores(result: Pruning | ComponentScores) -> go.Figure:
     )
     frame = found.to_dataframe()
     removed = [key in gone for key in zip(frame["site"], frame["component"], strict=True)]
-    drawn = figure(
-        f"Eigenpruning scores of {found.n_components} components", f"{found.n_examples} items", legend_rows=1
-    )
+    drawn = figure(f"Eigenpruning scores of {found.n_components} components", f"{found.n_examples} items")
     for name, colour, flag in (("kept", BLUE, False), ("removed", VERMILION, True)):
         rows = frame[[is_gone == flag for is_gone in removed]]
         labels = [f"{site}, component {i}" for site, i in zip(rows["site"], rows["component"], strict=True)]
@@ -36,20 +34,30 @@ def scores(result: Pruning | ComponentScores) -> go.Figure:
 
 
 def report(result: Pruning) -> go.Figure:
-    """The accuracy of every variant on the held-out items; bars are 95 % intervals of the change from "base"."""
+    """The accuracy of every variant on the held-out items, and beside it the change from "base" with its interval."""
     frame = result.to_dataframe()
-    base = frame["accuracy"].iloc[0]
-    bars = {
-        "symmetric": False,
-        "array": frame["accuracy_high"] + base - frame["accuracy"],
-        "arrayminus": frame["accuracy"] - frame["accuracy_low"] - base,
-    }
     removed, n_items = f"{result.chosen.n_components} of {result.attribution.n_components}", frame["n_items"].iloc[0]
-    drawn = figure(f"{removed} components removed", f"{n_items} held-out items; bars: 95 %", legend_rows=0)
-    drawn.add_bar(x=frame["variant"], y=frame["accuracy"], error_y=bars, marker_color=BLUE)
-    drawn.add_hline(y=base, line={"dash": "dot"})
-    drawn.update_xaxes(title_text="variant")
-    return drawn.update_yaxes(title_text="accuracy (fraction)", range=[0, 1.02])
+    titles = ("accuracy (fraction)", "change from base, 95 % interval")
+    drawn = panels(f"{removed} components removed", f"{n_items} held-out items", titles=titles)
+    colours = [BLUE if name == "pruned" else GREY for name in frame["variant"]]
+    drawn.add_bar(
+        x=frame["accuracy"], y=frame["variant"], orientation="h", marker_color=colours, name="accuracy", row=1, col=1,
+        text=frame["accuracy"].map("{:.2f}".format), textposition="outside", cliponaxis=False,
+    )  # fmt: skip
+    changed = frame.iloc[1:]
+    interval = {
+        "symmetric": False,
+        "array": changed["accuracy_high"] - changed["accuracy_change"],
+        "arrayminus": changed["accuracy_change"] - changed["accuracy_low"],
+        "color": INK,
+    }
+    drawn.add_scatter(
+        x=changed["accuracy_change"], y=changed["variant"], error_x=interval, mode="markers",
+        marker={"color": colours[1:], "size": 8}, name="change", row=1, col=2,
+    )  # fmt: skip
+    drawn.add_vline(x=0, line={"dash": "dot"}, row=1, col=2)  # type: ignore[arg-type]
+    drawn.update_xaxes(range=[0, 1.12], col=1).update_yaxes(autorange="reversed", showgrid=False)
+    return drawn.update_layout(showlegend=False)
 
 
 def validation(result: Pruning) -> go.Figure:
@@ -62,7 +70,7 @@ def validation(result: Pruning) -> go.Figure:
         raise ValueError(
             "the fraction was given, not chosen, so nothing was validated: prune with fraction='validation'."
         )
-    drawn = figure("Choosing the fraction", "on the validation part; dotted: chosen", legend_rows=1)
+    drawn = figure("Choosing the fraction", "on the validation part; dotted: chosen")
     for column, name, axis, colour in (
         ("accuracy", "accuracy (fraction)", "y", BLUE),
         ("log_loss", "log-loss (nats per token)", "y2", VERMILION),
@@ -75,5 +83,8 @@ def validation(result: Pruning) -> go.Figure:
     return drawn.update_layout(
         xaxis_title="fraction of components removed",
         yaxis_title="accuracy (fraction)",
-        yaxis2={"title": "log-loss (nats per token)", "overlaying": "y", "side": "right", "showgrid": False},
-    )
+        yaxis2={
+            "title": "log-loss (nats per token)", "overlaying": "y", "side": "right", "showgrid": False,
+            "tickmode": "auto",
+        },
+    )  # fmt: skip

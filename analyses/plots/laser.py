@@ -13,7 +13,7 @@ from analyses.laser.results import SearchResult
 from analyses.plots.style import BLUE, COLOURS, DIVERGING, VERMILION, colour_bar, figure, panels
 from analyses.scoring import Comparison
 
-_BETTER_IS_BLUE = [[1 - at, colour] for at, colour in reversed(DIVERGING)]
+_LESS_IS_BLUE = [[1 - at, colour] for at, colour in reversed(DIVERGING)]
 _LABELS = {
     "accuracy": ("validation accuracy", "fraction of items"),
     "log_loss": ("validation log-loss", "nats per token"),
@@ -30,7 +30,7 @@ def laser_heatmap(result: SearchResult, *, value: str = "accuracy", change: bool
     Raises:
         ValueError: if `value` is neither of the two.
 
-    Source: arXiv:2312.13558, figure 5.
+    Source: arXiv:2312.13558.
     """
     if value not in _LABELS:
         raise ValueError(f"value={value!r}: a heat map shows one of {', '.join(_LABELS)}. Give one of them.")
@@ -45,18 +45,19 @@ def laser_heatmap(result: SearchResult, *, value: str = "accuracy", change: bool
         drawn.add_trace(_heat(part, value), row=1, col=column)
         drawn.update_xaxes(title_text="ρ, fraction of the rank", type="category", row=1, col=column)
     drawn.update_yaxes(title_text="layer", dtick=1, col=1)
-    scale = DIVERGING if value == "log_loss" else _BETTER_IS_BLUE
+    scale = _LESS_IS_BLUE if value == "log_loss" else DIVERGING
     label = f"change of {unit}" if change else unit
     return drawn.update_layout(coloraxis=_axis(scale, label, signed=change))
 
 
 def rank_curve(curve: RankCurve) -> go.Figure:
-    """Accuracy, log-loss, corrected and broken items against ρ, a line for each edit; dashed is the unedited model."""
+    """Change of accuracy, log-loss, corrected and broken items against ρ, a line for each edit; dashed is unedited."""
     frame = curve.to_dataframe()
-    titles = ("accuracy", "log-loss", "corrected (up) and broken (down)")
+    accuracy = float(frame["unedited_accuracy"].to_numpy(float)[0])
+    titles = ("change of accuracy, with its 95 % interval", "log-loss", "corrected (up) and broken (down)")
     drawn = panels(
-        f"{curve.site} on {curve.unedited.encoded.task.name}", "dashed: unedited; bars: 95 % of the change",
-        rows=3, titles=titles, height=800,
+        f"{curve.site} on {curve.unedited.encoded.task.name}", f"dashed: unedited, accuracy {accuracy:.3f}",
+        rows=3, titles=titles, height=820,
     )  # fmt: skip
     colours = dict(zip(dict.fromkeys(frame["edit"].tolist()), cycle(COLOURS), strict=False))
     for edit, part in frame.sort_values("rho").groupby("edit", sort=False):
@@ -68,16 +69,20 @@ def rank_curve(curve: RankCurve) -> go.Figure:
             "symmetric": False,
         }
         shared = {"x": part["rho"], "mode": "lines+markers", "name": name, "legendgroup": name}
-        kept = part["kept"].map("{} components kept".format)
+        texts = [
+            f"accuracy {value:.3f}, {kept} components kept"
+            for value, kept in zip(part["accuracy"], part["kept"], strict=True)
+        ]
         drawn.add_trace(
-            go.Scatter(y=part["accuracy"], error_y=interval, text=kept, line_color=colour, **shared), row=1, col=1
+            go.Scatter(y=part["change"], error_y=interval, text=texts, line_color=colour, **shared), row=1, col=1
         )
         shared["showlegend"] = False
         drawn.add_trace(go.Scatter(y=part["log_loss"], line_color=colour, **shared), row=2, col=1)
         drawn.add_trace(go.Scatter(y=part["corrected"], line_color=colour, **shared), row=3, col=1)
         drawn.add_trace(go.Scatter(y=-part["broken"], line_color=colour, **shared), row=3, col=1)
-    for row, value in ((1, "unedited_accuracy"), (2, "unedited_log_loss")):
-        drawn.add_hline(y=float(frame[value].to_numpy(float)[0]), line_dash="dash", row=row, col=1)  # type: ignore[arg-type]
+    log_loss = float(frame["unedited_log_loss"].to_numpy(float)[0])
+    for row, value in ((1, 0.0), (2, log_loss)):
+        drawn.add_hline(y=value, line_dash="dash", row=row, col=1)  # type: ignore[arg-type]
     for row, unit in ((1, "fraction of items"), (2, "nats per token"), (3, "items")):
         drawn.update_yaxes(title_text=unit, row=row, col=1)
     return drawn.update_xaxes(title_text="ρ, fraction of the rank", row=3, col=1)
@@ -89,11 +94,15 @@ def corrected_broken(
     """A bar up for the test items that an edit corrected and one down for those that it broke, for each result."""
     given = [results] if isinstance(results, SearchResult | Composition | Comparison) else list(results)
     tests = [(one.before.task.name, one) if isinstance(one, Comparison) else (one.task, one.test) for one in given]
-    names = [f"{name}, {len(test.before)} items, p = {test.p_value:.2g}" for name, test in tests]
-    corrected, broken = [len(test.corrected) for _, test in tests], [-len(test.broken) for _, test in tests]
-    drawn = figure("Test items corrected and broken", "p of McNemar's test", legend_rows=1)
-    drawn.add_bar(x=names, y=corrected, name="corrected", marker_color=BLUE)
-    drawn.add_bar(x=names, y=broken, name="broken", marker_color=VERMILION)
+    corrected, broken = [len(test.corrected) for _, test in tests], [len(test.broken) for _, test in tests]
+    names = [
+        f"{name}, {len(test.before)} items<br>{up} corrected, {down} broken, p = {test.p_value:.2g}"
+        for (name, test), up, down in zip(tests, corrected, broken, strict=True)
+    ]
+    drawn = figure("Test items corrected and broken", "p of McNemar's test")
+    width = min(0.8, 0.2 * len(names))  # one result alone would be a slab
+    drawn.add_bar(x=names, y=corrected, name="corrected", marker_color=BLUE, width=width)
+    drawn.add_bar(x=names, y=[-n for n in broken], name="broken", marker_color=VERMILION, width=width)
     return drawn.update_yaxes(title_text="test items").update_layout(barmode="relative")
 
 
@@ -102,8 +111,8 @@ def layer_task(frame: pd.DataFrame) -> go.Figure:
     sites, tasks = list(dict.fromkeys(frame["site"])), list(dict.fromkeys(frame["task"]))
     wide = frame.pivot(index="site", columns="task", values="gain").reindex(index=sites, columns=tasks)
     heat = go.Heatmap(x=tasks, y=sites, z=wide.to_numpy(float), coloraxis="coloraxis")
-    axis = _axis(_BETTER_IS_BLUE, "change of fraction of items", signed=True)
-    drawn = figure("Best change of validation accuracy", "by one reduction of each matrix", legend_rows=0)
+    axis = _axis(DIVERGING, "change of fraction of items", signed=True)
+    drawn = figure("Best change of validation accuracy", "by one reduction of each matrix")
     drawn.add_trace(heat).update_layout(coloraxis=axis)
     return drawn.update_xaxes(title_text="task").update_yaxes(title_text="matrix")
 

@@ -37,7 +37,6 @@ def attribution_map(effects: Effects, *, total: Literal["absolute", "signed"] = 
     drawn = figure(
         f"Effects on {measure.name} by layer and matrix",
         f"{effects.method}, {len(measure.baseline)} examples",
-        legend_rows=0,
         height=max(300, min(900, 140 + 28 * len(layers))),
     )
     colours = label(what, measure.unit)
@@ -61,7 +60,6 @@ def interactions(result: Interactions) -> go.Figure:
     drawn = figure(
         f"Interactions on {measure.name}",
         f"effect of both − sum of single effects; diagonal: single effects; {len(measure.baseline)} examples",
-        legend_rows=0,
         height=min(760, 260 + 26 * n),
     )
     colours = label("interaction", measure.unit)
@@ -107,7 +105,7 @@ def patching(result: Patching, site: str | None = None, *, labels: Sequence[str]
         names = [f"{at} {text}" for at, text in zip(names, labels, strict=True)]
     patched = (~result[site].isnan().any(0)).nonzero().flatten().tolist()
     z = result[site][:, patched].tolist()
-    drawn = figure(title, subtitle, legend_rows=0, height=max(300, min(900, 160 + 22 * len(names))))
+    drawn = figure(title, subtitle, height=max(300, min(900, 160 + 22 * len(names))))
     columns = [str(i) for i in patched]
     drawn.add_trace(heat_map(z, columns, names, colours=label("effect", measure.unit), signed=True))
     drawn.update_xaxes(title_text="component", type="category", showgrid=False, nticks=20)

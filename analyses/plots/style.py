@@ -15,8 +15,8 @@ MATRIX_COLOURS: dict[Matrix, str] = {
     "W_Q": BLUE, "W_K": SKY, "W_V": GREEN, "W_O": PURPLE, "W_in": BLACK, "W_gate": ORANGE, "W_out": VERMILION,
 }  # fmt: skip
 
-DIVERGING = [[0.0, "#2166AC"], [0.25, "#92C5DE"], [0.5, "#F7F7F7"], [0.75, "#F4A582"], [1.0, "#B2182B"]]
-"""Blue to red through white: for signed values, centred on zero."""
+DIVERGING = [[0.0, "#B2182B"], [0.25, "#F4A582"], [0.5, "#F7F7F7"], [0.75, "#92C5DE"], [1.0, "#2166AC"]]
+"""Red to blue through white: for signed values, centred on zero; blue is above it, as in TransformerLens."""
 SEQUENTIAL = [[0.0, "#F7FBFF"], [0.25, "#C6DBEF"], [0.5, "#6BAED6"], [0.75, "#2171B5"], [1.0, "#08306B"]]
 """White to dark blue: for sizes."""
 
@@ -36,13 +36,22 @@ TEMPLATE = go.layout.Template(
     layout={
         "width": 700,
         "font": {"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
-        "title": {"x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 26, "l": 12}, "font": {"size": 15}},
+        "title": {"x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 36, "l": 12}, "font": {"size": 15}},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "colorway": COLOURS,
         "colorscale": {"diverging": DIVERGING, "sequential": SEQUENTIAL},
-        "margin": {"l": 70, "r": 36, "t": 72, "b": 60},
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "font": {"size": 12}},
+        "margin": {"l": 70, "r": 36, "t": 88, "b": 60},
+        # Beneath the axes, where any number of rows pushes the axes up and covers neither title nor subtitle.
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "yref": "container",
+            "y": 0,
+            "yanchor": "bottom",
+            "font": {"size": 12},
+        },
         "xaxis": _AXIS,
         "yaxis": _AXIS,
         "bargap": 0.15,
@@ -52,21 +61,19 @@ TEMPLATE = go.layout.Template(
 """What every figure of `analyses.plots` is drawn with; `figure.update_layout(template=...)` changes one of them."""
 
 
-def figure(title: str, subtitle: str, *, legend_rows: int, height: int = 420) -> go.Figure:
-    """An empty figure with a title, in smaller letters what it was measured on, and room for a legend below them."""
-    layout = {"title": {"text": heading(title, subtitle)}, "height": height, "margin": {"t": 72 + 21 * legend_rows}}
-    return go.Figure(layout={"template": TEMPLATE, **layout})
+def figure(title: str, subtitle: str, *, height: int = 440) -> go.Figure:
+    """An empty figure with a title and, in smaller letters, what it was measured on."""
+    return go.Figure(layout={"template": TEMPLATE, "title": {"text": heading(title, subtitle)}, "height": height})
 
 
-def panels(title: str, subtitle: str, *, rows: int = 1, titles: Sequence[str], height: int = 420) -> go.Figure:
-    """An empty figure of as many panels as there are titles, with the legend beneath them all."""
+def panels(title: str, subtitle: str, *, rows: int = 1, titles: Sequence[str], height: int = 440) -> go.Figure:
+    """An empty figure of as many panels as there are titles."""
     grid = make_subplots(
         rows=rows, cols=len(titles) // rows, subplot_titles=titles, shared_yaxes=rows == 1, shared_xaxes=rows > 1,
         vertical_spacing=0.08,
     )  # fmt: skip
-    below = {"y": -64 / (height - 162), "yanchor": "top"}
-    layout = {"title": {"text": heading(title, subtitle)}, "height": height, "margin": {"t": 92, "b": 70}}
-    return grid.update_layout(template=TEMPLATE, legend=below, **layout).update_annotations(font_size=13)
+    layout = {"title": {"text": heading(title, subtitle)}, "height": height, "margin": {"t": 104}}
+    return grid.update_layout(template=TEMPLATE, **layout).update_annotations(font_size=13)
 
 
 def heading(title: str, subtitle: str) -> str:

@@ -50,7 +50,7 @@ def training(
     sweeps = list(result.sweeps.values()) if isinstance(result, Study) else [result]
     chosen = cuts if cuts is not None else _default_cuts(sweeps[0].frame)
     spread = f"mean and range over {len(sweeps)} seeds" if len(sweeps) > 1 else "one seed"
-    drawn = figure(f"{metric} over training", spread, legend_rows=-(-len(chosen) // 2))
+    drawn = figure(f"{metric} over training", spread, height=460)
     for (end, site, rho), colour in zip(chosen, COLOURS * (1 + len(chosen) // len(COLOURS)), strict=False):
         values = pd.concat([sweep.of(metric, end=end, site=site, rho=rho) for sweep in sweeps], axis=1)
         name = " ".join([end, site] if rho is None else [end, site, f"ρ={rho:g}"]).strip()
@@ -65,7 +65,7 @@ def dynamics(result: Study | Sweep) -> go.Figure:
     """What is learned when: the noise, the answer, and the attention that finds it; a line a seed."""
     sweeps = list(result.sweeps.values()) if isinstance(result, Study) else [result]
     seeds = "one seed" if len(sweeps) == 1 else f"a line for each of {len(sweeps)} seeds"
-    drawn = figure("The uncut model over training", f"probabilities and attention, {seeds}", legend_rows=2)
+    drawn = figure("The uncut model over training", f"probabilities and attention, {seeds}")
     metrics = ("p_noise", "p_correct", "accuracy_without_noise", "attention_answer", "attention_previous_token")
     for metric, colour in zip(metrics, COLOURS, strict=False):
         for number, sweep in enumerate(sweeps):

@@ -29,10 +29,7 @@ def spectrum(decompositions: Decompositions | Decomposition) -> go.Figure:
         drawn = _by_kind(entries, f"weights {states}; the fainter, the earlier the layer")
     else:
         what = entries[0].site if len(entries) == 1 else f"{len(entries)} matrices"
-        rows = (len(entries) > 1) + (len(entries) > 4)
-        drawn = figure(
-            f"Singular values of {what}", f"weights {states}; dashed: noise edge", legend_rows=rows, height=440
-        )
+        drawn = figure(f"Singular values of {what}", f"weights {states}; dashed: noise edge", height=440)
         for entry, colour in zip(entries, COLOURS, strict=False):
             drawn.add_trace(_line(entry).update(name=entry.site, line={"color": colour, "width": 2}))
             if entry.basis == SVD():
@@ -53,7 +50,7 @@ def spectrum(decompositions: Decompositions | Decomposition) -> go.Figure:
 
 def _by_kind(entries: Sequence[Decomposition], subtitle: str) -> go.Figure:
     """Many spectra: a colour for each kind of matrix."""
-    drawn = figure(f"Singular values of {len(entries)} matrices", subtitle, legend_rows=1, height=440)
+    drawn = figure(f"Singular values of {len(entries)} matrices", subtitle, height=440)
     sites, seen = [Site.parse(entry.site) for entry in entries], set[str]()
     last = max(site.layer for site in sites)
     for site, entry in reversed(list(zip(sites, entries, strict=True))):  # the legend shows what is added first
@@ -84,7 +81,6 @@ def operation(operation: Operation) -> go.Figure:
     drawn = figure(
         f"Energy kept in {len(frame)} matrices",
         "share of the squared Frobenius norm; on the bars: components kept, of how many",
-        legend_rows=0,
         height=max(220, 130 + 24 * len(frame)),
     )
     percent = [100 * energy for energy in frame["energy"].tolist()]

@@ -1,7 +1,7 @@
 """Noisy in-context recall: a task, a model trained in seconds, and what truncation does to answer and noise.
 
     task = recall.RecallTask.synthetic()
-    model = recall.model(task)                     # recall.bridge(task) on transformer-lens 4
+    model = recall.bridge(task)  # on transformer-lens 3 recall.model(task), a HookedTransformer, as well
     recall.train(model, task, cache=".surgery-cache")
     with surgery.apply(model, {"blocks.1.mlp.W_out": DropTop(rank=1)}):
         print(recall.evaluate(model, task))

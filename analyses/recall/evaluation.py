@@ -20,7 +20,7 @@ _MASSES = ("previous_token", "previous_token_after_trigger", "answer", "noise", 
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RecallScores:
     """Means over all scored positions: probability of the answer ȳ and of the noise token, how often ȳ is the argmax.
 
@@ -42,6 +42,11 @@ class RecallScores:
         """A row for each metric: metric, value, stderr, unit."""
         rows = [(name, getattr(self, name), self.stderr[name], unit) for name, unit in _UNITS.items()]
         return pd.DataFrame(rows, columns=["metric", "value", "stderr", "unit"])
+
+    def __repr__(self) -> str:
+        about = f"recall on {self.sequences} sequences, alpha {self.alpha:g}, {self.positions} positions"
+        rows = [f"  {name:<22} {getattr(self, name):.3f} ± {self.stderr[name]:.3f} {_UNITS[name]}" for name in _UNITS]
+        return "\n".join([f"{about}; ± standard error", *rows])
 
 
 @final

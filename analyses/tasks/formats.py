@@ -34,8 +34,7 @@ def from_counterfact(
         prompts: which of CounterFact's prompts to take. The default is LASER's: a statement and its paraphrases.
         separator: what goes between a prompt and its answer.
 
-    Source: Meng et al., "Locating and Editing Factual Associations in GPT" (arXiv:2202.05262), section 3.3 and appendix
-    D.
+    Source: Meng et al., "Locating and Editing Factual Associations in GPT" (arXiv:2202.05262).
 
     Raises:
         TaskFileError: if the file is not of either form; it names file and line.
@@ -88,7 +87,7 @@ def from_truthfulqa(
 
     A question without an incorrect answer goes to `unscorable`. Statements about the same question form a group.
 
-    Source: Lin, Hilton, Evans, "TruthfulQA" (arXiv:2109.07958); LASER (arXiv:2312.13558), section 5.1.
+    Source: Lin, Hilton, Evans, "TruthfulQA" (arXiv:2109.07958); LASER (arXiv:2312.13558).
 
     Raises:
         TaskFileError: if the file lacks a column; it names file and line.

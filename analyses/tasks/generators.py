@@ -99,7 +99,7 @@ def ioi(
         places: what fills `{place}`.
         things: what fills `{thing}`.
 
-    Source: Wang et al., "Interpretability in the Wild" (arXiv:2211.00593), section 2.
+    Source: Wang et al., "Interpretability in the Wild" (arXiv:2211.00593).
 
     Raises:
         ValueError: if there are fewer than n such items.
@@ -147,7 +147,7 @@ def greater_than(
         centuries: the first two digits of both years.
         template: with `{noun}`, `{century}` and `{year}`; the two digits follow.
 
-    Source: Hanna, Liu, Variengien, "How does GPT-2 compute greater-than?" (arXiv:2305.00586), section 2.
+    Source: Hanna, Liu, Variengien, "How does GPT-2 compute greater-than?" (arXiv:2305.00586).
 
     Raises:
         ValueError: if there are fewer than n such items.
@@ -199,7 +199,7 @@ def multiplication(
         template: with `{i}` and `{j}`; the answer follows.
         separator: what stands before the answer.
 
-    Source: the task of Eigenpruning (arXiv:2404.03147), section 4, whose split leaks j × i; a `split` of this one does
+    Source: the task of Eigenpruning (arXiv:2404.03147), whose split leaks j × i; a `split` of this one does
     not.
 
     Raises:

@@ -59,7 +59,7 @@ class Contains(Rule):
             Turn it off for languages that do not separate words.
         ignore_case: whether capitals matter not.
 
-    Source: the generation accuracy of LASER (arXiv:2312.13558), section 5.
+    Source: the generation accuracy of LASER (arXiv:2312.13558).
     """
 
     n_tokens: int = 10

@@ -83,7 +83,7 @@ def gradient_steps(
     model, and fresh noisy sequences tell what it learned. Columns: step, part, gradient_norm, and the changes of
     noise_logit and answer_logit (logits over the mean logit), p_noise and p_correct, means over the scored positions.
 
-    Source: the comparison of first gradient steps in arXiv:2406.03068, section 4, here with all matrices of both
+    Source: the comparison of first gradient steps in arXiv:2406.03068, here with all matrices of both
     halves.
 
     Raises:
