@@ -9,11 +9,12 @@ VENV4 := .venv-4
 PYTEST := -m pytest -n logical --maxprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-bridge notebooks outputs lint format bench clean distclean
+.PHONY: help demo test test-all test-bridge notebooks outputs lint format bench clean distclean
 
 help:
 	@echo 'make demo         trains a small model, operates on it, prints the table and writes demo.html'
 	@echo 'make test         runs the tests, notebooks included'
+	@echo 'make test-all     runs them with many more random cases and an interrupt at every step, then ten minutes of soak.py'
 	@echo 'make test-bridge  runs the tests against TransformerLens 4, which has the bridge only'
 	@echo 'make notebooks    executes the notebooks, and leaves the files as they are'
 	@echo 'make outputs      executes them and stores what they print and draw; needs Chromium for the pictures'
@@ -28,6 +29,10 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(VENV)/bin/python $(PYTEST)
+
+test-all: $(VENV)/ready
+	SURGERY_THOROUGH=1 HYPOTHESIS_PROFILE=thorough $(VENV)/bin/python $(PYTEST)
+	$(VENV)/bin/python benchmarks/soak.py --minutes 10
 
 test-bridge: $(VENV4)/ready
 	$(VENV4)/bin/python $(PYTEST) -m 'not notebook'

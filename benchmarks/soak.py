@@ -3,9 +3,10 @@
 python benchmarks/soak.py [--minutes 1] [--seed 0] [--host bridge]
 
 Three kinds of turn, drawn at random. *Edits*: random operations in any order, each matrix compared with the singular
-value decomposition of the raw weight by numpy. *Threads*: four of them edit the same model at once. *Interrupts*: a real
-signal at a random time in `with surgery.apply(...)`. After each turn one `undo_all` has to give every parameter back bit
-for bit, and while `active` names nothing the model has to be as it was. Ends with exit status 1 if anything was wrong.
+value decomposition of the raw weight by numpy. *Threads*: four of them edit the same model at once. *Interrupts*: a
+real signal at a random time in `with surgery.apply(...)`. After each turn one `undo_all` has to give every parameter
+back bit for bit, and while `active` names nothing the model has to be as it was. Ends with exit status 1 if anything
+was wrong.
 """
 
 import argparse

@@ -33,7 +33,7 @@ CHANGES_A_MODEL = ("hooks/editor.py", "hooks/slots.py", "hooks/temporary.py", "s
 
 
 THOROUGH = "SURGERY_THOROUGH" in os.environ
-"""Whether to strike every line each time it is run, not only the first and the last time."""
+"""Whether to strike every line each time it is run, not only the first time."""
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,7 @@ def struck(act: Callable[[], object], n: int, files: tuple[str, ...]) -> Interru
 
 
 def moments(act: Callable[[], object], files: tuple[str, ...]) -> list[int]:
-    """When to strike: the first and the last time that each line of these files is run, or every time."""
+    """When to strike: the first time that each line of these files is run, or every time."""
     interrupt = Interrupt(0, files)
     sys.settrace(interrupt)
     try:
@@ -99,8 +99,7 @@ def moments(act: Callable[[], object], files: tuple[str, ...]) -> list[int]:
         sys.settrace(None)
     numbered = list(enumerate(interrupt.lines, start=1))
     first = {line: n for n, line in reversed(numbered)}
-    last = {line: n for n, line in numbered}
-    return [n for n, _ in numbered] if THOROUGH else sorted({*first.values(), *last.values()})
+    return [n for n, _ in numbered] if THOROUGH else sorted(first.values())
 
 
 def check_truth(model: nn.Module, before: State, where: object) -> None:
@@ -145,7 +144,7 @@ def test_an_interrupt_at_any_line_that_changes_a_model_can_be_undone(kind: str, 
                 before.assert_unchanged(model)
                 assert not surgery.active(model), interrupt.at
             check_truth(model, before, interrupt.at)
-        assert len(when) > 100
+        assert len(when) > 60
 
 
 @pytest.mark.parametrize("kind", ONE_OF_EACH)
