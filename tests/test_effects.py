@@ -71,7 +71,7 @@ def test_most_harmful_is_the_best_of_all_sets(means: list[int], k: int, higher: 
 def test_choices_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match=r"'score' has no direction.*higher_is_better=True or False.*top\(k\)"):
         made({OUT: torch.ones(2, 3)}, higher_is_better=None).drop_most_harmful(1)
-    with pytest.raises(ValueError, match=r"k=-1: a number of components is 0 or more"):
+    with pytest.raises(ValueError, match=r"k=-1: give a whole number, 0 or more"):
         two().top(-1)
     with pytest.raises(KeyError, match=r"'blocks.3.mlp.W_in' was not attributed; there are blocks.0.*effects.sites"):
         two()["blocks.3.mlp.W_in"]
@@ -151,7 +151,7 @@ def test_units_show_their_effect_on_every_member_and_nothing_elsewhere():
     assert dict(effects.top(1)) == {OUT: ((3,),)}
     assert effects.drop(2) == {OUT: Drop([0, 2, 3])}
     assert repr(effects.top(2)) == f"Selection of 3 components\n  {OUT}: 3, 0+2"
-    assert "2 components of 1 matrices, 2 examples" in repr(effects)
+    assert "2 components of 1 matrix, 2 examples, 1 forward pass, " in repr(effects)
 
 
 def test_heads_come_first_each_in_its_row():

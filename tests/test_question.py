@@ -6,7 +6,8 @@ import torch
 import surgery
 from analyses import metrics
 from analyses.attribution import Selection
-from analyses.attribution.question import LOGITS_PER_PASS, TOKENS_PER_PASS, as_tokens, ask
+from analyses.attribution.question import LOGITS_PER_PASS, TOKENS_PER_PASS, ask
+from analyses.prompts import read
 from surgery import Drop, Scale
 
 OUT = "blocks.1.mlp.W_out"
@@ -53,7 +54,7 @@ def test_the_budget_bounds_the_rows_of_a_pass():
     with models.borrowed("bridge gpt2") as model:
         d_vocab = model.cfg.d_vocab
         for tokens in (models.tokens(2, 7), models.tokens(500, 60)):
-            all_positions = ask(model, tokens, first, OUT, progress=False)
+            all_positions = ask(model, tokens, metrics.logit(0, position=slice(None)), OUT, progress=False)
             rows = all_positions.rows_per_pass()
             n_pos = tokens.shape[1]
             assert rows * n_pos <= TOKENS_PER_PASS < (rows + 1) * n_pos
@@ -72,7 +73,7 @@ def test_the_budget_bounds_the_rows_of_a_pass():
 
 def test_wide_vocabularies_make_smaller_batches():
     with models.borrowed("bridge gpt2") as model:
-        question = ask(model, models.tokens(3), first, OUT, progress=False)
+        question = ask(model, models.tokens(3), metrics.logit(0, position=slice(None)), OUT, progress=False)
         held = model.cfg.d_vocab
         model.cfg.d_vocab = LOGITS_PER_PASS // 14
         try:
@@ -103,7 +104,7 @@ def test_bad_input_is_refused():
         for bad in (tokens[0], tokens[:0], tokens[:, :0], tokens.float()):
             with pytest.raises(ValueError, match=r"the tokens have shape .*give token ids \[example pos\]"):
                 given(bad)
-        with pytest.raises(ValueError, match=r"batch_size=0: at least one sequence"):
+        with pytest.raises(ValueError, match=r"batch_size=0: give a whole number, 1 or more"):
             given(tokens, batch_size=0)
         with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 6\), the tokens \(2, 7\)"):
             given(tokens, attention_mask=tokens[:, :6])
@@ -118,7 +119,7 @@ def test_bad_input_is_refused():
             given(tokens, sites=Selection({OUT: [(0, 32)]}))
         with pytest.raises(surgery.SiteError, match=r"no matrix is named"):
             given(tokens, sites=Selection({"blocks.9.mlp.W_out": [0]}))
-        assert as_tokens(model, tokens.int()).shape == (2, 7)
+        assert read(model, tokens.int())[0].shape == (2, 7)
 
 
 def test_train_mode_is_refused_only_where_something_is_dropped(monkeypatch: pytest.MonkeyPatch):
