@@ -495,6 +495,14 @@ def test_under_an_operation_hooks_take_the_strengths_in_force():
     )
 
 
+def test_hooks_take_the_names_that_an_edit_takes():
+    with models.borrowed("bridge gpt2") as model:
+        for name in ("blocks.1.mlp.W_out", "transformer.h.1.mlp.c_proj", "*.1.mlp.W_out"):
+            assert patching.hook_point(model, name) == "blocks.1.mlp.out.hook_in"
+            ((point, _),) = patching.steering_hooks(model, name, 0, factor=0.0, progress=False)
+            assert point == "blocks.1.mlp.out.hook_in"
+
+
 def test_bad_hooks_are_refused():
     site = "blocks.0.mlp.W_out"
     with models.borrowed("bridge gpt2") as model, torch.no_grad():

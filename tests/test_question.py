@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import surgery
-from analyses import metrics
+from analyses import attribution, metrics, patching
 from analyses.attribution import Selection
 from analyses.attribution.question import LOGITS_PER_PASS, TOKENS_PER_PASS, ask
 from analyses.prompts import read
@@ -35,6 +35,26 @@ def test_patterns_and_selections_name_targets_in_the_order_of_the_forward_pass()
         both = chosen(Selection({"blocks.*.mlp.W_out": [2], "blocks.0.attn.W_Q[-1]": [0]}))
         assert both == {"blocks.0.mlp.W_out": ((2,),), OUT: ((2,),), "blocks.0.attn.W_Q[3]": ((0,),)}
         assert list(chosen(Selection({OUT: [], "blocks.0.mlp.W_out": [1]}))) == ["blocks.0.mlp.W_out"]
+
+
+def test_components_in_a_plain_dict_are_not_ignored():
+    tokens, some = models.tokens(2), {OUT: [0, (1, 2)], "blocks.0.mlp.*": [3]}
+    with models.borrowed("bridge gpt2") as model:
+        assert units(ask(model, tokens, first, some, progress=False)) == units(
+            ask(model, tokens, first, Selection(some), progress=False)
+        )
+        blocks = surgery.decompose(model, OUT, basis=surgery.RowBlocks(2), progress=False)
+        found = attribution.by_ablation(model, tokens, first, {OUT: [1]}, svds=blocks, progress=False)
+        assert found.units == {OUT: ((1,),)}
+        assert found.basis == surgery.RowBlocks(2)
+        patched = patching.by_component(model, tokens, tokens, first, {OUT: [1]}, progress=False)
+        assert patched.effects.units == {OUT: ((1,),)}
+        pairs = attribution.interactions(model, tokens, first, {OUT: [0, 3]}, progress=False)
+        assert pairs.labels == (f"{OUT} 0", f"{OUT} 3")
+        spec = {OUT: Drop([0, 1, 2])}
+        shares = attribution.by_shapley(model, tokens, first, spec, players={OUT: [(0, 1), 2]}, progress=False)
+        assert shares.units == {OUT: ((0, 1), (2,))}
+        assert list(units(ask(model, tokens, first, surgery.sites(model, OUT)[0], progress=False))) == [OUT]
 
 
 def test_components_in_force_have_the_strengths_that_edits_left_them():

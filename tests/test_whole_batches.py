@@ -1,4 +1,4 @@
-"""A plain function that knows its examples by heart, as in TransformerLens's notebooks, against the metric it spells."""
+"""A plain function that knows its examples by heart, as TransformerLens's notebooks have, against the metric it is."""
 
 from collections.abc import Callable
 
@@ -144,7 +144,9 @@ def test_a_part_of_a_plain_functions_examples_is_refused() -> None:
     logits = torch.randn(3, 2, 11)
     torch.testing.assert_close(bound.select([0, 1, 2, 0, 1, 2])(logits.repeat(2, 1, 1)), by_heart(logits).repeat(2))
     for rows in ([0, 1], [1, 0, 2], [0, 0, 0]):
-        with pytest.raises(ValueError, match=r"^by_heart is a plain function, which has to see its whole batch in order"):
+        with pytest.raises(
+            ValueError, match=r"^by_heart is a plain function, which has to see its whole batch in order"
+        ):
             bound.select(rows)
     with pytest.raises(ValueError, match=r"^by_heart: logits of 6 examples, while the metric was made for 3"):
         bound(logits.repeat(2, 1, 1))

@@ -144,7 +144,7 @@ def ask(
     mask = _agreed(asked.attention_mask, mask, ids)
     if mask is None and asked.attention_mask is None:
         warn_if_padded(model, ids, stacklevel=3)
-    examples = Examples(ids, None if mask is None else mask.long(), asked.bind(model, ids, mask))
+    examples = Examples(ids, None if mask is None else mask.long(), asked.bound(model, ids, mask))
     return Question(model, examples, _targets(model, sites, svds, progress), size)
 
 

@@ -10,9 +10,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analyses.metrics.placement import Chosen, Indices, Positions, kept, numbers, rows_in, rows_of, widened
+from analyses.metrics.placement import Chosen, Indices, Mask, Positions, kept, numbers, rows_in, rows_of, widened
 from analyses.metrics.words import token_of
+from analyses.prompts import mask_of
 
+RealTokens = Bool[Tensor, "batch pos"]
 IGNORED = -100
 """The label, or answer, that stands for none (as in `torch.nn.functional.cross_entropy`)."""
 
@@ -44,9 +46,7 @@ class Metric(ABC):
             )
         return check(self.values(logits), len(logits), name=self.name)
 
-    def bind(
-        self, model: nn.Module, tokens: Tensor | None = None, attention_mask: Bool[Tensor, "batch pos"] | None = None
-    ) -> "Metric":
+    def bind(self, model: nn.Module, tokens: Tensor | None = None, attention_mask: Mask = None) -> "Metric":
         """The same metric for this model and, where given, these examples: words have ids, and padding is not read.
 
         Analyses do this; by hand it is needed only where a metric that was made from words is called on logits.
@@ -54,6 +54,11 @@ class Metric(ABC):
         Raises:
             ValueError: if a word is not one token of the model, or the metric reads padding.
         """
+        shape = None if tokens is None else tokens.shape
+        return self.bound(model, tokens, None if attention_mask is None else mask_of(attention_mask, shape))
+
+    def bound(self, model: nn.Module, tokens: Tensor | None, attention_mask: RealTokens | None) -> "Metric":
+        """As `bind`, for a mask that was checked."""
         return self
 
     @property
@@ -114,9 +119,7 @@ class AnswerMetric(Metric):
     def __post_init__(self) -> None:
         _ = self.n_examples  # refuses parts that disagree
 
-    def bind(
-        self, model: nn.Module, tokens: Tensor | None = None, attention_mask: Bool[Tensor, "batch pos"] | None = None
-    ) -> "AnswerMetric":
+    def bound(self, model: nn.Module, tokens: Tensor | None, attention_mask: RealTokens | None) -> "AnswerMetric":
         """The same metric, reading the real tokens of this mask."""
         if attention_mask is None or isinstance(self.positions, Chosen):
             return self
@@ -178,9 +181,7 @@ class WordMetric(Metric):
     answers: tuple[Int[Tensor, "..."] | tuple[str, ...], ...]
     positions: Positions
 
-    def bind(
-        self, model: nn.Module, tokens: Tensor | None = None, attention_mask: Bool[Tensor, "batch pos"] | None = None
-    ) -> AnswerMetric:
+    def bound(self, model: nn.Module, tokens: Tensor | None, attention_mask: RealTokens | None) -> AnswerMetric:
         """The same metric with the words' ids.
 
         Raises:
@@ -193,7 +194,7 @@ class WordMetric(Metric):
         made = AnswerMetric(
             self.name, self.unit, self.higher_is_better, self.differentiable, self.score, ids, self.positions
         )
-        return made.bind(model, tokens, attention_mask)
+        return made.bound(model, tokens, attention_mask)
 
     @property
     def attention_mask(self) -> Bool[Tensor, "rows pos"] | None:
@@ -259,9 +260,7 @@ class Loss(Metric):
                 f"none is scored. Use {IGNORED}."
             )
 
-    def bind(
-        self, model: nn.Module, tokens: Tensor | None = None, attention_mask: Bool[Tensor, "batch pos"] | None = None
-    ) -> "Loss":
+    def bound(self, model: nn.Module, tokens: Tensor | None, attention_mask: RealTokens | None) -> "Loss":
         """Itself, if no label is on padding, or predicts it, or is the token that stands at its own place."""
         if tokens is None or tokens.shape[1] != self.labels.shape[1] or len(self.labels) not in (1, len(tokens)):
             return self  # refused elsewhere
@@ -352,9 +351,7 @@ class KLDivergence(Metric):
     differentiable: bool = True
     mask: Bool[Tensor, "rows pos"] | None = None
 
-    def bind(
-        self, model: nn.Module, tokens: Tensor | None = None, attention_mask: Bool[Tensor, "batch pos"] | None = None
-    ) -> "KLDivergence":
+    def bound(self, model: nn.Module, tokens: Tensor | None, attention_mask: RealTokens | None) -> "KLDivergence":
         """Itself, if the reference was read at real tokens."""
         if attention_mask is not None:
             chosen = self.positions.resolve(attention_mask.shape[1])
@@ -423,9 +420,7 @@ class Custom(Metric):
     differentiable: bool
     reads_last_only: bool
 
-    def bind(
-        self, model: nn.Module, tokens: Tensor | None = None, attention_mask: Bool[Tensor, "batch pos"] | None = None
-    ) -> "Custom":
+    def bound(self, model: nn.Module, tokens: Tensor | None, attention_mask: RealTokens | None) -> "Custom":
         """Itself, unless it said that it reads the last column, and that is padding."""
         if self.last_only and attention_mask is not None and not bool(attention_mask[:, -1].all()):
             raise ValueError(
@@ -493,9 +488,7 @@ class WholeBatch(Metric):
     higher_is_better: bool | None = None
     differentiable: bool = True
 
-    def bind(
-        self, model: nn.Module, tokens: Tensor | None = None, attention_mask: Bool[Tensor, "batch pos"] | None = None
-    ) -> "WholeBatch":
+    def bound(self, model: nn.Module, tokens: Tensor | None, attention_mask: RealTokens | None) -> "WholeBatch":
         """The function for these examples."""
         if tokens is None:
             return self

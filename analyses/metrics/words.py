@@ -25,7 +25,7 @@ def token_of(model: nn.Module, word: str) -> int:
             f"the model's tokenizer has no tokens that continue a text by exactly {word!r}: mind the space before a "
             "word, or give a token id."
         )
-    parts = ", ".join(repr(tokenizer.decode([one])) for one in spelled[:8])
+    parts = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(spelled[:8])))
     space = "" if word.startswith(" ") else f" With a space before it, {' ' + word!r}, it is another word."
     raise ValueError(
         f"the answer {shown(word)} is {len(spelled)} tokens of this model ({parts}), and an answer is one token: give "
