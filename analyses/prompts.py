@@ -3,6 +3,7 @@
 One text, a list of texts, token ids `[example pos]`, or what a tokenizer returned, with its mask.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from warnings import warn
 
@@ -82,7 +83,7 @@ def mask_of(given: object, shape: tuple[int, ...] | None = None) -> Bool[Tensor,
 _MASK = "it is [batch pos], 1 on tokens and 0 on padding. Pass the one that goes with the tokens."
 
 
-def warn_if_padded(model: nn.Module, tokens: Int[Tensor, "example pos"], *, stacklevel: int) -> None:
+def warn_if_padded(model: nn.Module, tokens: Int[Tensor, "example pos"]) -> None:
     """Say so if tokens that came without a mask look padded: then padding is read as text.
 
     One token at the beginning or end that doubles as the one for padding (as in GPT-2's vocabulary) is none, unless
@@ -108,8 +109,16 @@ def warn_if_padded(model: nn.Module, tokens: Int[Tensor, "example pos"], *, stac
             f"{tokenizer.pad_token!r}, the model's padding token, and no attention_mask was given: padding is read as "
             "text, and the last token may be padding. Pass attention_mask=, or the texts themselves.",
             UserWarning,
-            stacklevel=stacklevel + 1,
+            stacklevel=_to_the_caller(),
         )
+
+
+def _to_the_caller() -> int:
+    """The `stacklevel` of the line outside these packages that led here: so a warning comes once for each such line."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("analyses", "surgery", "hooks"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _of_tokenizer(given: Mapping) -> tuple[object, object]:

@@ -173,10 +173,21 @@ CASES = {
     ),
 }
 
+_RUNS = {
+    "by_gradient": "attribution.by_gradient(model, t, metric, OUT, progress=False)",
+    "by_path": "attribution.by_path(model, t, metric, SPEC, progress=False)",
+    "screen": "attribution.screen(model, t, metric, OUT, candidates=2, choose=1, progress=False)",
+    "patching": "patching.by_component(model, t, t, metric, {OUT: [0]}, progress=False)",
+    "compare": "controls.compare(model, t, metric, effects, ks=[1], seeds=1, progress=False)",
+}
+CASES |= {f"warned(lambda t: {run})": "[('<string>', 1)]" for run in _RUNS.values()}
+"""A warning of padding comes once, and from the user's own line."""
+
 CODE = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
 import torch
+from types import SimpleNamespace
 sys.path.insert(0, {tests!r})
 import models
 from analyses import attribution, controls, metrics, patching
@@ -191,6 +202,16 @@ def ablation(**more):
     return attribution.by_ablation(model, tokens, metric, Selection({{OUT: [0]}}), progress=False, **more)
 def patch(**more):
     return patching.by_component(model, tokens, tokens, metric, Selection({{OUT: [0]}}), progress=False, **more)
+def warned(run):
+    "Where warnings of padding came from."
+    model.tokenizer = SimpleNamespace(
+        pad_token="<pad>", pad_token_id=0, unk_token_id=None, bos_token_id=1, eos_token_id=1
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        run(torch.tensor([[1, 5, 6, 7], [1, 5, 0, 0]]))
+    model.tokenizer = None
+    return [(one.filename, str(one.message).count("padding token")) for one in caught]
 effects = gradient()
 def answer(text):
     try:

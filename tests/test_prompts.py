@@ -254,7 +254,7 @@ def test_tokens_that_look_padded_and_come_without_a_mask_are_warned_of(rows: tup
     tokens = tokens_of(model, *rows)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_if_padded(model, tokens, stacklevel=1)
+        warn_if_padded(model, tokens)
     assert len(caught) == bool(found)
     if found:
         assert str(caught[0].message).startswith(

@@ -143,7 +143,7 @@ def ask(
     size = None if batch_size is None else whole(batch_size, "batch_size", least=1)
     mask = _agreed(asked.attention_mask, mask, ids)
     if mask is None and asked.attention_mask is None:
-        warn_if_padded(model, ids, stacklevel=3)
+        warn_if_padded(model, ids)
     examples = Examples(ids, None if mask is None else mask.long(), asked.bound(model, ids, mask))
     return Question(model, examples, _targets(model, sites, svds, progress), size)
 
