@@ -9,8 +9,9 @@ has one end that no other matrix shares and that TransformerLens shows, and the 
 So a hook needs no partner and keeps nothing between calls, and works where a model shows only one end of a matrix.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Literal, final
 
 import torch
@@ -63,7 +64,13 @@ class Axes:
         return flat.view(activation.shape)
 
     def hook(self, change: Callable[[Tensor], Tensor], where: Where = "all") -> tuple[str, HookFunction]:
-        """A pair for `run_with_hooks(fwd_hooks=[...])` that adds `change(coordinates)` to the coordinates."""
+        """A pair for `run_with_hooks(fwd_hooks=[...])` that adds `change(coordinates)` to the coordinates.
+
+        Raises:
+            ValueError: if `where` says nothing about positions.
+        """
+
+        check_positions(where)
 
         def moved(activation: Tensor, hook: nn.Module) -> Tensor:
             coordinates = self.read(activation)
@@ -109,26 +116,48 @@ def hook_point(place: Place) -> str:
     return wire.name
 
 
+def check_positions(where: object) -> None:
+    """Refuse what cannot say which positions are meant, whatever the run.
+
+    Raises:
+        ValueError: if it is none of the forms of `Where`.
+    """
+    match where:
+        case Tensor():
+            whole = not (where.is_floating_point() or where.is_complex() or where.dtype == torch.bool)
+            fits = (whole and where.ndim == 1) or (where.dtype == torch.bool and where.ndim == 2)
+        case slice():
+            parts = (where.start, where.stop, where.step)
+            fits = all(part is None or _is_column(part) for part in parts) and index(where.step or 1) > 0
+        case str():
+            fits = where == "all"
+        case _:
+            fits = all(map(_is_column, where)) if isinstance(where, Iterable) else _is_column(where)
+    if not fits:
+        given = f"a {where.dtype} tensor of shape {tuple(where.shape)}" if isinstance(where, Tensor) else repr(where)
+        raise ValueError(f"positions is {given}: {_FORMS}")
+
+
 def positions(where: Where, n_examples: int, n_pos: int, *, device: torch.device) -> Bool[Tensor, "rows pos"]:
     """The chosen positions as booleans, one row for each example or one for all.
 
     Raises:
         ValueError: if a column is outside, or there are not as many rows as examples.
     """
+    check_positions(where)
     chosen = torch.zeros(1, n_pos, dtype=torch.bool, device=device)
     if isinstance(where, Tensor):
-        if where.dtype == torch.bool and where.ndim == 2:
+        if where.dtype == torch.bool:
             _agree(where.shape[0] in (1, n_examples) and where.shape[1] == n_pos, where, n_examples, n_pos)
             return where.to(device)
-        _agree(where.ndim == 1 and not where.is_floating_point() and len(where) == n_examples, where, n_examples, n_pos)
+        _agree(len(where) == n_examples, where, n_examples, n_pos)
         columns = where.to(device).long()
         _inside(columns.tolist(), n_pos)
         return chosen.expand(n_examples, -1).clone().scatter_(1, (columns % n_pos).unsqueeze(1), True)
     if isinstance(where, str):
-        _agree(where == "all", where, n_examples, n_pos)
         return ~chosen
     if not isinstance(where, slice):
-        where = [where] if isinstance(where, int) else list(where)
+        where = [index(column) for column in (where if isinstance(where, Iterable) else [where])]
         _inside(where, n_pos)
     chosen[:, where] = True
     return chosen
@@ -147,11 +176,24 @@ def _inside(columns: Sequence[int], n_pos: int) -> None:
         )
 
 
-def _agree(fits: bool, where: Tensor | str, n_examples: int, n_pos: int) -> None:
+def _agree(fits: bool, where: Tensor, n_examples: int, n_pos: int) -> None:
     if not fits:
-        given = f"a {where.dtype} tensor of shape {tuple(where.shape)}" if isinstance(where, Tensor) else repr(where)
         raise ValueError(
-            f"positions is {given}, in a run of {n_examples} examples and {n_pos} positions: it is 'all', a column, a "
-            "slice or list of columns, whole numbers [example], one column for each, or booleans [example pos]. Give "
-            "one of these."
+            f"positions is a {where.dtype} tensor of shape {tuple(where.shape)}, in a run of {n_examples} "
+            f"{'example' if n_examples == 1 else 'examples'} and {n_pos} {'position' if n_pos == 1 else 'positions'}: "
+            f"{_FORMS}"
         )
+
+
+def _is_column(given: object) -> bool:
+    try:
+        index(given)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return not isinstance(given, bool)
+
+
+_FORMS = (
+    "it is 'all', a column, a slice or list of columns, whole numbers [example], one column for each, or booleans "
+    "[example pos]. Give one of these."
+)

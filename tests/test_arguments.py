@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from surgery.arguments import fraction, number, seed, shown, whole
+from surgery.arguments import counted, fraction, number, seed, shown, whole
 
 
 @pytest.mark.parametrize("given", [3, np.int64(3), np.uint8(3), torch.tensor(3)])
@@ -54,3 +54,8 @@ def test_what_is_no_number_is_refused(given: object) -> None:
 def test_long_values_are_cut_short() -> None:
     assert shown("x" * 1000) == "'" + "x" * 76 + "..."
     assert shown([1, 2]) == "[1, 2]"
+
+
+def test_one_thing_is_not_several() -> None:
+    assert [counted(n, "example") for n in (0, 1, 2)] == ["0 examples", "1 example", "2 examples"]
+    assert counted(2, "matrix", "matrices") == "2 matrices"

@@ -44,10 +44,13 @@ def test_by_strength_takes_the_strongest_of_all_matrices():
     chosen = controls.by_strength(effects, 3)
     assert dict(chosen) == {"blocks.0.mlp.W_in": ((0,), (1,)), "blocks.1.mlp.W_in": ((0,),)}
     assert len(controls.by_strength(effects, 0)) == 0
-    for k in (-1, 7):
+    for k, text in {
+        -1: "k=-1: give a whole number, 0 or more.",
+        7: "k=7: the attributed matrices have 6 components. Give a number from 0 to that.",
+    }.items():
         with pytest.raises(ValueError) as caught:
             controls.by_strength(effects, k)
-        assert str(caught.value) == (f"k={k}: the attributed matrices have 6 components. Give a number from 0 to that.")
+        assert str(caught.value) == text
 
 
 @given(S=spectra, data=st.data())
@@ -152,7 +155,7 @@ def test_more_directions_than_their_span_holds_are_refused():
     with models.borrowed("bridge gpt2") as model, pytest.raises(ValueError) as caught:
         controls.rotated(model, Selection({site: [0, 1]}), Selection({site: [0]}), seed=0, progress=False)
     assert str(caught.value) == (
-        "2 directions of 'blocks.0.mlp.W_out' were asked for among the span of 1 components: a span holds no more "
+        "2 directions of 'blocks.0.mlp.W_out' were asked for among the span of 1 component: a span holds no more "
         "directions than components. Choose among more components."
     )
 
@@ -253,7 +256,7 @@ def test_where_fewer_are_harmful_these_are_removed_and_the_result_says_so():
         )
     assert dict(found.chosen[1]) == {site: ((4,),)}
     assert found.components["most harmful"].tolist() == [[1], [1]]
-    assert found.notes == ("only 1 components are harmful",)
+    assert found.notes == ("only 1 component is harmful",)
     assert all(torch.equal(values[0, 0], none.measure.baseline) for values in none.values.values())
     assert none.spec(1) == {}
 
@@ -336,8 +339,12 @@ def test_a_comparison_reads_as_a_table():
 def test_bad_comparisons_are_refused():
     with models.borrowed("bridge gpt2") as model:
         effects = attributed(model)
-        for settings in ({"ks": []}, {"ks": [0, 1]}, {"seeds": 0}):
-            with pytest.raises(ValueError, match="numbers of components and of draws are 1 or more"):
+        for settings, text in (
+            ({"ks": []}, r"ks=\[\]: give numbers of components"),
+            ({"ks": [0, 1]}, "k=0: give a whole number, 1 or more"),
+            ({"seeds": 0}, "seeds=0: give a whole number, 1 or more"),
+        ):
+            with pytest.raises(ValueError, match=text):
                 controls.compare(model, TOKENS, difference(), effects, progress=False, **settings)
         with pytest.raises(ValueError, match=r"k=3 was not compared: there are 1, 2. Choose one of these."):
             controls.compare(model, TOKENS, difference(), effects, ks=[1, 2], seeds=1, progress=False).spec(3)

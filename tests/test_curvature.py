@@ -300,12 +300,12 @@ def test_bf16_is_fp32_up_to_rounding():
 def test_bad_input_is_refused():
     tokens = models.tokens(3)
     with models.borrowed("bridge gpt2") as model:
-        for probes in (0, 1, 3, -2):
+        for probes in (0, 1, 3):
             with pytest.raises(
                 ValueError, match=rf"probes={probes}: an even number from 2 on .* by_gradient uses none"
             ):
                 attribution.by_curvature(model, tokens, difference(), OUT, probes=probes, progress=False)
-        with pytest.raises(ValueError, match=r"draws=0: at least one draw of labels"):
+        with pytest.raises(ValueError, match=r"draws=0: give a whole number, 1 or more"):
             attribution.by_fisher(model, tokens, metrics.next_token_labels(tokens), OUT, draws=0, progress=False)
         for attribute in (attribution.by_curvature, attribution.by_exact_curvature):
             with pytest.raises(ValueError, match=r"'rank' is not differentiable.*by_ablation"):

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import surgery
-from analyses import attribution, metrics
+from analyses import attribution, controls, metrics, patching
 from analyses.attribution import Effects, Measure, Selection
 from surgery import Drop, Keep
 
@@ -68,10 +68,65 @@ def test_most_harmful_is_the_best_of_all_sets(means: list[int], k: int, higher: 
     assert sum(means[i] if higher else -means[i] for i in chosen) == sum(g for g in gain[:k] if g > 0)
 
 
+WHAT_WAS_DONE = {
+    "gradient": ({}, "removal"),
+    "gradient, corrupted": ({"corrupted": models.tokens(3)}, "patching, clean to corrupted"),
+    "ablation": ({"replacement": "zero"}, "removal"),
+    "ablation, mean": ({"replacement": "mean"}, "replacement by the mean"),
+    "ablation, resample": ({"replacement": "resample"}, "replacement by another example's"),
+}
+
+
+@pytest.mark.parametrize("name", WHAT_WAS_DONE)
+def test_effects_of_something_else_are_not_turned_into_removals(name: str, tmp_path: Path):
+    settings, intervention = WHAT_WAS_DONE[name]
+    run = attribution.by_gradient if "gradient" in name else attribution.by_ablation
+    with models.borrowed("bridge gpt2") as model:
+        tokens, metric = models.tokens(3), metrics.logit_difference(CORRECT, WRONG)
+        effects = run(model, tokens, metric, {OUT: range(4)}, progress=False, **settings)
+        compared = controls.compare(model, tokens, metric, effects, ks=[1], seeds=1, progress=False)
+    effects.save(tmp_path / "effects.safetensors")
+    for one in (effects, Effects.load(tmp_path / "effects.safetensors")):
+        assert one.intervention == intervention
+        assert repr(one).startswith(f"effect of {intervention} on logit difference [logits], by ")
+        if intervention == "removal":
+            assert set(one.drop_most_harmful(4)) <= {OUT}
+        else:
+            with pytest.raises(ValueError, match=rf"these are effects of {intervention}, not of removal"):
+                one.drop_most_harmful(4)
+    notes = [] if intervention == "removal" else [f"the effects are of {intervention}, not of removal: the largest "]
+    assert [note[: len(text)] for note, text in zip(compared.notes, notes, strict=False)] == notes
+    assert ("most harmful" if intervention == "removal" else "largest effect") in compared.values
+
+
+def test_shares_of_another_edit_than_a_removal_are_not_turned_into_one():
+    with models.borrowed("bridge gpt2") as model:
+        tokens, metric = models.tokens(3), metrics.logit_difference(CORRECT, WRONG)
+        for edit, removes in ((Drop([0, 1]), True), (surgery.KeepTop(rank=30), True), (surgery.Scale({0: 2.0}), False)):
+            shares = attribution.by_shapley(model, tokens, metric, {OUT: edit}, samples=2, progress=False)
+            assert shares.intervention == ("removal" if removes else "the edit")
+
+
+def test_a_metric_without_a_unit_has_no_empty_brackets():
+    def mine(logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, -1, 0]
+
+    with models.borrowed("bridge gpt2") as model:
+        effects = attribution.by_gradient(model, models.tokens(1), mine, OUT, progress=False)
+        patched = patching.by_component(model, models.tokens(1), models.tokens(1), mine, {OUT: [0]}, progress=False)
+        compared = controls.compare(model, models.tokens(1), mine, effects, ks=[1], seeds=1, progress=False)
+    assert repr(effects).startswith("effect of removal on mine, by gradient: 32 components of 1 matrix, 1 example, ")
+    assert repr(patched).startswith(
+        "patching (denoising) of 1 component of 1 matrix at all positions, 1 example\nmine: "
+    )
+    assert repr(compared).startswith("mine, no direction, 1 example: ")
+    assert repr(Selection({OUT: [3]})) == f"Selection of 1 component\n  {OUT}: 3"
+
+
 def test_choices_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match=r"'score' has no direction.*higher_is_better=True or False.*top\(k\)"):
         made({OUT: torch.ones(2, 3)}, higher_is_better=None).drop_most_harmful(1)
-    with pytest.raises(ValueError, match=r"k=-1: a number of components is 0 or more"):
+    with pytest.raises(ValueError, match=r"k=-1: give a whole number, 0 or more"):
         two().top(-1)
     with pytest.raises(KeyError, match=r"'blocks.3.mlp.W_in' was not attributed; there are blocks.0.*effects.sites"):
         two()["blocks.3.mlp.W_in"]
@@ -151,7 +206,7 @@ def test_units_show_their_effect_on_every_member_and_nothing_elsewhere():
     assert dict(effects.top(1)) == {OUT: ((3,),)}
     assert effects.drop(2) == {OUT: Drop([0, 2, 3])}
     assert repr(effects.top(2)) == f"Selection of 3 components\n  {OUT}: 3, 0+2"
-    assert "2 components of 1 matrices, 2 examples" in repr(effects)
+    assert "2 components of 1 matrix, 2 examples, 1 forward pass, " in repr(effects)
 
 
 def test_heads_come_first_each_in_its_row():

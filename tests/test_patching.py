@@ -315,11 +315,15 @@ def test_a_result_says_what_it_is():
     assert "clean, unpatched, " in noised
 
 
-def test_denoising_suggests_no_components_to_drop():
-    # Where the clean coordinate of a component restores the answer, dropping the component would not.
-    with pytest.raises(ValueError, match="has no direction"):
-        result().effects.drop_most_harmful(3)
-    assert result(direction="noising").effects.most_harmful(3).n_components <= 3
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+def test_effects_of_patching_are_not_turned_into_removals(direction: patching.Direction):
+    # Where another run's coordinate of a component helps, taking the component out need not.
+    found = result(direction=direction).effects
+    for choose in (found.most_harmful, found.drop_most_harmful):
+        with pytest.raises(ValueError, match=r"these are effects of patching, .* not of removal, .* drop\(k\)"):
+            choose(3)
+    assert repr(found).startswith("effect of patching, c")
+    assert len(found.drop(3)) <= 3
 
 
 def test_a_result_by_position_has_no_effects_at_all_positions():
@@ -491,6 +495,14 @@ def test_under_an_operation_hooks_take_the_strengths_in_force():
     )
 
 
+def test_hooks_take_the_names_that_an_edit_takes():
+    with models.borrowed("bridge gpt2") as model:
+        for name in ("blocks.1.mlp.W_out", "transformer.h.1.mlp.c_proj", "*.1.mlp.W_out"):
+            assert patching.hook_point(model, name) == "blocks.1.mlp.out.hook_in"
+            ((point, _),) = patching.steering_hooks(model, name, 0, factor=0.0, progress=False)
+            assert point == "blocks.1.mlp.out.hook_in"
+
+
 def test_bad_hooks_are_refused():
     site = "blocks.0.mlp.W_out"
     with models.borrowed("bridge gpt2") as model, torch.no_grad():
@@ -509,13 +521,14 @@ def test_bad_hooks_are_refused():
             lambda: patch(model, site, [0], {}, progress=False),
         )
         refused(
-            r"components \[0, 32\] of 'blocks.0.mlp.W_out': it has 32, 0 to 31. Name one or more of them, each once.",
+            r"components \[0, 32\] of 'blocks.0.mlp.W_out': it has 32, 0 to 31. Name one or more of them in "
+            r"a list, each once.",
             lambda: patch(model, site, [0, 32], {}, progress=False),
         )
         refused(r"components \[\] of", lambda: patch(model, site, [], {}, progress=False))
         refused(r"components \[1, 1\] of", lambda: patch(model, site, [1, 1], {}, progress=False))
         refused(
-            r"has shape \(3, 6, 2\): coordinates are \[example pos component\], here of 1 components.",
+            r"has shape \(3, 6, 2\): coordinates are \[example pos component\], here of 1 component.",
             lambda: patch(model, site, [0], torch.zeros(3, 6, 2), progress=False),
         )
         refused(

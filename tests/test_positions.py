@@ -133,7 +133,11 @@ def test_last_only_is_known_before_the_number_of_columns(
         ),
         (slice(0, 2), MASK, r"^position=slice\(0, 2, None\) leaves examples 1 no real token"),
         (slice(3, 3), None, r"^position=slice\(3, 3, None\) leaves examples 0 no real token"),
-        (None, torch.zeros(12, 6), r"^position=None leaves examples 0, 1, 2, 3, 4, 5, 6, 7 and 4 more no real token"),
+        (
+            0,
+            torch.eye(6).flip(1)[[0] * 12].long(),
+            r"^position=0 leaves examples 0, 1, 2, 3, 4, 5, 6, 7 and 4 more no real token",
+        ),
         (
             [1, 2],
             MASK,

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import surgery
-from analyses import metrics
+from analyses import attribution, metrics, patching
 from analyses.attribution import Selection
-from analyses.attribution.question import LOGITS_PER_PASS, TOKENS_PER_PASS, as_tokens, ask
+from analyses.attribution.question import LOGITS_PER_PASS, TOKENS_PER_PASS, ask
+from analyses.prompts import read
 from surgery import Drop, Scale
 
 OUT = "blocks.1.mlp.W_out"
@@ -36,6 +37,26 @@ def test_patterns_and_selections_name_targets_in_the_order_of_the_forward_pass()
         assert list(chosen(Selection({OUT: [], "blocks.0.mlp.W_out": [1]}))) == ["blocks.0.mlp.W_out"]
 
 
+def test_components_in_a_plain_dict_are_not_ignored():
+    tokens, some = models.tokens(2), {OUT: [0, (1, 2)], "blocks.0.mlp.*": [3]}
+    with models.borrowed("bridge gpt2") as model:
+        assert units(ask(model, tokens, first, some, progress=False)) == units(
+            ask(model, tokens, first, Selection(some), progress=False)
+        )
+        blocks = surgery.decompose(model, OUT, basis=surgery.RowBlocks(2), progress=False)
+        found = attribution.by_ablation(model, tokens, first, {OUT: [1]}, svds=blocks, progress=False)
+        assert found.units == {OUT: ((1,),)}
+        assert found.basis == surgery.RowBlocks(2)
+        patched = patching.by_component(model, tokens, tokens, first, {OUT: [1]}, progress=False)
+        assert patched.effects.units == {OUT: ((1,),)}
+        pairs = attribution.interactions(model, tokens, first, {OUT: [0, 3]}, progress=False)
+        assert pairs.labels == (f"{OUT} 0", f"{OUT} 3")
+        spec = {OUT: Drop([0, 1, 2])}
+        shares = attribution.by_shapley(model, tokens, first, spec, players={OUT: [(0, 1), 2]}, progress=False)
+        assert shares.units == {OUT: ((0, 1), (2,))}
+        assert list(units(ask(model, tokens, first, surgery.sites(model, OUT)[0], progress=False))) == [OUT]
+
+
 def test_components_in_force_have_the_strengths_that_edits_left_them():
     tokens = models.tokens(2)
     with models.borrowed("bridge gpt2") as model:
@@ -53,7 +74,7 @@ def test_the_budget_bounds_the_rows_of_a_pass():
     with models.borrowed("bridge gpt2") as model:
         d_vocab = model.cfg.d_vocab
         for tokens in (models.tokens(2, 7), models.tokens(500, 60)):
-            all_positions = ask(model, tokens, first, OUT, progress=False)
+            all_positions = ask(model, tokens, metrics.logit(0, position=slice(None)), OUT, progress=False)
             rows = all_positions.rows_per_pass()
             n_pos = tokens.shape[1]
             assert rows * n_pos <= TOKENS_PER_PASS < (rows + 1) * n_pos
@@ -72,7 +93,7 @@ def test_the_budget_bounds_the_rows_of_a_pass():
 
 def test_wide_vocabularies_make_smaller_batches():
     with models.borrowed("bridge gpt2") as model:
-        question = ask(model, models.tokens(3), first, OUT, progress=False)
+        question = ask(model, models.tokens(3), metrics.logit(0, position=slice(None)), OUT, progress=False)
         held = model.cfg.d_vocab
         model.cfg.d_vocab = LOGITS_PER_PASS // 14
         try:
@@ -103,7 +124,7 @@ def test_bad_input_is_refused():
         for bad in (tokens[0], tokens[:0], tokens[:, :0], tokens.float()):
             with pytest.raises(ValueError, match=r"the tokens have shape .*give token ids \[example pos\]"):
                 given(bad)
-        with pytest.raises(ValueError, match=r"batch_size=0: at least one sequence"):
+        with pytest.raises(ValueError, match=r"batch_size=0: give a whole number, 1 or more"):
             given(tokens, batch_size=0)
         with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 6\), the tokens \(2, 7\)"):
             given(tokens, attention_mask=tokens[:, :6])
@@ -118,7 +139,7 @@ def test_bad_input_is_refused():
             given(tokens, sites=Selection({OUT: [(0, 32)]}))
         with pytest.raises(surgery.SiteError, match=r"no matrix is named"):
             given(tokens, sites=Selection({"blocks.9.mlp.W_out": [0]}))
-        assert as_tokens(model, tokens.int()).shape == (2, 7)
+        assert read(model, tokens.int())[0].shape == (2, 7)
 
 
 def test_train_mode_is_refused_only_where_something_is_dropped(monkeypatch: pytest.MonkeyPatch):

@@ -208,7 +208,7 @@ def test_one_example_has_no_standard_error():
 def test_bad_input_is_refused():
     tokens = models.tokens(3)
     with models.borrowed("bridge gpt2") as model:
-        for samples in (0, 1, 3, -2):
+        for samples in (0, 1, 3):
             with pytest.raises(ValueError, match=rf"samples={samples}: orders come in pairs, so an even number"):
                 attribution.by_shapley(model, tokens, difference(), SPEC, samples=samples, progress=False)
         with pytest.raises(ValueError, match=r"the spec changes no component"):

@@ -11,7 +11,11 @@
 and shares of what a whole spec changes, which sum to it: `by_path` (integrated gradients, with a certificate) and
 `by_shapley`. `interactions` measures how pairs depend on each other; `screen` runs the cascade from cheap to exact.
 
-**effect = metric with the component removed − metric now**, everywhere.
+**effect = metric with the component removed − metric now**, everywhere; where something else was done to it,
+`effects.intervention` says so.
+
+Examples are token ids, texts, or a tokenizer's output with its mask (`analyses.prompts`); a metric is one of
+`analyses.metrics` or a plain function of the logits, which always sees the whole batch (`metrics.as_metric`).
 """
 
 from analyses.attribution.ablations import by_ablation

@@ -12,15 +12,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from analyses.attribution.effects import Effects
-from analyses.attribution.gradients import alike, arithmetic, inputs_kept, logits_of, metric_of
+from analyses.attribution.effects import REMOVAL, Effects
+from analyses.attribution.gradients import arithmetic, inputs_kept, logits_of, metric_of
 from analyses.attribution.moves import Substitute, one_at_a_time
-from analyses.attribution.question import Question, Sites, Target, Tokens, as_tokens, ask
+from analyses.attribution.question import Question, Sites, Target, ask, counterparts
 from analyses.metrics import Metric
+from analyses.metrics.placement import Mask
+from analyses.prompts import Tokens
 from hooks import Site
 from surgery import Decompositions
+from surgery.arguments import seed as whole_seed
 
 Replacement = Literal["zero", "mean", "resample"]
+_INTERVENTIONS: dict[Replacement, str] = {
+    "zero": REMOVAL,
+    "mean": "replacement by the mean",
+    "resample": "replacement by another example's",
+}
 
 
 def by_ablation(
@@ -33,7 +41,7 @@ def by_ablation(
     seed: int = 0,
     corrupted: Tokens | None = None,
     svds: Decompositions | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Effects:
@@ -53,21 +61,22 @@ def by_ablation(
     question = ask(
         model, tokens, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
     )
-    substitute = _substitute(question, replacement, seed, None if corrupted is None else as_tokens(model, corrupted))
+    substitute = _substitute(question, replacement, whole_seed(seed), corrupted)
     found = one_at_a_time(question, substitute, work="ablation", progress=progress)
     return Effects(
         f"ablation ({replacement})",
         question.measure(found.baseline),
         {target.address: target.units for target in question.targets.values()},
-        {str(site): rows[:, 0] for site, rows in found.effects.items()},
+        {str(site): question.pooled(rows[:, 0]) for site, rows in found.effects.items()},
         {target.address: target.components.S.cpu() for target in question.targets.values()},
         question.weight_state,
         found.passes,
         basis=question.basis,
+        intervention=_INTERVENTIONS[replacement],
     )
 
 
-def _substitute(question: Question, replacement: Replacement, seed: int, corrupted: Tensor | None) -> Substitute:
+def _substitute(question: Question, replacement: Replacement, seed: int, corrupted: Tokens | None) -> Substitute:
     """How far every coordinate moves when its component goes out: a function of target, input and example indices."""
     match replacement:
         case "zero":
@@ -82,7 +91,7 @@ def _substitute(question: Question, replacement: Replacement, seed: int, corrupt
                 raise ValueError("one example cannot be resampled from another: give two or more, or corrupted=.")
             if corrupted is None:
                 return Resampled(question, question.examples.tokens[_derangement(question.n_examples, seed)])
-            return Resampled(question, alike(question, corrupted))
+            return Resampled(question, counterparts(question, corrupted))
         case _:
             raise ValueError(f"replacement={replacement!r}: it is 'zero', 'mean' or 'resample'.")
 

@@ -13,16 +13,26 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from analyses.attribution.effects import Effects, Selection, Unit
+from analyses.attribution.effects import REMOVAL, Effects, Selection, Unit
 from analyses.attribution.gradients import arithmetic, logits_of, metric_of
-from analyses.attribution.question import Examples, Question, Target, Tokens, ask, selected
+from analyses.attribution.question import (
+    Components,
+    Examples,
+    Question,
+    Target,
+    ask,
+    basis_asked,
+    selected,
+    selection_of,
+)
 from analyses.metrics import Metric
+from analyses.metrics.placement import Mask
+from analyses.prompts import Tokens
 from hooks import Site, host_of
 from hooks.replay import Recording, Rows, has_hooks, recorded, replayed
 from hooks.temporary import Temporary, together
 from hooks.unembedding import unembedding_only
 from surgery import Decompositions, Gains, Spec
-from surgery.decompositions import basis_of
 from surgery.specs import combine, plan
 
 
@@ -62,14 +72,23 @@ class Game:
             method,
             self.question.measure(baseline),
             {str(site): tuple(self.players[n][1] for n in numbers) for site, numbers in at.items()},
-            {str(site): rows[:, numbers].float().cpu() for site, numbers in at.items()},
+            {str(site): self.question.pooled(rows[:, numbers]).float().cpu() for site, numbers in at.items()},
             {str(site): targets[site].components.S.cpu() for site in at},
             self.question.weight_state,
             passes,
             {} if noise is None else {str(site): noise[numbers].float().cpu() for site, numbers in at.items()},
             tuple(notes),
-            change.float().cpu(),
+            self.question.pooled(change).float().cpu(),
             basis=self.question.basis,
+            intervention=REMOVAL if self._removes else "the edit",
+        )
+
+    @property
+    def _removes(self) -> bool:
+        """Whether the edit takes every player out and puts nothing in its place."""
+        return all(
+            self.gains[site].constants is None and not bool(self.gains[site].values[list(unit)].any())
+            for site, unit in self.players
         )
 
 
@@ -79,9 +98,9 @@ def game_of(
     metric: Metric | Callable[[Tensor], Tensor],
     spec: Spec,
     *,
-    players: Selection | None = None,
+    players: Components | None = None,
     svds: Decompositions | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Game:
@@ -93,7 +112,7 @@ def game_of(
         SiteError: if a pattern names no editable matrix.
     """
     gains: dict[Site, Gains] = {}
-    basis = basis_of(svds)
+    basis = basis_asked(svds)
     changes = plan(model, spec, svds=svds, progress=progress)
     for site in dict.fromkeys(change.site for change in changes):
         parts = [change for change in changes if change.site == site]
@@ -108,7 +127,7 @@ def game_of(
     units = (
         Selection({str(site): members for site, members in changed.items() if members}, basis=basis)
         if players is None
-        else players
+        else selection_of(players, basis, "players")
     )
     if not units.n_components:
         raise ValueError("the spec changes no component (every gain is 1), so there is nothing to attribute.")

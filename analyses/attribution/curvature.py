@@ -27,12 +27,16 @@ from tqdm.auto import tqdm
 from analyses import metrics
 from analyses.attribution.effects import Effects
 from analyses.attribution.gradients import backward, check_connected, check_differentiable, metric_of, units_of
-from analyses.attribution.question import Examples, Question, Sites, Target, Tokens, ask
+from analyses.attribution.question import Examples, Question, Sites, Target, ask
 from analyses.metrics import Metric
 from analyses.metrics.measures import Loss
+from analyses.metrics.placement import Mask
+from analyses.prompts import Tokens
 from hooks import Site
 from hooks.temporary import Temporary, together
 from surgery import Decompositions
+from surgery.arguments import seed as whole_seed
+from surgery.arguments import whole
 
 Share = Literal["matrix", "type", "all"]
 FISHER_DRAWS = 4
@@ -50,7 +54,7 @@ def by_curvature(
     seed: int = 0,
     share: Share = "type",
     svds: Decompositions | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Effects:
@@ -64,6 +68,7 @@ def by_curvature(
         ValueError: if the metric is not differentiable, `probes` is not even and positive, or as `ask`.
         SiteError: if a pattern names no editable matrix.
     """
+    probes = whole(probes, "probes")
     if probes < 2 or probes % 2:
         raise ValueError(
             f"probes={probes!r}: an even number from 2 on is needed (16 is the default; by_gradient uses none)."
@@ -72,7 +77,7 @@ def by_curvature(
         model, tokens, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
     )
     groups = _groups(question, share)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(whole_seed(seed))
 
     def diagonal(slopes: dict[Site, Tensor], gains: dict[Site, Tensor]) -> Iterator[tuple[Site, Tensor]]:
         for group in groups:
@@ -101,7 +106,7 @@ def by_exact_curvature(
     sites: Sites = "*",
     *,
     svds: Decompositions | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Effects:
@@ -137,7 +142,7 @@ def by_fisher(
     draws: int = 4,
     seed: int = 0,
     svds: Decompositions | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Effects:
@@ -151,8 +156,7 @@ def by_fisher(
         ValueError: if `draws` is not positive, or as `ask`.
         SiteError: if a pattern names no editable matrix.
     """
-    if draws < 1:
-        raise ValueError(f"draws={draws!r}: at least one draw of labels is needed.")
+    draws, seed = whole(draws, "draws", least=1), whole_seed(seed)
     question = ask(
         model, tokens, metrics.loss(labels), sites,
         svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
@@ -213,6 +217,8 @@ def _second_order(question: Question, method: str, diagonal: Diagonal, *, passes
         with _with_gains(question, len(chosen)) as gains:
             values = metric_of(question, part, differentiable=True)
         check_connected(question, values)
+        if part.metric.whole_batch:
+            _check_separate(part.metric, values, list(gains.values()))
         baselines.append(values.detach())
         found = torch.autograd.grad(values.sum(), list(gains.values()), create_graph=True, materialize_grads=True)
         slopes = dict(zip(gains, found, strict=True))
@@ -225,6 +231,26 @@ def _second_order(question: Question, method: str, diagonal: Diagonal, *, passes
         if len(parts[0]) > 1
     }
     return _effects(question, method, baselines, rows, noise, passes=passes)
+
+
+def _check_separate(metric: Metric, values: Float[Tensor, " example"], gains: list[Tensor]) -> None:
+    """Refuse a function that mixes examples: the second derivatives between them would be left out.
+
+    Raises:
+        ValueError: if the gains of one example move the value of another.
+    """
+    weights = torch.linspace(1, 2, len(values), device=values.device, dtype=values.dtype)
+    slopes = [
+        torch.autograd.grad(values, gains, weight, retain_graph=True, materialize_grads=True)
+        for weight in (weights, torch.ones_like(weights))
+    ]
+    for weighted, plain in zip(*slopes, strict=True):
+        expected = weights.to(plain).unsqueeze(1) * plain
+        if float((weighted - expected).abs().max()) > 1e-3 * float(expected.abs().max()):
+            raise ValueError(
+                f"{metric.name} gives an example a value that depends on other examples, as a mean over them does, and "
+                "curvature is measured for each by itself. Return each example's own value, [batch]."
+            )
 
 
 def _effects(

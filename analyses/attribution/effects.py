@@ -22,6 +22,8 @@ from torch import Tensor
 
 from hooks import Site
 from surgery import SVD, Basis, Drop, Edit, Keep
+from surgery.arguments import counted, number, shown, whole
+from surgery.arguments import seed as whole_seed
 from surgery.bases import decode_basis
 from surgery.codec import encode
 from surgery.factorise import degenerate_blocks
@@ -32,6 +34,8 @@ Unit = tuple[int, ...]
 OrderKey = Callable[[np.ndarray], np.ndarray]
 _FORMAT, _VERSION = "model-surgery effects", "1"
 _SVD = SVD()
+REMOVAL = "removal"
+"""What is done to a component when it is taken out and nothing put in its place: what `Drop` does."""
 
 
 @final
@@ -42,13 +46,13 @@ class Selection(Mapping[str, tuple[Unit, ...]]):
     """
 
     def __init__(self, units: Mapping[str, Sequence[int | Sequence[int]]], *, basis: Basis = _SVD) -> None:
+        if not isinstance(units, Mapping):
+            raise ValueError(f"a selection of {shown(units)}: give the components of each matrix, {{site: [0, 3]}}.")
         self.basis = basis
-        self._units = {
-            site: tuple((u,) if isinstance(u, int) else tuple(u) for u in chosen) for site, chosen in units.items()
-        }
+        self._units = {str(site): _units(site, chosen) for site, chosen in units.items()}
         for site, chosen in self._units.items():
             members = [i for unit in chosen for i in unit]
-            if len(set(members)) < len(members) or any(i < 0 for i in members):
+            if len(set(members)) < len(members):
                 raise ValueError(
                     f"the selection of '{site}' is {list(chosen)!r}: name each component once, counting from 0, the "
                     "strongest."
@@ -86,7 +90,27 @@ class Selection(Mapping[str, tuple[Unit, ...]]):
 
     def __repr__(self) -> str:
         lines = [f"  {site}: {', '.join('+'.join(map(str, unit)) for unit in chosen)}" for site, chosen in self.items()]
-        return "\n".join([f"Selection of {self.n_components} components", *lines])
+        return "\n".join([f"Selection of {counted(self.n_components, 'component')}", *lines])
+
+
+def _units(site: object, chosen: object) -> tuple[Unit, ...]:
+    """The units of one matrix, each a component or several."""
+    try:
+        if isinstance(chosen, str | bytes | Mapping):
+            raise TypeError
+        return tuple(
+            tuple(_component(i) for i in unit) if isinstance(unit, list | tuple | range) else (_component(unit),)
+            for unit in list(chosen)  # type: ignore[call-overload]
+        )
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"the selection of '{site}' is {shown(chosen)}: name each component once, counting from 0, the strongest, "
+            "in a list such as [0, 3], or [(0, 1), 3] where some go together."
+        ) from None
+
+
+def _component(given: object) -> int:
+    return whole(given, "component")
 
 
 @final
@@ -99,6 +123,11 @@ class Measure:
     higher_is_better: bool | None
     baseline: Float[Tensor, " example"]
 
+    @property
+    def label(self) -> str:
+        """Its name, with its unit where it has one."""
+        return f"{self.name} [{self.unit}]" if self.unit else self.name
+
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
@@ -110,7 +139,9 @@ class Effects:
     from the method itself (random probes, permutations), 0 for exact methods. `passes` counts the work in forward
     passes of the whole model over all examples. `change` is what all of it together does to the metric, where the
     effects are shares of that. `positions[site]`, where asked for, splits the effects by position, `[example, pos,
-    unit]`. `basis` is what the components are components of.
+    unit]`. `basis` is what the components are components of. `intervention` says what was done to a component: its
+    removal, unless an analysis says something else. A metric that gave one number for all examples together has one
+    row, and no standard error.
     """
 
     method: str
@@ -125,6 +156,7 @@ class Effects:
     change: Float[Tensor, " example"] | None = None
     positions: dict[str, Float[Tensor, "example pos unit"]] = field(default_factory=dict)
     basis: Basis = _SVD
+    intervention: str = REMOVAL
 
     def __post_init__(self) -> None:
         for site, rows in self.examples.items():
@@ -170,11 +202,12 @@ class Effects:
         self, site: str, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
     ) -> Float[Tensor, "2 component"]:
         """Bootstrap percentile interval of each mean effect over examples, `[lower, upper]`."""
-        if not 0 < level < 1:
+        if not 0 < number(level, "level") < 1:
             raise ValueError(f"level={level!r}: a confidence level lies between 0 and 1, such as 0.95.")
+        resamples = whole(resamples, "resamples", least=1)
         self._check_attributed(site)
         rows = self.examples[site].double()
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(whole_seed(seed))
         weights = torch.zeros(resamples, len(rows), dtype=rows.dtype)
         draws = torch.randint(len(rows), (resamples, len(rows)), generator=generator)
         weights.scatter_add_(1, draws, torch.ones_like(draws, dtype=rows.dtype))
@@ -200,9 +233,15 @@ class Effects:
         """The k units whose removal improves the metric most; fewer if fewer improve it.
 
         Raises:
-            ValueError: if the metric has no direction.
+            ValueError: if the metric has no direction, or something else than removal was measured.
         """
-        sign = self._direction()
+        if self.intervention != REMOVAL:
+            raise ValueError(
+                f"these are effects of {self.intervention}, not of removal, so they do not say which components to "
+                "remove. Attribute removal (by_ablation with replacement='zero', by_gradient without corrupted), or "
+                "remove the largest all the same: drop(k)."
+            )
+        k, sign = whole(k, "k"), self._direction()
         improving = int(sum((sign * self.examples[site].mean(0) > 0).sum() for site in self.sites))
         return self._selected(min(k, improving), lambda effect: -sign * effect)
 
@@ -210,7 +249,7 @@ class Effects:
         """The spec that removes `most_harmful(k)`.
 
         Raises:
-            ValueError: if the metric has no direction.
+            ValueError: as `most_harmful`.
         """
         return self.most_harmful(k).drop()
 
@@ -219,6 +258,8 @@ class Effects:
 
         Inside a block singular vectors are defined only up to a rotation, and so are the effects of single ones.
         """
+        if not 0 <= number(rtol, "rtol") < 1:
+            raise ValueError(f"rtol={rtol!r}: a relative difference lies between 0 and 1, such as 1e-5.")
         found = {site: _degenerate_units(S, rtol) for site, S in self.strengths.items()}
         return Selection({site: units for site, units in found.items() if units}, basis=self.basis)
 
@@ -240,6 +281,7 @@ class Effects:
             "method": self.method, "units": self.units, "weight_state": self.weight_state, "passes": self.passes,
             "notes": self.notes, "name": self.measure.name, "unit": self.measure.unit,
             "higher_is_better": self.measure.higher_is_better, "basis": encode(self.basis),
+            "intervention": self.intervention,
         }  # fmt: skip
         save_file(tensors, str(path), metadata={"format": _FORMAT, "version": _VERSION, "about": json.dumps(about)})
 
@@ -278,7 +320,8 @@ class Effects:
         state, notes = about["weight_state"], tuple(about["notes"])
         basis = decode_basis(about["basis"]) if "basis" in about else _SVD
         return cls(about["method"], measure, units, parts["examples"], parts["strengths"], state, about["passes"],
-                   parts["noise"], notes, tensors.get("change"), parts["positions"], basis)  # fmt: skip
+                   parts["noise"], notes, tensors.get("change"), parts["positions"], basis,
+                   about.get("intervention", _intervention_by(about["method"])))  # fmt: skip
 
     def __repr__(self) -> str:
         measure = self.measure
@@ -287,9 +330,9 @@ class Effects:
         frame = frame.iloc[np.argsort(-np.abs(frame["effect"].to_numpy()), kind="stable")[:5]]
         shown = frame[["site", "component", "strength", "effect", "stderr"]].to_string(index=False)
         lines = [
-            f"effect of removal on {measure.name} [{measure.unit}], by {self.method}: {count} components of "
-            f"{len(self.sites)} matrices, {len(measure.baseline)} examples, {self.passes:.3g} forward passes, "
-            f"weights {self.weight_state}",
+            f"effect of {self.intervention} on {measure.label}, by {self.method}: {counted(count, 'component')} of "
+            f"{counted(len(self.sites), 'matrix', 'matrices')}, {counted(len(measure.baseline), 'example')}, "
+            f"{self.passes:.3g} forward {'pass' if self.passes == 1 else 'passes'}, weights {self.weight_state}",
             f"{measure.name} now: {float(measure.baseline.mean()):.4g}; largest effects:",
             shown,
             *self.notes,
@@ -329,8 +372,7 @@ class Effects:
         return 1 if self.measure.higher_is_better else -1
 
     def _selected(self, k: int, order: OrderKey) -> Selection:
-        if k < 0:
-            raise ValueError(f"k={k!r}: a number of components is 0 or more.")
+        k = whole(k, "k")
         flat = [(site, unit) for site in self.sites for unit in self.units[site]]
         effects = np.concatenate([self.examples[site].mean(0).numpy() for site in self.sites]) if flat else np.empty(0)
         chosen: dict[str, list[Unit]] = {}
@@ -348,8 +390,8 @@ class Effects:
     def _frame(self, site: str) -> pd.DataFrame:
         parsed, S = Site.parse(site), self.strengths[site]
         block = torch.full((len(S),), -1, dtype=torch.long)
-        for number, members in enumerate(_degenerate_units(S)):
-            block[list(members)] = number
+        for n, members in enumerate(_degenerate_units(S)):
+            block[list(members)] = n
         frame = pd.DataFrame({
             "site": site, "layer": parsed.layer, "matrix": parsed.matrix, "head": parsed.head,
             "component": range(len(S)), "strength": S.numpy(), "effect": self[site].numpy(),
@@ -358,6 +400,12 @@ class Effects:
         frame["head"] = frame["head"].astype("Int64")
         frame["degenerate"] = frame["degenerate"].astype("Int64").where(frame["degenerate"] >= 0)
         return frame
+
+
+def _intervention_by(method: str) -> str:
+    """What files say that were written before they named it."""
+    patched = method.startswith("patching") or "clean to corrupted" in method or "(resample)" in method
+    return "patching" if patched else "replacement by the mean" if "(mean)" in method else REMOVAL
 
 
 def _degenerate_units(S: Float[Tensor, " component"], rtol: float = 1e-5) -> list[Unit]:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from analyses.attribution.effects import Effects
-from analyses.attribution.question import Examples, Question, Sites, Target, Tokens, as_tokens, ask
+from analyses.attribution.effects import REMOVAL, Effects
+from analyses.attribution.question import Examples, Question, Sites, Target, ask, counterparts
 from analyses.metrics import Metric
+from analyses.metrics.placement import Mask
+from analyses.prompts import Tokens
 from hooks import Place, Site
 from hooks.replay import has_hooks
 from hooks.temporary import Hook, Temporary, together
@@ -33,7 +35,7 @@ def by_gradient(
     corrupted: Tokens | None = None,
     keep_positions: bool = False,
     svds: Decompositions | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Effects:
@@ -54,7 +56,7 @@ def by_gradient(
         model, tokens, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
     )
     check_differentiable(question.examples.metric)
-    other = None if corrupted is None else alike(question, as_tokens(model, corrupted))
+    other = None if corrupted is None else counterparts(question, corrupted)
     baselines: list[Tensor] = []
     rows: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
     by_position: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
@@ -72,12 +74,13 @@ def by_gradient(
         "gradient" if other is None else "gradient, clean to corrupted",
         question.measure(torch.cat(baselines)),
         {target.address: target.units for target in question.targets.values()},
-        {str(site): torch.cat(parts) for site, parts in rows.items()},
+        {str(site): question.pooled(torch.cat(parts)) for site, parts in rows.items()},
         {target.address: target.components.S.cpu() for target in question.targets.values()},
         question.weight_state,
         passes=2.0 + (corrupted is not None),
-        positions={str(site): torch.cat(parts) for site, parts in by_position.items() if parts},
+        positions={str(site): question.pooled(torch.cat(parts)) for site, parts in by_position.items() if parts},
         basis=question.basis,
+        intervention=REMOVAL if other is None else "patching, clean to corrupted",
     )
 
 
@@ -198,21 +201,6 @@ def inputs_kept(question: Question) -> Temporary[Callable[[], dict[Site, Tensor]
 def places_of(question: Question) -> dict[Site, Place]:
     """A place for each matrix that is asked about, whole or by its heads."""
     return {site.joint: target.place for site, target in question.targets.items()}
-
-
-def alike(question: Question, other: Int[Tensor, "other_example other_pos"]) -> Int[Tensor, "example pos"]:
-    """The other examples, if there is one of the same length for each.
-
-    Raises:
-        ValueError: if there is not.
-    """
-    if other.shape != question.examples.tokens.shape:
-        raise ValueError(
-            f"the corrupted tokens have shape {tuple(other.shape)}, the clean ones "
-            f"{tuple(question.examples.tokens.shape)}: every clean example needs a corrupted one of the same length. "
-            "Give corrupted tokens of the clean ones' shape."
-        )
-    return other
 
 
 def check_differentiable(metric: Metric) -> None:

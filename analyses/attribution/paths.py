@@ -12,10 +12,12 @@ from tqdm.auto import tqdm
 from analyses.attribution.coalitions import Game, game_of
 from analyses.attribution.effects import Effects
 from analyses.attribution.gradients import backward, check_differentiable, units_of
-from analyses.attribution.question import Tokens
 from analyses.metrics import Metric
+from analyses.metrics.placement import Mask
+from analyses.prompts import Tokens
 from hooks import Site
 from surgery import Compensated, Decompositions, Edit, Scale, Spec, apply
+from surgery.arguments import number, whole
 
 
 def by_path(
@@ -28,7 +30,7 @@ def by_path(
     tolerance: float = 0.01,
     max_steps: int = 128,
     svds: Decompositions | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Effects:
@@ -42,7 +44,8 @@ def by_path(
         ValueError: if the metric is not differentiable, the numbers of steps or the tolerance make no sense, or as
         `game_of`. SiteError: if a pattern names no editable matrix.
     """
-    if not 1 <= steps <= max_steps or not tolerance > 0:
+    steps, max_steps = whole(steps, "steps"), whole(max_steps, "max_steps")
+    if not 1 <= steps <= max_steps or not 0 < number(tolerance, "tolerance") < inf:
         raise ValueError(
             f"steps={steps!r}, max_steps={max_steps!r}, tolerance={tolerance!r}: 1 <= steps <= max_steps and a "
             "positive tolerance."

@@ -1,26 +1,28 @@
 """What an attribution is asked: a metric of a model, on some examples, as a function of some components' gains."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from analyses import metrics
 from analyses.attribution.effects import Measure, Selection, Unit
+from analyses.metrics.placement import Mask
+from analyses.prompts import Tokens, mask_of, read, warn_if_padded
 from hooks import Place, Site, host_of, match_sites
 from hooks.replay import has_hooks
 from surgery import Basis, Decomposition, Decompositions
+from surgery.arguments import counted, shown, whole
 from surgery.decompositions import basis_of
 from surgery.operations import components_in_force
 
-Sites = str | Iterable[str] | Selection
-"""Which components: every one of the matrices that a pattern (or each of several) names, or a selection of them."""
-
-Tokens = Tensor | str
-"""Token ids `[example pos]`, or one string. (Annotated without a shape: what is wrong is said in our words.)"""
+Components = Mapping[str, Sequence[int | Sequence[int]]]
+"""Chosen components of chosen matrices: a `Selection`, or a plain dict, `{"blocks.0.mlp.W_out": [0, 3]}`."""
+Sites = str | Iterable[str] | Components
+"""Which components: every one of the matrices that a pattern (or each of several) names, or chosen ones."""
 
 TOKENS_PER_PASS = 8192
 LOGITS_PER_PASS = 2**26
@@ -76,9 +78,9 @@ class Question:
         return self.batch_size or max(1, fitting)
 
     def batches(self) -> Iterator[Int[Tensor, " example"]]:
-        """The examples' indices in batches; all at once where somebody's hooks, which may rely on it, are active."""
-        whole = has_hooks(self.model)
-        yield from torch.arange(self.n_examples).split(self.n_examples if whole else self.rows_per_pass())
+        """The examples' indices in batches; all at once where somebody's hooks or function may rely on it."""
+        together = self.examples.metric.whole_batch or has_hooks(self.model)
+        yield from torch.arange(self.n_examples).split(self.n_examples if together else self.rows_per_pass())
 
     def take(self, chosen: Int[Tensor, " row"]) -> Examples:
         """Some examples, in any order and as often as wanted."""
@@ -95,7 +97,11 @@ class Question:
     def measure(self, baseline: Float[Tensor, " example"]) -> Measure:
         """The metric as a result records it."""
         metric = self.examples.metric
-        return Measure(metric.name, metric.unit, metric.higher_is_better, baseline.detach().float().cpu())
+        return Measure(metric.name, metric.unit, metric.higher_is_better, self.pooled(baseline).detach().float().cpu())
+
+    def pooled(self, rows: Float[Tensor, "example ..."]) -> Float[Tensor, "example2 ..."]:
+        """The rows of a result: as they are, or one for all examples where the metric has one number for all."""
+        return rows.mean(0, keepdim=True) if self.examples.metric.pooled else rows
 
     @property
     def weight_state(self) -> str:
@@ -110,49 +116,99 @@ def ask(
     sites: Sites,
     *,
     svds: Decompositions | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Question:
     """The question, after every check that needs no forward pass.
 
+    One mask serves the model and the metric: whichever was given one lends it to the other. Tokens that look padded and
+    have none are warned of.
+
     Raises:
-        ValueError: if there are no examples, the mask does not match, the batch size is not positive, nothing is
-            selected, the components do not sum to their matrices or are not those a selection was made of, or the model
-            is in train mode with dropout, where the same components would have another effect at every call.
+        ValueError: if there are no examples, the mask does not match them or is not the metric's, the batch size is not
+            positive, nothing is selected, the components do not sum to their matrices or are not those a selection was
+            made of, or the model is in train mode with dropout, where the same components would have another effect at
+            every call.
         SiteError: if a pattern names no editable matrix.
     """
     check_deterministic(model)
-    tokens = as_tokens(model, tokens)
-    if attention_mask is not None and attention_mask.shape != tokens.shape:
+    ids, mask = read(model, tokens, attention_mask)
+    asked = metrics.as_metric(metric)
+    if asked.n_examples not in (None, len(ids)):
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, the tokens {tuple(tokens.shape)}: give one "
-            "entry a token."
+            f"the metric was made for {counted(asked.n_examples, 'example')}, the tokens are {len(ids)}: give it one "
+            "answer an example, or one for all (several for one example are a row, [[3, 5]])."
         )
-    known = metrics.as_metric(metric).n_examples
-    if known not in (None, len(tokens)):
-        raise ValueError(
-            f"the metric was made for {known} examples, the tokens are {len(tokens)}: give it one answer an example, "
-            "or one for all."
-        )
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r}: at least one sequence goes through the model at a time.")
-    mask = None if attention_mask is None else attention_mask.to(tokens.device).long()
-    examples = Examples(tokens, mask, metrics.as_metric(metric))
-    return Question(model, examples, _targets(model, sites, svds, progress), batch_size)
+    size = None if batch_size is None else whole(batch_size, "batch_size", least=1)
+    mask = _agreed(asked.attention_mask, mask, ids)
+    if mask is None and asked.attention_mask is None:
+        warn_if_padded(model, ids)
+    examples = Examples(ids, None if mask is None else mask.long(), asked.bound(model, ids, mask))
+    return Question(model, examples, _targets(model, sites, svds, progress), size)
 
 
-def as_tokens(model: nn.Module, given: Tokens) -> Int[Tensor, "example pos"]:
-    """Tokens `[example pos]` on the model's device.
+def _agreed(
+    of_metric: Tensor | None, of_texts: Tensor | None, tokens: Int[Tensor, "example pos"]
+) -> Bool[Tensor, "example pos"] | None:
+    """The mask of the metric and of the model, which is one; None if neither has one, or nothing is masked in it."""
+    if of_metric is None:
+        return of_texts
+    try:
+        own = mask_of(of_metric.expand(len(tokens), -1), tokens.shape).to(tokens.device)
+    except ValueError as error:
+        raise ValueError(f"the metric's mask does not go with the tokens: {error}") from None
+    if of_texts is not None:
+        if not torch.equal(own, of_texts):
+            raise ValueError(
+                "the metric was made with another attention_mask than the analysis was given: they say which tokens "
+                "are real, and have to be the same. Give one of them only, and it serves both."
+            )
+        return of_texts
+    if bool(own.all()):
+        return None
+    if bool((own.int().diff(dim=1).abs().sum(1) > 1).any()):
+        raise ValueError(
+            "the metric's attention_mask is 0 between tokens, and the analysis was given none: a mask says which "
+            "tokens are real, to the model too. If these are not, give the analysis the same mask; if they only are "
+            "not to be measured, choose positions, or labels of metrics.loss."
+        )
+    return own
+
+
+def counterparts(question: Question, corrupted: Tokens) -> Int[Tensor, "example pos"]:
+    """The corrupted examples, if there is one of the same length for each clean one.
 
     Raises:
-        ValueError: if there are none, or they are not a batch of sequences.
+        ValueError: if they differ in number or length.
     """
-    tokens = model.to_tokens(given) if isinstance(given, str) else given  # type: ignore[operator]
-    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or 0 in tokens.shape or tokens.is_floating_point():
-        shown = f"shape {tuple(tokens.shape)}, {tokens.dtype}" if isinstance(tokens, Tensor) else repr(type(tokens))
-        raise ValueError(f"the tokens have {shown}: give token ids [example pos], at least one example, or one string.")
-    return tokens.to(next(model.parameters()).device)
+    here = question.examples
+    other, mask = read(question.model, corrupted)
+    if other.shape != here.tokens.shape:
+        raise ValueError(
+            f"the corrupted tokens have shape {tuple(other.shape)}, the clean ones {tuple(here.tokens.shape)}: every "
+            "clean example needs a corrupted one of the same length. Give corrupted tokens of the clean ones' shape."
+        )
+    check_same_lengths(here.attention_mask, mask)
+    return other
+
+
+def check_same_lengths(clean: Tensor | None, corrupted: Tensor | None) -> None:
+    """Refuse pairs of texts of which one is longer; no mask of the corrupted ones means that the clean ones' holds.
+
+    Raises:
+        ValueError: if the masks differ.
+    """
+    if corrupted is None:
+        return
+    mine = torch.ones_like(corrupted) if clean is None else clean.bool()
+    apart = (mine != corrupted).any(1).nonzero().flatten().tolist()
+    if apart:
+        raise ValueError(
+            f"the corrupted text of example {apart[0]} has other real tokens than the clean one "
+            f"({int(corrupted[apart[0]].sum())} and {int(mine[apart[0]].sum())}). Give pairs with equally many "
+            "tokens."
+        )
 
 
 def check_deterministic(model: nn.Module) -> None:
@@ -192,16 +248,41 @@ def selected(model: nn.Module, selection: Selection) -> dict[Site, tuple[Unit, .
     return {site: units for site, units in found.items() if units}
 
 
+def selection_of(given: object, basis: Basis, what: str = "sites") -> Selection:
+    """A selection, or a plain dict as one.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if isinstance(given, Selection):
+        return given
+    if isinstance(given, Mapping):
+        return Selection(given, basis=basis)
+    raise ValueError(f"{what}={shown(given)}: give a Selection, such as effects.top(10), or {{site: [0, 3]}}.")
+
+
+def basis_asked(svds: object) -> Basis:
+    """The basis of the decompositions given.
+
+    Raises:
+        ValueError: if they are none.
+    """
+    if svds is not None and not isinstance(svds, Decompositions):
+        raise ValueError(f"svds={shown(svds)}: give what surgery.decompose(model, ...) returned, or None.")
+    return basis_of(svds)
+
+
 def _targets(model: nn.Module, sites: Sites, svds: Decompositions | None, progress: bool) -> dict[Site, Target]:
     chosen: Mapping[Site, tuple[Unit, ...] | None]
-    if isinstance(sites, Selection):
+    basis = basis_asked(svds)
+    if isinstance(sites, Mapping):
+        sites = selection_of(sites, basis)
         chosen = {**selected(model, sites)}
     else:
-        patterns = [sites] if isinstance(sites, str) else list(sites)
-        chosen = dict.fromkeys(sorted({site for pattern in patterns for site in match_sites(model, pattern)}))
+        chosen = dict.fromkeys(sorted({site for pattern in _patterns(sites) for site in match_sites(model, pattern)}))
     if not chosen:
         raise ValueError("no component is selected: name at least one matrix, or components of it.")
-    _check_basis(basis_of(svds), sites)
+    _check_basis(basis, sites)
     host = host_of(model)
     targets = {}
     for site, components in components_in_force(model, chosen, svds=svds, progress=progress).items():
@@ -211,11 +292,21 @@ def _targets(model: nn.Module, sites: Sites, svds: Decompositions | None, progre
         over = [i for unit in units for i in unit if i >= components.rank]
         if over:
             raise ValueError(
-                f"component {over[0]} of '{site}' was selected, but it has {components.rank} components, 0 to "
-                f"{components.rank - 1}."
+                f"component {over[0]} of '{site}' was selected, but it has {counted(components.rank, 'component')}, 0 "
+                f"to {components.rank - 1}."
             )
         targets[site] = Target(host.place(site), components, units)
     return targets
+
+
+def _patterns(sites: object) -> list[str]:
+    given = [sites] if isinstance(sites, str | Site) else list(sites) if isinstance(sites, Iterable) else [None]
+    if not all(isinstance(one, str | Site) for one in given):
+        raise ValueError(
+            f"sites={shown(sites)}: name matrices by a pattern such as 'blocks.*.mlp.W_out', or several in a list, or "
+            "components by {site: [0, 3]}."
+        )
+    return [str(one) for one in given]
 
 
 def _check_basis(basis: Basis, sites: Sites) -> None:

@@ -14,9 +14,12 @@ from analyses.attribution.curvature import by_curvature
 from analyses.attribution.effects import Effects
 from analyses.attribution.gradients import by_gradient
 from analyses.attribution.paths import by_path
-from analyses.attribution.question import Sites, Tokens
+from analyses.attribution.question import Sites
 from analyses.metrics import Metric, as_metric
+from analyses.metrics.placement import Mask
+from analyses.prompts import Tokens
 from surgery import Decompositions, Edit
+from surgery.arguments import whole
 
 
 @final
@@ -60,7 +63,7 @@ def screen(
     probes: int | None = None,
     seed: int = 0,
     svds: Decompositions | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Screening:
@@ -76,7 +79,8 @@ def screen(
         SiteError: if a pattern names no editable matrix.
     """
     metric = as_metric(metric)
-    probes = (16 if metric.unit == "nats" else 0) if probes is None else probes
+    candidates, choose = whole(candidates, "candidates", least=1), whole(choose, "choose")
+    probes = (16 if metric.unit == "nats" else 0) if probes is None else whole(probes, "probes")
     shared = {"svds": svds, "attention_mask": attention_mask, "batch_size": batch_size, "progress": progress}
     start = perf_counter()
     if probes:

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from analyses.attribution.coalitions import Game, game_of
-from analyses.attribution.effects import Effects, Measure, Selection
-from analyses.attribution.question import Tokens
+from analyses.attribution.effects import Effects, Measure
+from analyses.attribution.question import Components, basis_asked, selection_of
 from analyses.metrics import Metric
+from analyses.metrics.placement import Mask
+from analyses.prompts import Tokens
 from surgery import Decompositions, Spec
+from surgery.arguments import seed as whole_seed
+from surgery.arguments import whole
 
 
 def by_shapley(
@@ -25,9 +29,9 @@ def by_shapley(
     *,
     samples: int = 64,
     seed: int = 0,
-    players: Selection | None = None,
+    players: Components | None = None,
     svds: Decompositions | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Effects:
@@ -42,6 +46,7 @@ def by_shapley(
         ValueError: if `samples` is not an even number of at least 2, or as `game_of`.
         SiteError: if a pattern names no editable matrix.
     """
+    samples, seed = whole(samples, "samples"), whole_seed(seed)
     if samples < 2 or samples % 2:
         raise ValueError(f"samples={samples!r}: orders come in pairs, so an even number of at least 2 is needed.")
     game = game_of(
@@ -88,10 +93,10 @@ def interactions(
     model: nn.Module,
     tokens: Tokens,
     metric: Metric | Callable[[Tensor], Tensor],
-    selection: Selection,
+    selection: Components,
     *,
     svds: Decompositions | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Interactions:
@@ -100,6 +105,7 @@ def interactions(
     Raises:
         ValueError: if fewer than two units are selected, or as `ask`.
     """
+    selection = selection_of(selection, basis_asked(svds), "selection")
     game = game_of(
         model, tokens, metric, selection.drop(),
         players=selection, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
@@ -114,7 +120,7 @@ def interactions(
     with tqdm(
         total=len(coalitions) * game.question.n_examples, desc="interactions", unit="run", delay=1, disable=not progress
     ) as bar:
-        values = game.values(coalitions, done=bar.update)
+        values = game.question.pooled(game.values(coalitions, done=bar.update).mT).mT
     effects = values[1:] - values[0]
     single, joint = effects[:n], effects[n:]
     beyond = joint - single[pairs[:, 0]] - single[pairs[:, 1]]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from analyses.attribution.effects import Measure, Selection
 from surgery import Edit
+from surgery.arguments import counted
 
 _COLUMNS = ["removal", "k", "draw", "components", "energy", "value", "value_stderr", "effect", "effect_stderr"]
 
@@ -76,7 +77,7 @@ class Comparison:
         )
         direction = {None: "no direction", True: "higher is better", False: "lower is better"}[measure.higher_is_better]
         return "\n".join([
-            f"{measure.name} [{measure.unit}], {direction}, {len(measure.baseline)} examples: "
+            f"{measure.label}, {direction}, {counted(len(measure.baseline), 'example')}: "
             f"{float(measure.baseline.mean()):.4g} now; after removing k components (least to most over draws):",
             shown.to_string(),
             *self.notes,

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.attribution.effects import Effects, Selection
+from surgery.arguments import counted, whole
+from surgery.arguments import seed as whole_seed
 
 Match = Literal["count", "energy"]
 
@@ -20,8 +22,10 @@ def by_strength(effects: Effects, k: int) -> Selection:
         ValueError: if k is negative, or there are not so many.
     """
     flat = [(site, i) for site, S in effects.strengths.items() for i in range(len(S))]
-    if not 0 <= k <= len(flat):
-        raise ValueError(f"k={k!r}: the attributed matrices have {len(flat)} components. Give a number from 0 to that.")
+    if whole(k, "k") > len(flat):
+        raise ValueError(
+            f"k={k!r}: the attributed matrices have {counted(len(flat), 'component')}. Give a number from 0 to that."
+        )
     strengths = np.concatenate([S.numpy() for S in effects.strengths.values()])
     chosen: dict[str, list[int]] = {}
     for at in np.argsort(-strengths, kind="stable")[:k]:
@@ -41,7 +45,7 @@ def random_selection(effects: Effects, chosen: Selection, *, match: Match = "cou
         ValueError: if a chosen matrix was not attributed, or not in this basis, or `match` is something else.
     """
     _check_basis(effects, chosen)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(whole_seed(seed))
     drawn: dict[str, list[int]] = {}
     for site in chosen:
         if site not in effects.strengths:

@@ -2,29 +2,33 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from analyses.attribution.effects import Effects, Selection
+from analyses.attribution.effects import REMOVAL, Effects, Selection
 from analyses.attribution.gradients import metric_of
 from analyses.attribution.question import Question, ask
 from analyses.controls.comparison import Comparison
 from analyses.controls.draws import Match, by_strength, members, random_selection, twice
 from analyses.controls.rotations import Directions, rotated
 from analyses.metrics import Metric
+from analyses.metrics.placement import Mask
+from analyses.prompts import Tokens
 from hooks import Site, host_of
 from hooks.replay import Rows, recorded, replayed
 from surgery import SVD, Decompositions, Edit, active, apply
+from surgery.arguments import counted, shown, whole
+from surgery.arguments import seed as whole_seed
 
 
 def compare(
     model: nn.Module,
-    tokens: Int[Tensor, "example pos"] | str,
+    tokens: Tokens,
     metric: Metric | Callable[[Tensor], Tensor],
     effects: Effects,
     *,
@@ -32,17 +36,18 @@ def compare(
     seeds: int = 3,
     seed: int = 0,
     svds: Decompositions | None = None,
-    attention_mask: Int[Tensor, "example pos"] | None = None,
+    attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Comparison:
     """The metric with the k most harmful units removed, for each k, beside the same removal by every control.
 
-    Most harmful by `effects`, for the direction of its metric; the largest in absolute value where that has none. If
-    fewer than k are harmful, these are removed. Each control removes as many components, of the same matrices but for
-    the strongest: the strongest of all attributed matrices; `seeds` random draws of equal count; of equal energy; and
-    of random directions in the span of twice as many components of each matrix, the chosen and the next in line
-    (`rotated`). Every removal is measured with `surgery.apply` on the whole model, from the first edited matrix on.
+    Most harmful by `effects`, for the direction of its metric; the largest in absolute value where that has none, or
+    the effects are not of removal. If fewer than k are harmful, these are removed. Each control removes as many
+    components, of the same matrices but for the strongest: the strongest of all attributed matrices; `seeds` random
+    draws of equal count; of equal energy; and of random directions in the span of twice as many components of each
+    matrix, the chosen and the next in line (`rotated`). Every removal is measured with `surgery.apply` on the whole
+    model, from the first edited matrix on.
 
     Under an operation in force that edits one of these matrices, or where the components are not singular ones,
     directions cannot be rotated, and a note says so.
@@ -52,14 +57,21 @@ def compare(
             model has now, the metric gives the wrong shape or NaN, or as `ask`.
         SiteError: if this model lacks one of the matrices.
     """
-    if not ks or min(ks) < 1 or seeds < 1:
-        raise ValueError(f"ks={tuple(ks)!r}, seeds={seeds!r}: numbers of components and of draws are 1 or more.")
+    if not isinstance(effects, Effects):
+        raise ValueError(f"effects={shown(effects)}: give what an attribution returned, or effects of patching.")
+    if isinstance(ks, int | str) or not len(ks):
+        raise ValueError(f"ks={ks!r}: give numbers of components, such as [1, 5, 20].")
+    ks, seeds, seed = [whole(k, "k", least=1) for k in ks], whole(seeds, "seeds", least=1), whole_seed(seed)
     question = ask(
         model, tokens, metric, Selection({site: [0] for site in effects.sites}, basis=effects.basis),
         svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
     )  # fmt: skip
     _check_same_weights(question, effects)
     ks, draws = tuple(sorted(set(ks))), range(seed, seed + seeds)
+    notes = []
+    if effects.intervention != REMOVAL:
+        notes.append(f"the effects are of {effects.intervention}, not of removal: the largest are removed")
+        effects = replace(effects, measure=replace(effects.measure, higher_is_better=None))
     directed = effects.measure.higher_is_better is not None
     chosen = tuple(effects.most_harmful(k) if directed else effects.top(k) for k in ks)
     plan = _Plan(question, effects, svds)
@@ -69,7 +81,9 @@ def compare(
         "random, same count": [[plan.random(some, "count", n) for n in draws] for some in chosen],
         "random, same energy": [[plan.random(some, "energy", n) for n in draws] for some in chosen],
     }
-    notes = [f"only {chosen[-1].n_components} components are harmful"] if chosen[-1].n_components < ks[-1] else []
+    if chosen[-1].n_components < ks[-1]:
+        few = counted(chosen[-1].n_components, "component")
+        notes.append(f"only {few} {'is' if few.startswith('1 ') else 'are'} {'harmful' if directed else 'attributed'}")
     edited = {change.site.joint for operation in active(model) for change in operation.changes}
     if any(site.joint in edited for site in question.targets):
         notes.append("no directions were rotated: an operation in force edits these matrices in the basis SVD()")
@@ -154,7 +168,7 @@ class _Plan:
 
 def _measured(
     question: Question, removals: Sequence[_Removal], progress: bool
-) -> tuple[Float[Tensor, " example"], Float[Tensor, "removal example"]]:
+) -> tuple[Float[Tensor, " example"], Float[Tensor, "removal row"]]:
     """The metric as it is and under each removal, from the first edited matrix on."""
     model, baselines, values = question.model, [], []
     batches = list(question.batches())
@@ -172,7 +186,7 @@ def _measured(
                         found.append(metric_of(question, part))
                 bar.update()
             values.append(torch.stack(found))
-    return torch.cat(baselines), torch.cat(values, dim=1).float().cpu()
+    return torch.cat(baselines), question.pooled(torch.cat(values, dim=1).float().cpu().mT).mT
 
 
 def _check_same_weights(question: Question, effects: Effects) -> None:

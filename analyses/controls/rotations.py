@@ -8,9 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from analyses.attribution.effects import Selection
+from analyses.attribution.question import basis_asked
 from hooks import match_sites
 from surgery import SVD, Basis, Decompositions, Drop, Edit
-from surgery.decompositions import basis_of
+from surgery.arguments import counted
+from surgery.arguments import seed as whole_seed
 from surgery.factorise import Factors
 from surgery.operations import components_in_force
 
@@ -58,13 +60,13 @@ def rotated(
         ValueError: if `among` holds fewer components of a matrix than `chosen`, or they are not singular components.
         SiteError: if this model has no such matrix.
     """
-    for basis in (chosen.basis, among.basis, basis_of(svds)):
+    for basis in (chosen.basis, among.basis, basis_asked(svds)):
         if basis != SVD():
             raise ValueError(
                 f"directions were asked for among components in the basis {basis!r}, which are not orthogonal: they "
                 "are rotated among singular vectors only. Give selections and decompositions in the basis SVD()."
             )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(whole_seed(seed))
     targets = {address: match_sites(model, address)[0] for address in chosen}
     parts = components_in_force(model, targets.values(), svds=svds, progress=progress)
     spec: dict[str, Edit] = {}
@@ -73,7 +75,8 @@ def rotated(
         count = sum(len(unit) for unit in chosen[address])
         if count > len(span):
             raise ValueError(
-                f"{count} directions of '{address}' were asked for among the span of {len(span)} components: a span "
+                f"{counted(count, 'direction')} of '{address}' were asked for among the span of "
+                f"{counted(len(span), 'component')}: a span "
                 "holds no more directions than components. Choose among more components."
             )
         Vh = parts[site].Vh[span]

@@ -6,9 +6,13 @@ examples into batches and repeat them. `metric.narrow(n_pos)` gives the same met
 `metric.needed_positions(n_pos)` only.
 
 An answer is one token id for all examples, one an example (`[batch]`), or several an example (`[batch answers]`, or
-`[1 answers]` for all alike; -100 fills rows up): their probabilities are added. A position is None for the last real
-token (the last with `attention_mask` 1, on whichever side the padding is), a column, one column an example, or a
-slice, over whose real tokens the mean is taken. Everything is computed in fp32 or better.
+`[1 answers]` for all alike; -100 fills rows up): their probabilities are added. Words stand for the one token by which
+the model continues a text with them, `logit_difference(" Mary", " John")`; they get ids when the metric meets a model,
+in an analysis or by `metric.bind(model)`.
+
+A position is None for the last real token (the last with `attention_mask` 1, on whichever side the padding is), a
+column, one column an example, or a slice, over whose real tokens the mean is taken; an analysis that was given a mask
+lends it to the metric. Everything is computed in fp32 or better.
 """
 
 from analyses.metrics.factories import (

@@ -5,26 +5,38 @@ from typing import cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from analyses.metrics.measures import IGNORED, AnswerMetric, Custom, KLDivergence, Loss, Metric
-from analyses.metrics.placement import Chosen, Position, kept, numbers, positions, rows_in
+from analyses.metrics.measures import (
+    IGNORED,
+    AnswerMetric,
+    Custom,
+    KLDivergence,
+    Loss,
+    Metric,
+    WholeBatch,
+    WordMetric,
+)
+from analyses.metrics.placement import Chosen, Mask, Position, Positions, kept, numbers, positions, rows_in
+from analyses.prompts import Tokens, mask_of, read
+from surgery.arguments import shown, whole
 
-Answer = int | Sequence[int] | Tensor
-"""Token ids: one for all examples, `[batch]` one for each, `[batch answers]` several for each."""
+Answer = int | str | Sequence[int] | Sequence[str] | Tensor
+"""Token ids: one for all examples, `[batch]` one for each, `[batch answers]` several for each. Or words, one or one for
+each, which are one token of the model each, and say themselves whether a space comes before them."""
 
 
 def logit(
     token: Answer,
     *,
     position: Position = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask = None,
     name: str = "logit",
     higher_is_better: bool | None = None,
 ) -> Metric:
     """The logit of a token (of several: `ln Σ exp`), in logits. It says nothing of what the other tokens do."""
     where = positions(position, attention_mask)
-    return AnswerMetric(name, "logits", higher_is_better, True, _logit, (_ids(token),), where)
+    return _of_answers(name, "logits", higher_is_better, True, _logit, where, token)
 
 
 def logit_difference(
@@ -32,54 +44,51 @@ def logit_difference(
     wrong: Answer,
     *,
     position: Position = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask = None,
     name: str = "logit difference",
     higher_is_better: bool | None = True,
 ) -> Metric:
     """The logit of the correct answer minus that of the wrong one, in logits: the log of their odds."""
     where = positions(position, attention_mask)
-    answers = (_ids(correct), _ids(wrong))
-    return AnswerMetric(name, "logits", higher_is_better, True, _logit_difference, answers, where)
+    return _of_answers(name, "logits", higher_is_better, True, _logit_difference, where, correct, wrong)
 
 
 def log_prob(
     answer: Answer,
     *,
     position: Position = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask = None,
     name: str = "log-probability",
     higher_is_better: bool | None = True,
 ) -> Metric:
     """The log-probability of the answer, in nats."""
     where = positions(position, attention_mask)
-    return AnswerMetric(name, "nats", higher_is_better, True, _log_prob, (_ids(answer),), where)
+    return _of_answers(name, "nats", higher_is_better, True, _log_prob, where, answer)
 
 
 def prob(
     answer: Answer,
     *,
     position: Position = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask = None,
     name: str = "probability",
     higher_is_better: bool | None = True,
 ) -> Metric:
     """The probability of the answer. Where it is a wrong or a generic answer, say `higher_is_better=False`."""
     where = positions(position, attention_mask)
-    return AnswerMetric(name, "probability", higher_is_better, True, _prob, (_ids(answer),), where)
+    return _of_answers(name, "probability", higher_is_better, True, _prob, where, answer)
 
 
-def rank(
-    answer: Answer, *, position: Position = None, attention_mask: Tensor | None = None, name: str = "rank"
-) -> Metric:
+def rank(answer: Answer, *, position: Position = None, attention_mask: Mask = None, name: str = "rank") -> Metric:
     """How many tokens come before the answer (the best of several), 0 at the top; among equals, the lower id first."""
-    return AnswerMetric(name, "rank", False, False, _rank, (_ids(answer),), positions(position, attention_mask))
+    return _of_answers(name, "rank", False, False, _rank, positions(position, attention_mask), answer)
 
 
 def accuracy(
-    answer: Answer, *, position: Position = None, attention_mask: Tensor | None = None, name: str = "accuracy"
+    answer: Answer, *, position: Position = None, attention_mask: Mask = None, name: str = "accuracy"
 ) -> Metric:
     """1 where the answer (one of several) has the largest logit, else 0: `rank` 0."""
-    return AnswerMetric(name, "fraction", True, False, _accuracy, (_ids(answer),), positions(position, attention_mask))
+    return _of_answers(name, "fraction", True, False, _accuracy, positions(position, attention_mask), answer)
 
 
 def loss(labels: Tensor) -> Metric:
@@ -99,19 +108,21 @@ def loss(labels: Tensor) -> Metric:
     return Loss(kept(labels).long())
 
 
-def next_token_labels(
-    tokens: Int[Tensor, "batch pos"], attention_mask: Tensor | None = None
-) -> Int[Tensor, "batch pos"]:
-    """Labels for `loss`: each position's is the token after it; -100 at the last one and on either side of padding."""
+def next_token_labels(tokens: Int[Tensor, "batch pos"], attention_mask: Mask = None) -> Int[Tensor, "batch pos"]:
+    """Labels for `loss`: each position's is the token after it; -100 at the last one and on either side of padding.
+
+    Raises:
+        ValueError: if the mask is not one of 0 and 1 for these tokens.
+    """
     labels = torch.full_like(tokens, IGNORED, dtype=torch.long)
     labels[:, :-1] = tokens[:, 1:]
     if attention_mask is not None:
-        real = attention_mask.bool().to(tokens.device)
+        real = mask_of(attention_mask, tokens.shape).to(tokens.device)
         labels[:, :-1][~(real[:, 1:] & real[:, :-1])] = IGNORED
     return labels
 
 
-def kl_from(reference_logits: Tensor, *, position: Position = None, attention_mask: Tensor | None = None) -> Metric:
+def kl_from(reference_logits: Tensor, *, position: Position = None, attention_mask: Mask = None) -> Metric:
     """KL(reference ‖ model) in nats, averaged over the positions read: 0 for the logits it was made from.
 
     Only the reference's log-probabilities at those positions are kept: at the last token, unless others are chosen.
@@ -127,15 +138,16 @@ def kl_from(reference_logits: Tensor, *, position: Position = None, attention_ma
     with torch.inference_mode(False), torch.no_grad():
         chosen = positions(position, attention_mask).resolve(reference_logits.shape[1])
         rows_in("the reference and the positions", reference_logits, rows=chosen.n_examples)
-        return KLDivergence(_reference(reference_logits, chosen), chosen)
+        mask = None if attention_mask is None else mask_of(attention_mask)
+        return KLDivergence(_reference(reference_logits, chosen), chosen, mask=mask)
 
 
 def kl_from_run(
     model: Callable[..., Tensor],
-    tokens: Int[Tensor, "batch pos"],
+    tokens: Tokens,
     *,
     position: Position = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask = None,
     batch_size: int | None = None,
 ) -> Metric:
     """`kl_from` what the model computes now: make it before the edit.
@@ -146,15 +158,20 @@ def kl_from_run(
     Raises:
         ValueError: if the positions or the mask do not fit the tokens, or the model's output is NaN where it is read.
     """
-    parts = []
+    parts, mask = [], None
+    size = None if batch_size is None else whole(batch_size, "batch_size", least=1)
     with torch.inference_mode(False), torch.no_grad():
-        chosen = positions(position, attention_mask).resolve(tokens.shape[1])
+        if not isinstance(tokens, Tensor):
+            tokens, mask = read(cast(nn.Module, model), tokens, attention_mask)
+        elif attention_mask is not None:
+            mask = mask_of(attention_mask, tokens.shape).to(tokens.device)
+        chosen = positions(position, mask).resolve(tokens.shape[1])
         rows_in("the tokens and the positions", tokens, rows=chosen.n_examples)
-        for at in torch.arange(len(tokens)).split(batch_size or len(tokens)):
-            batch = tokens[at.to(tokens.device)]
-            mask = {} if attention_mask is None else {"attention_mask": attention_mask[at.to(attention_mask.device)]}
-            parts.append(_reference(model(batch, **mask), chosen.select(at)))
-        return KLDivergence(torch.cat(parts), chosen)
+        for at in torch.arange(len(tokens)).split(size or len(tokens)):
+            here = at.to(tokens.device)
+            masked = {} if mask is None else {"attention_mask": mask[here].long()}
+            parts.append(_reference(model(tokens[here], **masked), chosen.select(at)))
+        return KLDivergence(torch.cat(parts), chosen, mask=None if mask is None else mask.cpu())
 
 
 def custom(
@@ -170,8 +187,8 @@ def custom(
 
     What it needs to know about each example (answers, labels) goes into `per_example`, tensors with one row an
     example, which are cut into batches together with the logits: a function that closes over such tensors would meet
-    logits of another number of examples. `last_only` promises that it reads `logits[:, -1]` and nothing else, which
-    makes many analyses faster.
+    logits of another number of examples (leave it a plain function then: `as_metric`). `last_only` promises that it
+    reads `logits[:, -1]` and nothing else, which makes many analyses faster.
 
     Raises:
         ValueError: if the tensors have different numbers of rows.
@@ -188,16 +205,20 @@ def custom(
 
 
 def as_metric(metric: object) -> Metric:
-    """The metric itself, or a plain function of the logits as a `custom` one, named after it and without a direction.
+    """The metric itself, or a plain function of the logits as one, named after it and without unit or direction.
+
+    The function may know its examples by heart, as in `logits[torch.arange(n), -1, answers]`: every analysis gives it
+    the logits of all examples, in their order, and never of a part. So examples are not split, whatever `batch_size`
+    says. It returns a value for each example, or one for all (a mean), where an analysis makes do with that.
 
     Raises:
         TypeError: if it is neither.
     """
     if isinstance(metric, Metric):
         return metric
-    if callable(metric):
+    if callable(metric) and not isinstance(metric, type) and getattr(metric, "__module__", None) != __name__:
         name = getattr(metric, "__name__", type(metric).__name__)
-        return custom(cast(Callable[..., Tensor], metric), name=name, unit="", higher_is_better=None)
+        return WholeBatch(cast(Callable[[Tensor], Tensor], metric), name)
     raise TypeError(
         f"{metric!r} is no metric: a metric is made by one of {', '.join(_FACTORIES)}, or a function from logits "
         "[batch pos d_vocab] to a tensor [batch]. For a token id write, for instance, metrics.log_prob(token)."
@@ -207,9 +228,38 @@ def as_metric(metric: object) -> Metric:
 _FACTORIES = ("logit", "logit_difference", "log_prob", "prob", "loss", "kl_from", "rank", "accuracy", "custom")
 
 
+def _of_answers(
+    name: str, unit: str, higher_is_better: bool | None, differentiable: bool, score: Callable[..., Tensor],
+    where: Positions, *answers: Answer,
+) -> Metric:  # fmt: skip
+    """The score of answers, which are ids or words."""
+    ids = tuple(_words(answer) or _ids(answer) for answer in answers)
+    of_ids = tuple(one for one in ids if isinstance(one, Tensor))
+    if len(of_ids) == len(ids):
+        return AnswerMetric(name, unit, higher_is_better, differentiable, score, of_ids, where)
+    return WordMetric(name, unit, higher_is_better, differentiable, score, ids, where)
+
+
+def _words(answer: Answer) -> tuple[str, ...] | None:
+    """The answer's words; None if it has none."""
+    if isinstance(answer, str):
+        return (answer,)
+    if not isinstance(answer, list | tuple) or not any(isinstance(one, str) for one in answer):
+        return None
+    if not all(isinstance(one, str) for one in answer):
+        raise ValueError(f"answers {shown(answer)}: some are words and some are not. Pass words only, or ids only.")
+    return tuple(cast(Sequence[str], answer))
+
+
 def _ids(answer: Answer) -> Int[Tensor, "rows answers"]:
-    ids = kept(answer).cpu()
-    if ids.ndim > 2 or ids.numel() == 0 or ids.is_floating_point() or ids.dtype == torch.bool:
+    try:
+        ids = kept(cast(Tensor, answer)).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"answers {shown(answer)}: they are token ids or words, one for all examples or one for each, or ids "
+            f"[batch answers], rows filled up with {IGNORED}. Pass one of these."
+        ) from None
+    if ids.ndim > 2 or ids.numel() == 0 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ValueError(
             f"answers of dtype {ids.dtype} and shape {tuple(ids.shape)}: they are token ids, an int for all "
             "examples, [batch], or [batch answers]. Convert the answers with the model's tokenizer."

@@ -8,8 +8,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from analyses.prompts import mask_of
+
 Position = int | slice | Sequence[int] | Tensor | None
 """None is the last real token; an int is a column; a tensor has one for each example; a slice is averaged over."""
+Mask = Tensor | Sequence[Sequence[int]] | None
+"""1 on tokens, 0 on padding, `[batch pos]`, or a row for all; `position` reads real tokens only."""
 Indices = Sequence[int] | Tensor
 """Which examples, in which order; repeats are welcome."""
 
@@ -97,6 +101,10 @@ class Positions:
             return bool((self.where == -1).all())
         return self.where in (None, -1, slice(-1, None))
 
+    def masked(self, attention_mask: Bool[Tensor, "rows pos"]) -> "Positions":
+        """The same, over the real tokens of this mask; a mask of one's own, which has to be the same, stays."""
+        return self if self.attention_mask is not None else Positions(self.where, attention_mask.cpu())
+
     def select(self, indices: Indices) -> "Positions":
         """Those of the chosen examples."""
         where = rows_of(self.where, indices) if isinstance(self.where, Tensor) else self.where
@@ -139,27 +147,39 @@ class Positions:
         return Chosen(torch.where(real, index, first), real, n_pos)
 
 
-def positions(position: Position, attention_mask: Tensor | None) -> Positions:
+def positions(position: Position, attention_mask: Mask) -> Positions:
     """Where to read, from what a user writes.
 
     Raises:
-        ValueError: if the mask is not `[batch pos]`, or positions are not whole numbers, one for each example.
+        ValueError: if the mask is not `[batch pos]` of 0 and 1, or positions are not whole numbers, one for each
+            example.
     """
-    if attention_mask is not None and attention_mask.ndim != 2:
-        raise ValueError(
-            f"an attention_mask of shape {tuple(attention_mask.shape)}: it is [batch pos], 1 on tokens and 0 on "
-            "padding. Pass the one that goes with the tokens."
-        )
-    mask = None if attention_mask is None else kept(attention_mask).bool().cpu()
-    if position is None or isinstance(position, int | slice):
+    mask = None if attention_mask is None else mask_of(attention_mask)
+    if position is None:
+        return Positions(None, mask)
+    if isinstance(position, slice):
+        _check_slice(position)
         return Positions(position, mask)
-    where = kept(position).cpu()
+    try:
+        where = kept(position).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"position={position!r}: it is a column, one column for each example, a slice, or None for the last real "
+            "token. Pass one of these."
+        ) from None
     if where.ndim > 1 or where.numel() == 0 or where.is_floating_point() or where.dtype == torch.bool:
         raise ValueError(
             f"positions of dtype {where.dtype} and shape {tuple(where.shape)}: they are columns, one whole number "
             "for each example. Pass a tensor [batch], an int for all examples, or a slice."
         )
-    return Positions(where.long().reshape(-1), mask)
+    return Positions(int(where) if where.ndim == 0 else where.long(), mask)
+
+
+def _check_slice(given: slice) -> None:
+    try:
+        given.indices(1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"position={given!r}: {error}. Give whole numbers, such as slice(1, None).") from None
 
 
 def rows_of(x: Tensor, indices: Indices) -> Tensor:

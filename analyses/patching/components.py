@@ -5,29 +5,31 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from analyses.attribution.ablations import Resampled
 from analyses.attribution.effects import Effects
 from analyses.attribution.moves import one_at_a_time
-from analyses.attribution.question import Sites, as_tokens, ask
+from analyses.attribution.question import Sites, ask, check_same_lengths
 from analyses.metrics import Metric
+from analyses.metrics.placement import Mask
 from analyses.patching.patched import Direction, Patching
+from analyses.prompts import Tokens, read
 from surgery import Decompositions
+from surgery.arguments import counted, shown, whole
 
 
 def by_component(
     model: nn.Module,
-    clean_tokens: Int[Tensor, "example pos"] | str,
-    corrupted_tokens: Int[Tensor, "example2 pos2"] | str,
+    clean_tokens: Tokens,
+    corrupted_tokens: Tokens,
     metric: Metric | Callable[[Tensor], Tensor],
     sites: Sites = "*",
     *,
     direction: Direction = "denoising",
     positions: Literal["all", "each"] | Sequence[int] = "all",
     svds: Decompositions | None = None,
-    attention_mask: Int[Tensor, "example pos"] | None = None,
+    attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Patching:
@@ -46,32 +48,35 @@ def by_component(
             metric gives the wrong shape or NaN, or as `ask`.
         SiteError: if a pattern names no editable matrix.
     """
-    clean, corrupted = as_tokens(model, clean_tokens), as_tokens(model, corrupted_tokens)
+    clean, mask = read(model, clean_tokens, attention_mask)
+    corrupted, mask_of_corrupted = read(model, corrupted_tokens)
     _check_paired(clean, corrupted)
+    check_same_lengths(mask, mask_of_corrupted)
     base, other = _runs(direction, clean, corrupted)
     columns = _columns(positions, clean.shape[1])
-    question = ask(
-        model, base, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
-    )
+    question = ask(model, base, metric, sites, svds=svds, attention_mask=mask, batch_size=batch_size, progress=progress)
     source = Resampled(question, other)
     found = one_at_a_time(question, source, positions=columns, work="patching", progress=progress)
     measure = question.measure(found.baseline)
-    whole = Effects(
+    everywhere = Effects(
         f"patching ({direction})",
-        # Where a clean coordinate helps, taking the component out would not: no drop_most_harmful follows from it.
+        # Where a clean coordinate helps, a component is not harmful, nor helpful.
         replace(measure, higher_is_better=None) if direction == "denoising" else measure,
         {target.address: target.units for target in question.targets.values()},
-        {str(site): rows[:, 0] for site, rows in found.effects.items()},
+        {str(site): question.pooled(rows[:, 0]) for site, rows in found.effects.items()},
         {target.address: target.components.S.cpu() for target in question.targets.values()},
         question.weight_state,
         found.passes + 1,
         basis=question.basis,
+        intervention=f"patching, {'corrupted to clean' if direction == 'denoising' else 'clean to corrupted'}",
     )
     parts = tuple(
-        replace(whole, examples={str(site): rows[:, n] for site, rows in found.effects.items()})
+        replace(everywhere, examples={str(site): question.pooled(rows[:, n]) for site, rows in found.effects.items()})
         for n in range(1 if columns is None else len(columns))
     )
-    return Patching(direction, measure, torch.cat(source.values).detach().float().cpu(), parts, columns)
+    return Patching(
+        direction, measure, question.pooled(torch.cat(source.values)).detach().float().cpu(), parts, columns
+    )
 
 
 def _runs(direction: str, clean: Tensor, corrupted: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,16 +95,18 @@ def _runs(direction: str, clean: Tensor, corrupted: Tensor) -> tuple[Tensor, Ten
 
 def _columns(given: str | Sequence[int], n_pos: int) -> tuple[int, ...] | None:
     """The positions to patch one at a time, None for all at once."""
-    if given == "all":
-        return None
-    if given == "each":
-        return tuple(range(n_pos))
-    if isinstance(given, str) or not given or any(not -n_pos <= at < n_pos for at in given):
+    if isinstance(given, str) and given in ("all", "each"):
+        return None if given == "all" else tuple(range(n_pos))
+    try:
+        chosen = [] if isinstance(given, str) else [whole(at, "column", least=-n_pos, most=n_pos - 1) for at in given]
+    except (TypeError, ValueError):
+        chosen = []
+    if not chosen:
         raise ValueError(
-            f"positions={given!r} in texts of {n_pos} tokens: it is 'all', 'each', or a list of columns, 0 to "
-            f"{n_pos - 1} or -{n_pos} to -1. Choose among them."
+            f"positions={shown(given)} in texts of {counted(n_pos, 'token')}: it is 'all', 'each', or a list of "
+            f"columns, 0 to {n_pos - 1} or -{n_pos} to -1. Choose among them."
         )
-    return tuple(dict.fromkeys(at % n_pos for at in given))
+    return tuple(dict.fromkeys(at % n_pos for at in chosen))
 
 
 def _check_paired(clean: Tensor, corrupted: Tensor) -> None:

@@ -6,16 +6,19 @@ in force when they are made.
 """
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hooks import Site, place_of
+from analyses.attribution.question import basis_asked
+from hooks import Place, Site, SiteError, match_sites, place_of
 from hooks import coordinates as ends
 from hooks.coordinates import Axes, HookFunction, Where
 from surgery import SVD, Decompositions
+from surgery.arguments import counted, number, shown, whole
 from surgery.operations import components_in_force
 
 Hooks = list[tuple[str, HookFunction]]
@@ -37,7 +40,7 @@ def hook_point(model: nn.Module, site: str | Site) -> str:
     Raises:
         SiteError: if there is no such matrix, or this model, as it is set up now, does not show its end.
     """
-    return ends.hook_point(place_of(model, site))
+    return ends.hook_point(_place(model, site))
 
 
 def coordinates(
@@ -87,14 +90,16 @@ def fwd_hooks(
     if wanted.ndim != 3 or wanted.shape[2] != len(axes.strengths):
         raise ValueError(
             f"the source of '{axes.place.site}' has shape {tuple(wanted.shape)}: coordinates are [example pos "
-            f"component], here of {len(axes.strengths)} components. Take them from coordinates(...), or give a cache."
+            f"component], here of {counted(len(axes.strengths), 'component')}. Take them from "
+            "coordinates(...), or give a cache."
         )
 
     def to_source(now: Tensor) -> Tensor:
         sizes = zip(wanted.shape[:2], now.shape[:2], strict=True)
         if any(given not in (1, needed) for given, needed in sizes):
             raise ValueError(
-                f"the source of '{axes.place.site}' holds {wanted.shape[0]} examples of {wanted.shape[1]} positions, "
+                f"the source of '{axes.place.site}' holds {counted(wanted.shape[0], 'example')} of "
+                f"{counted(wanted.shape[1], 'position')}, "
                 f"this run {now.shape[0]} of {now.shape[1]}: every position takes the coordinate of the same position. "
                 "Cache a run of this shape."
             )
@@ -123,17 +128,19 @@ def scaling_hooks(
         SiteError: as `hook_point`.
     """
     axes = _axes(model, site, components, svds, progress)
+    if not isinstance(gains, Tensor):
+        raise ValueError(f"the gains of '{axes.place.site}' are {shown(gains)}: give a tensor [example component].")
     if gains.ndim != 2 or gains.shape[1] != len(axes.strengths):
         raise ValueError(
             f"the gains of '{axes.place.site}' have shape {tuple(gains.shape)}: they are [example component], here of "
-            f"{len(axes.strengths)} components. Give a column for each, or name the components."
+            f"{counted(len(axes.strengths), 'component')}. Give a column for each, or name the components."
         )
 
     def scaled(now: Tensor) -> Tensor:
         if len(gains) not in (1, len(now)):
             raise ValueError(
-                f"gains of {len(gains)} examples in a run of {len(now)}: each example has a row, or one row serves "
-                "all. Give the rows of the examples that run."
+                f"gains of {counted(len(gains), 'example')} in a run of {len(now)}: each example has a row, or one row "
+                "serves all. Give the rows of the examples that run."
             )
         return (gains.to(now).unsqueeze(1) - 1) * now
 
@@ -162,30 +169,58 @@ def steering_hooks(
     """
     if (factor is None) == (amount is None):
         raise ValueError(f"steering was given factor={factor!r} and amount={amount!r}: give exactly one of them.")
-    axes = _axes(model, site, [component], svds, progress)
+    axes = _axes(model, site, [whole(component, "component")], svds, progress)
     if factor is not None:
-        return [axes.hook(lambda now: (factor - 1) * now, positions)]
+        times = _finite(factor, "factor")
+        return [axes.hook(lambda now: (times - 1) * now, positions)]
     _check_reached(axes)
-    return [axes.hook(lambda now: torch.full_like(now, amount), positions)]  # type: ignore[arg-type]
+    by = _finite(amount, "amount")
+    return [axes.hook(lambda now: torch.full_like(now, by), positions)]
+
+
+def _place(model: nn.Module, site: str | Site) -> Place:
+    """The place of one matrix, by any name that `surgery.apply` takes.
+
+    Raises:
+        SiteError: if it names none, or several.
+    """
+    found = match_sites(model, str(site))
+    if len(found) > 1:
+        raise SiteError(
+            f"'{site}' names {len(found)} matrices, from {found[0]} to {found[-1]}: hooks are made for one. Name it."
+        )
+    return place_of(model, found[0])
 
 
 def _axes(
     model: nn.Module, site: str | Site, components: Sequence[int] | None, svds: Decompositions | None, progress: bool
 ) -> Axes:
-    place = place_of(model, site)
-    if svds is not None and svds.basis != SVD():
+    place = _place(model, site)
+    basis = basis_asked(svds)
+    if basis != SVD():
         raise ValueError(
-            f"svds is in the basis {svds.basis!r}: coordinates are read along singular vectors, which are orthonormal. "
+            f"svds is in the basis {basis!r}: coordinates are read along singular vectors, which are orthonormal. "
             "Give decompositions in the basis SVD(), or none."
         )
     parts = components_in_force(model, [place.site], svds=svds, progress=progress)[place.site]
-    chosen = list(range(parts.rank)) if components is None else list(components)
-    if not chosen or any(not 0 <= i < parts.rank for i in chosen) or len(set(chosen)) < len(chosen):
+    try:
+        given = range(parts.rank) if components is None else components
+        chosen = [whole(i, "component", most=parts.rank - 1) for i in given]
+    except (TypeError, ValueError):
+        chosen = []
+    if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(
-            f"components {chosen} of '{place.site}': it has {parts.rank}, 0 to {parts.rank - 1}. Name one or more of "
-            "them, each once."
+            f"components {shown(components)} of '{place.site}': it has {parts.rank}, 0 to {parts.rank - 1}. Name one "
+            "or more of them in a list, each once."
         )
     return ends.axes_of(place, chosen, parts.U, parts.S, parts.Vh)
+
+
+def _finite(given: object, name: str) -> float:
+    found = number(given, name)
+    if not isfinite(found):
+        raise ValueError(f"{name}={given!r}: give a finite number.")
+    return found
 
 
 def _cached(axes: Axes, cache: Cache) -> Float[Tensor, "example pos component"]:

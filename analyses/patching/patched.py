@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.attribution.effects import Effects, Measure, Selection
+from surgery.arguments import counted
 
 Direction = Literal["denoising", "noising"]
 
@@ -63,8 +64,8 @@ class Patching:
         """
         if self.positions is not None:
             raise ValueError(
-                f"components were patched at each of {len(self.positions)} positions by itself, and these effects do "
-                "not sum to one: use at(position), or patch with positions='all'."
+                f"components were patched at each of {counted(len(self.positions), 'position')} by itself, and these "
+                "effects do not sum to one: use at(position), or patch with positions='all'."
             )
         return self.parts[0]
 
@@ -105,15 +106,17 @@ class Patching:
 
     def __repr__(self) -> str:
         runs = ("corrupted", "clean") if self.direction == "denoising" else ("clean", "corrupted")
-        name, unit, units = self.measure.name, self.measure.unit, self.parts[0].units
+        units = self.parts[0].units
         frame = self.to_dataframe().dropna(subset="effect")
         frame = frame.sort_values("effect", key=lambda effect: -effect.abs()).head(5)
         columns = ["site", "position", "component", "strength", "effect", "stderr", "fraction"]
-        where = "at all positions" if self.positions is None else f"at each of {len(self.positions)} positions"
+        where = (
+            "at all positions" if self.positions is None else f"at each of {counted(len(self.positions), 'position')}"
+        )
         return "\n".join([
-            f"patching ({self.direction}) of {sum(map(len, units.values()))} components of {len(units)} matrices "
-            f"{where}, {len(self.source)} examples",
-            f"{name} [{unit}]: {runs[0]}, unpatched, {float(self.measure.baseline.mean()):.4g}; {runs[1]} "
+            f"patching ({self.direction}) of {counted(sum(map(len, units.values())), 'component')} of "
+            f"{counted(len(units), 'matrix', 'matrices')} {where}, {counted(len(self.source), 'example')}",
+            f"{self.measure.label}: {runs[0]}, unpatched, {float(self.measure.baseline.mean()):.4g}; {runs[1]} "
             f"{float(self.source.mean()):.4g}; largest effects:",
             frame[[column for column in columns if column in frame]].to_string(index=False),
         ])  # fmt: skip

@@ -1,0 +1,172 @@
+"""What a model is asked on: token ids and which of them are real, from whatever a user holds.
+
+One text, a list of texts, token ids `[example pos]`, or what a tokenizer returned, with its mask.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from warnings import warn
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from surgery.arguments import counted, shown
+
+Tokens = Tensor | str | Sequence[str] | Mapping[str, object]
+"""Token ids `[example pos]`, one text, a list of texts, or a tokenizer's output (`input_ids`, `attention_mask`)."""
+
+
+def read(
+    model: nn.Module, given: object, attention_mask: object = None
+) -> tuple[Int[Tensor, "example pos"], Bool[Tensor, "example pos"] | None]:
+    """Token ids on the model's device, and where they are real: None where nothing says that some are not.
+
+    Texts are tokenised by the model's tokenizer (`model.to_tokens`) one by one, and padded on the right to the longest;
+    the mask follows from their lengths.
+
+    Raises:
+        ValueError: if there are none, they are not a batch of sequences, the model has no such tokens or reads fewer at
+            a time, or the mask is not of their shape or not one of `mask_of`.
+    """
+    own: object = None
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, Mapping):
+        given, own = _of_tokenizer(given)
+    elif isinstance(given, list | tuple) and given and all(isinstance(text, str) for text in given):
+        given, own = _tokenised(model, list(given))
+    tokens = _checked(model, given)
+    masks = [mask_of(mask, tokens.shape) for mask in (attention_mask, own) if mask is not None]
+    if len(masks) == 2 and not torch.equal(*masks):
+        raise ValueError(
+            "the attention_mask given beside the texts is not theirs: leave it out, for they bring their own, or give "
+            "token ids with it."
+        )
+    return tokens, masks[0].to(tokens.device) if masks else None
+
+
+def mask_of(given: object, shape: tuple[int, ...] | None = None) -> Bool[Tensor, "example pos"]:
+    """An attention mask as truth values: True on real tokens, False on padding.
+
+    Raises:
+        ValueError: if it is not `[example pos]`, of the shape where one is given, holds anything but 0 and 1 (an
+            additive mask does), or leaves an example without a real token.
+    """
+    try:
+        with torch.inference_mode(False):
+            mask = torch.as_tensor(given).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"attention_mask={shown(given)}: {_MASK}") from None
+    if mask.ndim != 2:
+        raise ValueError(f"an attention_mask of shape {tuple(mask.shape)}: {_MASK}")
+    if shape is not None and mask.shape != shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}, the tokens {tuple(shape)}: give one entry a token."
+        )
+    odd = mask[(mask != 0) & (mask != 1)]
+    if len(odd):
+        raise ValueError(
+            f"the attention_mask holds {odd[0].item():g}: it is 1 on tokens and 0 on padding, nothing between or "
+            "beyond. Turn an additive mask (0 and a large negative number) into (mask == 0)."
+        )
+    empty = (mask == 0).all(1).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"the attention_mask is 0 on every token of example {empty[0]}: every example has a real token. Leave out "
+            "examples that have none."
+        )
+    with torch.inference_mode(False):
+        return (mask != 0).cpu()
+
+
+_MASK = "it is [batch pos], 1 on tokens and 0 on padding. Pass the one that goes with the tokens."
+
+
+def warn_if_padded(model: nn.Module, tokens: Int[Tensor, "example pos"]) -> None:
+    """Say so if tokens that came without a mask look padded: then padding is read as text.
+
+    One token at the beginning or end that doubles as the one for padding (as in GPT-2's vocabulary) is none, unless
+    other examples lack it at their end.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    pad = getattr(tokenizer, "pad_token_id", None)
+    if (
+        tokenizer is None
+        or pad is None
+        or (pad == tokenizer.unk_token_id and tokenizer.pad_token != tokenizer.unk_token)
+    ):
+        return
+    is_pad = tokens == pad
+    real = ~is_pad
+    before, after = real.int().cumsum(1).eq(0).sum(1), real.flip(1).int().cumsum(1).eq(0).sum(1)
+    begins = before > (pad == tokenizer.bos_token_id)
+    ends = (after > 1) | ((after > 0) & bool((after == 0).any())) if pad == tokenizer.eos_token_id else after > 0
+    found = int((begins | ends).sum())
+    if found:
+        warn(
+            f"{counted(found, 'example')} of {len(tokens)} {'begins or ends' if found == 1 else 'begin or end'} in "
+            f"{tokenizer.pad_token!r}, the model's padding token, and no attention_mask was given: padding is read as "
+            "text, and the last token may be padding. Pass attention_mask=, or the texts themselves.",
+            UserWarning,
+            stacklevel=_to_the_caller(),
+        )
+
+
+def _to_the_caller() -> int:
+    """The `stacklevel` of the line outside these packages that led here: so a warning comes once for each such line."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("analyses", "surgery", "hooks"):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _of_tokenizer(given: Mapping) -> tuple[object, object]:
+    if "input_ids" not in given:
+        raise ValueError(
+            f"the tokens are a mapping with {', '.join(map(str, given)) or 'nothing'}: a tokenizer's output has "
+            "input_ids and attention_mask. Give that, token ids [example pos], or texts."
+        )
+    try:
+        return torch.as_tensor(given["input_ids"]), given.get("attention_mask")
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            'the input_ids are not a batch of equally long rows: tokenise with return_tensors="pt", padding=True.'
+        ) from None
+
+
+def _tokenised(model: nn.Module, texts: list[str]) -> tuple[Tensor, Tensor | None]:
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(f"the model has no tokenizer, so it cannot read {shown(texts[0])}: give token ids.")
+    rows = [model.to_tokens(text, truncate=False)[0] for text in texts]  # type: ignore[operator]
+    lengths = torch.tensor([len(row) for row in rows])
+    longest = int(lengths.max())
+    tokens = torch.full((len(rows), longest), tokenizer.pad_token_id or 0, dtype=torch.long)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = ids
+    ragged = bool((lengths < longest).any())
+    return tokens, torch.arange(longest) < lengths.unsqueeze(1) if ragged else None
+
+
+def _checked(model: nn.Module, given: object) -> Int[Tensor, "example pos"]:
+    if not isinstance(given, Tensor):
+        raise ValueError(f"the tokens are {shown(given)}: {_TOKENS}")
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    if given.ndim != 2 or 0 in given.shape or not whole:
+        raise ValueError(f"the tokens have shape {tuple(given.shape)}, {given.dtype}: {_TOKENS}")
+    size, n_ctx = int(model.cfg.d_vocab), getattr(model.cfg, "n_ctx", None)  # type: ignore[union-attr, arg-type]
+    outside = given[(given < 0) | (given >= size)]
+    if len(outside):
+        raise ValueError(
+            f"token {int(outside[0])} is outside the model's vocabulary, 0 to {size - 1}: give ids of the model's own "
+            "tokenizer."
+        )
+    if n_ctx is not None and given.shape[1] > n_ctx:
+        raise ValueError(f"the texts have {given.shape[1]} tokens, and the model reads {n_ctx}: give shorter ones.")
+    return given.to(next(model.parameters()).device)
+
+
+_TOKENS = (
+    "give token ids [example pos], at least one example, or one string, a list of strings, or a tokenizer's output."
+)
