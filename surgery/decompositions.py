@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hooks import Site, host_of, match_sites
+from hooks import Site, host_of, match_each
 from hooks.editor import editor_of
 from hooks.fingerprints import fingerprint
 from surgery.arguments import shown
@@ -170,8 +170,7 @@ def decompose(
         StaleDecompositionError: if `svds` holds a matrix whose weights have changed since.
         ValueError: if a weight is not finite.
     """
-    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    sites = sorted({site for p in patterns for site in match_sites(model, p)})
+    sites = match_each(model, pattern)
     if svds is not None and basis is not None and svds.basis != basis:
         raise ValueError(
             f"svds is in the basis {svds.basis!r}, but basis={basis!r} was asked for: leave one of them out."

@@ -73,7 +73,7 @@ plain_edits = st.one_of(
 constants = st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=5)
 edits = st.one_of(plain_edits, st.builds(Compensated, plain_edits, constants))
 patterns = st.sampled_from(
-    [OUT, "blocks.*.attn.W_Q[*]", "*W_in", "blocks.1.attn.W_{K,V}", "blocks.[01].mlp.*", "U_out"]
+    [OUT, "blocks.*.attn.W_Q[*]", "*W_in", "blocks.1.attn.W_{K,V}", "blocks.[0-1].mlp.*", "U_out"]
 )
 
 

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+PATTERN = "give a string such as 'blocks.*.mlp.W_out', or a list of these."
 CASES = {
     "Keep([0.5])": "Keep was given 0.5 as a component: components are integers or slices such as '5:8'.",
     "Keep(None)": "Keep was given None as its components: give a list.",
@@ -51,6 +52,10 @@ CASES = {
     "RandomizedSVD(2.0, 0)": "RandomizedSVD was given rank=2.0: give a whole number, 0 or more.",
     "RandomizedSVD(2, 0, n_iter=-1)": "RandomizedSVD was given n_iter=-1: give a whole number, 0 or more.",
     "RowBlocks(1.5)": "RowBlocks was given blocks=1.5: give a whole number, 1 or more.",
+    "sites(None, 3)": f"3 is not a pattern but of type int: {PATTERN}",
+    "sites(None, ['*', None])": f"None is not a pattern but of type NoneType: {PATTERN}",
+    "decompose(None, 3)": f"3 is not a pattern but of type int: {PATTERN}",
+    "decompose(None, {'W_out': Zero()})": f"{{'W_out': Zero()}} is not a pattern but of type dict: {PATTERN}",
     # Numbers of other makes are numbers.
     "Scale({numpy.int64(0): numpy.float32(0.5), 1: 2})": "Scale(gain={0: 0.5, 1: 2.0})",
     "Keep(numpy.arange(2))": "Keep(components=[0, 1])",
@@ -105,7 +110,7 @@ def from_file(entry):
 def answer(text):
     try:
         return repr(eval(text))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         return str(error)
 json.dump([answer(text) for text in json.load(sys.stdin)], sys.stdout)
 """
