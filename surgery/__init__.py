@@ -6,9 +6,10 @@
 A spec maps patterns to edits; `apply` shows the edited weights until it is undone.
 """
 
-from surgery._guard import check_hooks_package
+from surgery._guard import check_package, warn_if_hidden
 
-check_hooks_package()
+check_package("hooks")
+warn_if_hidden("analyses")
 
 from collections.abc import Iterable
 

@@ -19,7 +19,16 @@ from hooks.hosts import refuse_compiled
 from surgery.decompositions import Decomposition, Decompositions, StaleDecompositionError, basis_of, decomposed
 from surgery.rendering import Rendering, install, render
 from surgery.report import table
-from surgery.specs import Change, Spec, check_compatible, combine, plan
+from surgery.specs import (
+    Change,
+    Spec,
+    check_compatible,
+    combine,
+    plan,
+    refuse_learned,
+    spec_in_one,
+    warn_of_repeated,
+)
 
 _operations: WeakKeyDictionary[nn.Module, list["Operation"]] = WeakKeyDictionary()
 
@@ -98,6 +107,7 @@ class Operation:
         return f"operation {state} {type(self.model).__name__}, {matrices}\n{lines}"
 
 
+@spec_in_one
 def apply(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, progress: bool = True) -> Operation:
     """The model under the edits of a spec, until the returned operation is undone.
 
@@ -114,6 +124,7 @@ def apply(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, p
     return _put_in_force(model, spec, svds=svds, progress=progress, written=False)
 
 
+@spec_in_one
 def commit(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, progress: bool = True) -> Operation:
     """As `apply`, but written into the parameters: `state_dict`, compiled models and exports see the edit.
 
@@ -175,6 +186,9 @@ def _put_in_force(
     with lasting_tensors():
         operation = Operation(model, spec, plan(model, spec, svds=svds, progress=progress), written=written)
         check_in_force(model, operation.changes)
+        warn_of_repeated(operation.changes, _changes(active(model)))
+        if written:
+            refuse_learned(operation.changes)
         before, after = active(model), (*active(model), operation)
         restored, edited = _state(model, operation, before), _state(model, operation, after)
     try:
