@@ -26,13 +26,15 @@ def match_each(model: nn.Module, patterns: str | Iterable[str]) -> list[Site]:
         TypeError: if that is neither a pattern nor several.
         SiteError: as `match_sites`.
     """
-    given = [patterns] if isinstance(patterns, str | Mapping) or not isinstance(patterns, Iterable) else list(patterns)
-    for pattern in given:
+    several = isinstance(patterns, Iterable) and not isinstance(patterns, str | Mapping)
+    given: list[str] = []
+    for pattern in patterns if several else [patterns]:
         if not isinstance(pattern, str):
             raise TypeError(
                 f"{repr(pattern)[:80]} is not a pattern but of type {type(pattern).__name__}: give a string such as "
                 "'blocks.*.mlp.W_out', or a list of these."
             )
+        given.append(pattern)
     return sorted({site for pattern in given for site in match_sites(model, pattern)})
 
 

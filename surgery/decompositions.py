@@ -160,8 +160,8 @@ class Decompositions(Mapping[str, Decomposition]):
         basis = decode_basis(json.loads(texts["basis"]))
         entries = []
         for site, about in json.loads(texts["sites"]).items():
-            parts = (tensors[f"{site}|{name}"] for name in Factors._fields)
-            entry = Decomposition(site, *parts, basis, str(about["fingerprint"]), str(about["weight_state"]))
+            U, S, Vh = (tensors[f"{site}|{name}"] for name in Factors._fields)
+            entry = Decomposition(site, U, S, Vh, basis, str(about["fingerprint"]), str(about["weight_state"]))
             if reason := _damage(entry):
                 raise ValueError(f"{site}: {reason}")
             entries.append(entry)
@@ -173,7 +173,7 @@ def _checksum(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -312,7 +312,7 @@ def _sequence(given: object, what: str, edit: Edit) -> Iterable[object]:
     return given
 
 
-def _resolved(edit: Edit, given: Index | Iterable[Index], decomposition: Decomposition) -> list[int]:
+def _resolved(edit: Edit, given: slice | str | Iterable[Index], decomposition: Decomposition) -> list[int]:
     """The components as indices from 0, each once."""
     n = decomposition.rank
     chosen: list[int] = []

@@ -16,7 +16,8 @@ from surgery.bases import Basis
 from surgery.decompositions import Decomposition, Decompositions, decomposed
 from surgery.edits import Edit, Gains
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 Spec = Mapping[str, Edit]
 """Patterns to edits. A matrix that several patterns name gets the product of their gains."""
 
