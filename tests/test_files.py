@@ -1,6 +1,8 @@
 """Files that are written whole, or not at all."""
 
+import ast
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,3 +84,29 @@ def test_decompositions_are_written_beside_the_old_ones(tmp_path: Path, monkeypa
         assert os.listdir(tmp_path) == [path.name]
         assert safetensors.torch.load_file(path).keys()
         surgery.forget(model)
+
+
+def direct_writes(tree: ast.AST) -> list[int]:
+    """Lines that write a file of a finished name, and not one of `whole_file`'s."""
+    within = {
+        id(call)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.With) and any("whole_file(" in ast.unparse(item) for item in block.items)
+        for call in ast.walk(block)
+    }
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and id(node) not in within]
+    return [
+        call.lineno for call in calls if re.search(r"\b(save_file|write_text|write_bytes)$", ast.unparse(call.func))
+    ]
+
+
+@pytest.mark.parametrize("package", ["hooks", "surgery", "analyses"])
+def test_no_file_is_written_in_place(package: str) -> None:
+    root = Path(__file__).resolve().parent.parent
+    found = {path: direct_writes(ast.parse(path.read_text())) for path in (root / package).rglob("*.py")}
+    assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+def test_a_write_in_place_would_be_seen() -> None:
+    code = "path.write_text('a')\nsave_file(t, path)\nwith whole_file(path) as file:\n    file.write_text('a')\n"
+    assert direct_writes(ast.parse(code)) == [1, 2]
