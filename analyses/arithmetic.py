@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 from analyses.tasks.items import AnswerItem
 from analyses.tasks.task import Task
 from surgery import active
+from surgery.files import whole_file
 
 
 @final
@@ -205,11 +206,9 @@ def train(
     losses = _trained(model, trained, task, steps, lr, weight_decay, seed, progress)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
-        save_file(
-            {name: p.detach().cpu().contiguous() for name, p in trained.items()} | {"losses": losses}, str(unfinished)
-        )
-        unfinished.replace(path)
+        tensors = {name: p.detach().cpu().contiguous() for name, p in trained.items()} | {"losses": losses}
+        with whole_file(path) as file:
+            save_file(tensors, str(file))
     return losses
 
 

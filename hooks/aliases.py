@@ -14,12 +14,13 @@ LASER's published code calls `gate_proj` `fc_in` on Llama, so on a model with ga
 paper's own name, is `W_in`. A leading `model.layers.3`, `transformer.h.3`, `gpt_neox.layers.3` or
 `model.decoder.layers.3` is `blocks.3`; a trailing `.weight` is ignored. Without a layer, or after a `*`, an alias means
 every layer; after anything else it is not taken for one, so that a slip in `model.layers.3` does not become an edit of
-every layer.
+every layer. Our own names without a layer mean every layer too: `W_out`, `attn.W_Q[3]`, `mlp.*`.
 """
 
 import re
 
-from hooks.sites import ATTENTION_MATRICES, Matrix, SiteError
+from hooks.globs import split_index
+from hooks.sites import ATTENTION_MATRICES, MATRICES, Matrix, SiteError
 
 _PLAIN: dict[str, Matrix] = {
     **dict.fromkeys(("W_q", "q_proj"), "W_Q"),
@@ -31,21 +32,25 @@ _PLAIN: dict[str, Matrix] = {
     **dict.fromkeys(("U_out", "down_proj", "mlp.c_proj", "fc_out", "fc2", "dense_4h_to_h"), "W_out"),
 }
 _FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "gate_up_proj")
-_HEAD = re.compile(r"(.*?)(\[(?:-?\d+|\*|-?\d*:-?\d*)\])?", re.DOTALL)
+_OUTSIDE = ("W_E", "W_U", "W_pos", "embed_tokens", "embed_in", "wte", "wpe", "lm_head", "embed_out")
 _LAYER = r"(?:(?:(?:transformer|model|gpt_neox|decoder)\.)*(?:h|layers|blocks)\.(?P<layer>[^.]+)\.|\*\.?)?"
 _PART = r"(?:(?:self_attn|attn|attention|mlp)\.)*"
 
 
 def canonical(pattern: str, *, gated: bool) -> str:
-    """The pattern in TransformerLens's names; one that uses no alias comes back as it is.
+    """The pattern in TransformerLens's names; one that uses no alias and names a layer comes back as it is.
 
     Raises:
-        SiteError: if it names a fused matrix, which is edited by its parts, or the ambiguous `c_proj`.
+        SiteError: if it names a fused matrix, which is edited by its parts, the ambiguous `c_proj`, or an embedding.
     """
-    found = _HEAD.fullmatch(pattern.removesuffix(".weight"))
-    assert found is not None  # it matches any text
-    name, head = found.groups("")
+    name, index = split_index(pattern.removesuffix(".weight"))
+    head = "" if index is None else f"[{index}]"
     last = name.rsplit(".", 1)[-1]
+    if last in _OUTSIDE:
+        raise SiteError(
+            f"{pattern!r} is not edited here: only the matrices of the blocks are, {', '.join(MATRICES)}. List them "
+            "with surgery.sites(model)."
+        )
     if last in _FUSED:
         parts = "W_gate and W_in" if last == "gate_up_proj" else "W_Q, W_K and W_V"
         raise SiteError(f"{pattern!r} names a fused matrix: name its parts, {parts}, instead.")
@@ -57,4 +62,4 @@ def canonical(pattern: str, *, gated: bool) -> str:
         if found is not None:
             part = "attn" if matrix in ATTENTION_MATRICES else "mlp"
             return f"blocks.{found['layer'] or '*'}.{part}.{matrix}{head}"
-    return pattern
+    return f"blocks.*.{pattern}" if pattern.startswith(("W_", "attn.", "mlp.")) else pattern

@@ -17,7 +17,10 @@ ATTENTION_MATRICES: tuple[AttentionMatrix, ...] = get_args(AttentionMatrix)
 MLP_MATRICES: tuple[MLPMatrix, ...] = get_args(MLPMatrix)
 MATRICES: tuple[Matrix, ...] = (*ATTENTION_MATRICES, *MLP_MATRICES)
 
-_ADDRESS = re.compile(r"blocks\.(?P<layer>\d+)\.(?P<part>attn|mlp)\.(?P<matrix>W_\w+)(\[(?P<head>\d+)\])?")
+_ADDRESS = re.compile(
+    r"blocks\.(?P<layer>0|[1-9][0-9]{0,8})\.(?P<part>attn|mlp)\.(?P<matrix>W_[A-Za-z]+)"
+    r"(\[(?P<head>0|[1-9][0-9]{0,8})\])?"
+)
 
 
 class SiteError(ValueError):
@@ -89,7 +92,7 @@ class Site:
         match = _ADDRESS.fullmatch(address)
         if match is None:
             raise SiteError(
-                f"{address!r} is not the address of one matrix: "
+                f"{address[:80]!r} is not the address of one matrix: "
                 "write blocks.LAYER.attn.W_Q, blocks.LAYER.attn.W_Q[HEAD] or blocks.LAYER.mlp.W_in."
             )
         matrix, head = match["matrix"], match["head"]

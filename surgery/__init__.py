@@ -6,15 +6,16 @@
 A spec maps patterns to edits; `apply` shows the edited weights until it is undone.
 """
 
-from surgery._guard import check_hooks_package
+from surgery._guard import check_package, warn_if_hidden
 
-check_hooks_package()
+check_package("hooks")
+warn_if_hidden("analyses")
 
 from collections.abc import Iterable
 
 from torch import nn
 
-from hooks import EditedModelError, SiteError, match_sites
+from hooks import EditedModelError, SiteError, match_each
 from surgery.bases import SVD, Basis, HaarBasis, RandomizedSVD, RowBlocks
 from surgery.controls import RandomBasis, RandomComponents
 from surgery.cuts import DropBottom, DropTop, KeepBottom, KeepTop
@@ -37,12 +38,13 @@ __all__ = [
 def sites(model: nn.Module, pattern: str | Iterable[str] = "*") -> list[str]:
     """The addresses of every editable matrix that a pattern (or several) names, in the order of the forward pass.
 
-    `*` matches anything, dots included, `[QK]` a class of characters, `{in,out}` alternatives. Whole matrices by
-    default; a final `[3]`, `[*]` or `[0:4]` asks for heads. LASER's and Hugging Face's names are understood too
-    (`hooks.aliases`).
+    `*` matches anything, dots included, `[QK]` a class of characters, `{in,out}` alternatives. Layers are numbers,
+    `blocks.-1`, `blocks.[10-12]` (with 12), `blocks.[3:6]` (without 6) or `blocks.[0,4]`; without one, `W_out` means
+    every layer. Whole matrices by default; a final `[3]`, `[*]` or `[0:4]` asks for heads. LASER's and Hugging Face's
+    names are understood too (`hooks.aliases`).
 
     Raises:
+        TypeError: if a pattern is not a string.
         SiteError: if a pattern names nothing, with the nearest names that exist.
     """
-    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    return [str(site) for site in sorted({site for p in patterns for site in match_sites(model, p)})]
+    return [str(site) for site in match_each(model, pattern)]

@@ -3,8 +3,12 @@
 They come from people, from numpy and torch, and from files, so a type is not taken for granted.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from operator import index
+from typing import TypeVar
 
+T = TypeVar("T", bound=type)
 LARGEST_SEED = 2**63 - 1
 
 
@@ -18,7 +22,7 @@ def whole(value: object, name: str, *, least: int = 0, most: int | None = None) 
         number = index(value)  # type: ignore[arg-type]
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool) or number < least or (most is not None and number > most):
+    if number is None or is_bool(value) or number < least or (most is not None and number > most):
         bounds = f"{least} or more" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name}={shown(value)}: give a whole number, {bounds}.")
     return number
@@ -40,7 +44,7 @@ def number(value: object, name: str) -> float:
         ValueError: if it is not a number.
     """
     try:
-        if not isinstance(value, bool | str | bytes):
+        if not isinstance(value, str | bytes) and not is_bool(value):
             return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         pass
@@ -57,6 +61,32 @@ def fraction(value: object, name: str) -> float:
     if not 0 <= given <= 1:
         raise ValueError(f"{name}={shown(value)}: give a fraction, from 0 to 1.")
     return given
+
+
+def by_name_only(example: str) -> Callable[[T], T]:
+    """A decorator for a dataclass that takes nothing by position, and says so with an example."""
+
+    def decorated(cls: T) -> T:
+        init = cls.__init__
+
+        @wraps(init)
+        def named(self: object, *given: object, **arguments: object) -> None:
+            if given:
+                raise TypeError(
+                    f"{cls.__name__}({', '.join(map(shown, given))}) does not say what {shown(given[0])} is: give it "
+                    f"by name, such as {cls.__name__}({example})."
+                )
+            init(self, **arguments)
+
+        cls.__init__ = named
+        return cls
+
+    return decorated
+
+
+def is_bool(value: object) -> bool:
+    """Whether it is True or False, in Python's make, numpy's or torch's, which is no number here."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
 
 
 def shown(value: object) -> str:

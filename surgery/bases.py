@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hooks.fingerprints import fingerprint
 from surgery import factorise
-from surgery.arguments import seed, whole
+from surgery.arguments import seed, shown, whole
 from surgery.codec import build
 from surgery.factorise import Factors
 
@@ -112,6 +112,19 @@ class RowBlocks(Basis):
     def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Factors:
         """The components of all blocks, strongest first; each reads from the rows of its block only."""
         return factorise.row_blocks(W, self.blocks)
+
+
+def check_basis(value: object, name: str) -> None:
+    """Refuse what is no basis, its name or its class for instance.
+
+    Raises:
+        TypeError: saying how one is written.
+    """
+    if not isinstance(value, Basis):
+        raise TypeError(
+            f"{name}={shown(value)}: give a basis, one of SVD(), RandomizedSVD(rank, seed), HaarBasis(seed) or "
+            "RowBlocks(blocks)."
+        )
 
 
 def decode_basis(document: Mapping[str, object]) -> Basis:

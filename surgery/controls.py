@@ -7,13 +7,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from surgery.arguments import fraction, seed, whole
-from surgery.bases import SVD, Basis, HaarBasis
+from surgery.arguments import by_name_only, fraction, seed, whole
+from surgery.bases import SVD, Basis, HaarBasis, check_basis
 from surgery.decompositions import Decomposition
 from surgery.edits import Edit, Gains, dropped
 
 
 @final
+@by_name_only("seed=0, count=10")
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RandomComponents(Edit):
     """A control: remove components drawn at random, `count` of them or until they hold the fraction `energy`.
@@ -33,6 +34,7 @@ class RandomComponents(Edit):
                 f"RandomComponents was given count={self.count!r} and energy={self.energy!r}: give exactly one of them."
             )
         object.__setattr__(self, "seed", seed(self.seed, "RandomComponents was given seed"))
+        check_basis(self.basis, "RandomComponents was given basis")
         if self.count is not None:
             object.__setattr__(self, "count", whole(self.count, "RandomComponents was given count"))
         if self.energy is not None:

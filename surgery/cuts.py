@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import final
 
 from surgery import ranks
-from surgery.arguments import fraction, shown, whole
-from surgery.bases import SVD, Basis
+from surgery.arguments import by_name_only, fraction, shown, whole
+from surgery.bases import SVD, Basis, check_basis
 from surgery.decompositions import Decomposition
 from surgery.edits import Edit, Gains, dropped, kept
 
@@ -32,6 +32,7 @@ class ByRank(Edit):
         for name in ("rho", "energy"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, fraction(getattr(self, name), f"{own} was given {name}"))
+        check_basis(self.basis, f"{own} was given basis")
         if self.rule is not None and self.rule not in tuple(ranks.RULES):
             raise ValueError(f"{own} was given rule={shown(self.rule)}: give one of {', '.join(ranks.RULES)}.")
 
@@ -80,6 +81,7 @@ def _total(decomposition: Decomposition) -> int:
 
 
 @final
+@by_name_only("rank=10 or rho=0.1")
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class KeepTop(ByRank):
     """Keep the strongest components: the low-rank approximation of LASER (arXiv:2312.13558).
@@ -101,6 +103,7 @@ class KeepTop(ByRank):
 
 
 @final
+@by_name_only("rank=10 or rho=0.1")
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DropTop(ByRank):
     """Remove the components that `KeepTop` with the same arguments keeps: its exact complement."""
@@ -128,6 +131,7 @@ class _Bottom(ByRank):
 
 
 @final
+@by_name_only("rank=10 or rho=0.1")
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class KeepBottom(_Bottom):
     """Keep the weakest components only: as many as the same arguments of `KeepTop` would keep of the strongest.
@@ -147,6 +151,7 @@ class KeepBottom(_Bottom):
 
 
 @final
+@by_name_only("rank=10 or rho=0.1")
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DropBottom(_Bottom):
     """Remove the components that `KeepBottom` with the same arguments keeps: its exact complement."""

@@ -1,5 +1,6 @@
 """The components of a model's matrices: computed once, reused by everything, saved and loaded, never silently stale."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,15 +16,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hooks import Site, host_of, match_sites
+from hooks import Site, host_of, match_each
 from hooks.editor import editor_of
 from hooks.fingerprints import fingerprint
 from surgery.arguments import shown
-from surgery.bases import SVD, Basis, decode_basis
+from surgery.bases import SVD, Basis, check_basis, decode_basis
 from surgery.codec import encode
 from surgery.factorise import Factors
+from surgery.files import whole_file
 
-_FORMAT, _VERSION = "model-surgery decompositions", "1"
+_FORMAT, _VERSION = "model-surgery decompositions", "2"
 
 
 class StaleDecompositionError(ValueError):
@@ -77,7 +79,8 @@ class Decompositions(Mapping[str, Decomposition]):
     """Decompositions keyed by site address, all in one basis."""
 
     def __init__(self, entries: Iterable[Decomposition] = (), *, basis: Basis | None = None) -> None:
-        self.basis = basis or SVD()
+        self.basis = SVD() if basis is None else basis
+        check_basis(self.basis, "Decompositions was given basis")
         self._entries: dict[str, Decomposition] = {}
         for entry in entries:
             self.add(entry)
@@ -94,7 +97,8 @@ class Decompositions(Mapping[str, Decomposition]):
         return len(self._entries)
 
     def __repr__(self) -> str:
-        return f"Decompositions({len(self)} matrices, {self.basis!r}, {self.nbytes / 2**20:.1f} MiB)"
+        matrices = f"{len(self)} {'matrix' if len(self) == 1 else 'matrices'}"
+        return f"Decompositions({matrices}, {self.basis!r}, {self.nbytes / 2**20:.1f} MiB)"
 
     @property
     def nbytes(self) -> int:
@@ -102,7 +106,13 @@ class Decompositions(Mapping[str, Decomposition]):
         return sum(t.nbytes for entry in self._entries.values() for t in (entry.U, entry.S, entry.Vh))
 
     def add(self, entry: Decomposition) -> None:
-        """Keep one more decomposition, in place of one for the same site."""
+        """Keep one more decomposition, in place of one for the same site.
+
+        Raises:
+            ValueError: if it is in another basis, or its parts are not what a decomposition's can be.
+        """
+        if reason := _damage(entry):
+            raise ValueError(f"Decomposition({entry.site}) cannot be used: {reason}. Decompose the model again.")
         if entry.basis != self.basis:
             raise ValueError(
                 f"{entry!r} is in the basis {entry.basis!r}, this collection is in {self.basis!r}: keep one collection "
@@ -117,7 +127,9 @@ class Decompositions(Mapping[str, Decomposition]):
         tensors = {f"{s}|{name}": t.contiguous() for s, uv in parts.items() for name, t in zip(names, uv, strict=True)}
         sites = {site: {"fingerprint": d.fingerprint, "weight_state": d.weight_state} for site, d in self.items()}
         texts = {"basis": json.dumps(encode(self.basis)), "sites": json.dumps(sites)}
-        save_file(tensors, str(path), metadata={"format": _FORMAT, "version": _VERSION, **texts})
+        about = {"format": _FORMAT, "version": _VERSION, **texts, "checksum": _checksum(texts, tensors)}
+        with whole_file(path) as file:
+            save_file(tensors, str(file), metadata=about)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "Decompositions":
@@ -133,7 +145,7 @@ class Decompositions(Mapping[str, Decomposition]):
             raise
         except (SafetensorError, OSError, KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
             raise ValueError(
-                f"{path} is damaged or not a file of decompositions ({shown(error)}): decompose again and save."
+                f"{path} is damaged or not a file of decompositions ({str(error)[:200]}): decompose again and save."
             ) from error
 
     @classmethod
@@ -141,14 +153,45 @@ class Decompositions(Mapping[str, Decomposition]):
         metadata = file.metadata() or {}
         if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
             raise ValueError(f"not one that this release wrote, version {_VERSION}")
-        basis = decode_basis(json.loads(metadata["basis"]))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        texts = {name: metadata[name] for name in ("basis", "sites")}
+        if metadata.get("checksum") != _checksum(texts, tensors):
+            raise ValueError("its contents are not what was written")
+        basis = decode_basis(json.loads(texts["basis"]))
         entries = []
-        for site, about in json.loads(metadata["sites"]).items():
-            U, S, Vh = (file.get_tensor(f"{site}|{name}") for name in Factors._fields)
-            if (U.ndim, S.ndim, Vh.ndim) != (2, 1, 2) or not U.shape[1] == S.shape[0] == Vh.shape[0]:
-                raise ValueError(f"the parts of {site} do not fit together")
-            entries.append(Decomposition(site, U, S, Vh, basis, str(about["fingerprint"]), str(about["weight_state"])))
+        for site, about in json.loads(texts["sites"]).items():
+            U, S, Vh = (tensors[f"{site}|{name}"] for name in Factors._fields)
+            entry = Decomposition(site, U, S, Vh, basis, str(about["fingerprint"]), str(about["weight_state"]))
+            if reason := _damage(entry):
+                raise ValueError(f"{site}: {reason}")
+            entries.append(entry)
         return cls(entries, basis=basis)
+
+
+def _checksum(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(repr(sorted(texts.items())).encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _damage(entry: Decomposition) -> str | None:
+    """What is wrong with the parts of a decomposition; None if nothing is."""
+    U, S, Vh = parts = entry.U, entry.S, entry.Vh
+    if (U.ndim, S.ndim, Vh.ndim) != (2, 1, 2) or not U.shape[1] == S.shape[0] == Vh.shape[0]:
+        return f"U {tuple(U.shape)}, S {tuple(S.shape)} and Vh {tuple(Vh.shape)} do not fit together"
+    if len({part.dtype for part in parts}) > 1 or S.dtype not in (torch.float32, torch.float64):
+        types = ", ".join(str(part.dtype).removeprefix("torch.") for part in parts)
+        return f"its parts are of {types}, not all of float32 or all of float64"
+    if not all(bool(part.isfinite().all()) for part in parts):
+        return "it holds NaN or infinity"
+    if bool((S < 0).any()):
+        return "it holds negative strengths"
+    if entry.basis == SVD() and S.numel() and bool((S.diff() > 1e-4 * S[0]).any()):
+        return "its strengths do not fall from first to last"
+    return None
 
 
 def decompose(
@@ -166,16 +209,19 @@ def decompose(
     are decomposed, not the edited ones. An interrupted call keeps what it has finished.
 
     Raises:
+        TypeError: if a pattern is not a string, `basis` not a basis, or `svds` not what this function returns.
         SiteError: if a pattern names no editable matrix.
         StaleDecompositionError: if `svds` holds a matrix whose weights have changed since.
         ValueError: if a weight is not finite.
     """
-    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    sites = sorted({site for p in patterns for site in match_sites(model, p)})
+    _check_svds(svds)
+    if basis is not None:
+        check_basis(basis, "basis")
     if svds is not None and basis is not None and svds.basis != basis:
         raise ValueError(
             f"svds is in the basis {svds.basis!r}, but basis={basis!r} was asked for: leave one of them out."
         )
+    sites = match_each(model, pattern)
     if svds is not None:
         decomposed(model, sites, basis=svds.basis, svds=svds, progress=progress)
         return svds
@@ -187,6 +233,7 @@ def decomposed(
     model: nn.Module, sites: Iterable[Site], *, basis: Basis, svds: Decompositions | None, progress: bool = True
 ) -> dict[Site, Decomposition]:
     """A decomposition, fitting the present weights, of each site: looked up, or computed and remembered."""
+    _check_svds(svds)
     store = svds if svds is not None and svds.basis == basis else _memory(model, basis)
     editor, host = editor_of(model), host_of(model)
     matrices = {site: editor.original(host.place(site)) for site in sites}
@@ -194,6 +241,11 @@ def decomposed(
     for site, W in matrices.items():
         held, marks = store.get(str(site)), fingerprint(W)
         if held is not None and held.fingerprint == marks:
+            if held.shape != tuple(W.shape):
+                raise ValueError(
+                    f"the decomposition of '{site}' is of a {held.shape[0]} x {held.shape[1]} matrix, the model's is "
+                    f"{W.shape[0]} x {W.shape[1]}. Decompose again: surgery.decompose(model, ...)."
+                )
             found[site] = held.to(W.device)
         elif held is not None and store is svds:
             raise _stale(held, host.weight_state())
@@ -210,7 +262,16 @@ def decomposed(
 
 def basis_of(svds: Decompositions | None) -> Basis:
     """What the components are components of where these decompositions are used: singular ones if there are none."""
+    _check_svds(svds)
     return SVD() if svds is None else svds.basis
+
+
+def _check_svds(svds: Decompositions | None) -> None:
+    if svds is not None and not isinstance(svds, Decompositions):
+        raise TypeError(
+            f"svds={shown(svds)} is a {type(svds).__name__}: give what surgery.decompose(model, ...) returned, or "
+            "Decompositions()."
+        )
 
 
 def forget(model: nn.Module) -> None:

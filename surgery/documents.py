@@ -1,6 +1,8 @@
 """Specs as JSON documents: a schema with a version, a fingerprint of the weights, and nothing that is ever executed."""
 
 import json
+import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -16,7 +18,8 @@ from surgery import controls, cuts, edits
 from surgery.arguments import shown
 from surgery.bases import decode_basis
 from surgery.codec import TAG, build, encode
-from surgery.specs import Spec, resolve
+from surgery.files import whole_file
+from surgery.specs import Spec, check_spec, resolve
 
 T = TypeVar("T")
 _FORMAT, VERSION = "model-surgery spec", 1
@@ -28,6 +31,7 @@ _EDITS: dict[str, type[edits.Edit]] = {
         edits.Compensated, controls.RandomComponents, controls.RandomBasis,
     )
 }  # fmt: skip
+_INDEX = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _HEX = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
 _VALIDATOR = Draft202012Validator(
     {
@@ -37,7 +41,7 @@ _VALIDATOR = Draft202012Validator(
         "properties": {
             "format": {"const": _FORMAT},
             "version": {"const": VERSION},
-            "weight_state": {"type": "string"},
+            "weight_state": {"type": ["string", "null"]},
             "edits": {"type": "object", "additionalProperties": {"type": "object", "required": [TAG]}},
             "fingerprints": {"type": "object", "additionalProperties": _HEX},
         },
@@ -49,26 +53,32 @@ class SpecFileError(ValueError):
     """A file that does not hold a spec, or holds one for other weights."""
 
 
-def save(spec: Spec, path: str | Path, *, model: nn.Module) -> None:
+def save(spec: Spec, path: str | Path, *, model: nn.Module | None = None) -> None:
     """Write a spec as JSON, with a fingerprint of the model's unedited weights at every matrix it names.
+
+    Without a model the file holds no fingerprints: `load` cannot tell then which weights it was made for.
 
     Raises:
         SiteError: if the spec does not fit the model.
         ValueError: if it holds an edit or a basis of somebody's own making, which `load` could not make again.
+        TypeError: if the spec is not a mapping of patterns to edits.
     """
-    marks = _fingerprints(model, spec)
+    check_spec(spec)
     document = {
         "format": _FORMAT,
         "version": VERSION,
-        "weight_state": host_of(model).weight_state(),
+        "weight_state": None if model is None else host_of(model).weight_state(),
         "edits": {pattern: _encoded(edit, pattern) for pattern, edit in spec.items()},
-        "fingerprints": marks,
+        "fingerprints": {} if model is None else _fingerprints(model, spec),
     }
-    Path(path).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    with whole_file(path) as file:
+        file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def load(path: str | Path, *, model: nn.Module | None = None) -> dict[str, edits.Edit]:
     """The spec that `save` wrote, after checking that `model` holds the weights it was made for (None: unchecked).
+
+    A file that was saved without a model fits any weights; a warning says so if a model is given.
 
     Raises:
         SpecFileError: if the file is damaged, of another format or version, or made for other weights.
@@ -94,7 +104,7 @@ def decode_edit(document: Mapping[str, object]) -> edits.Edit:
         values["basis"] = decode_basis(_mapping(values["basis"]))
     gain = values.get("gain")
     if isinstance(gain, Mapping):
-        values["gain"] = _unique((int(index), value) for index, value in gain.items())
+        values["gain"] = _unique((_component(index), value) for index, value in gain.items())
     return build(values, _EDITS, "edit")
 
 
@@ -102,6 +112,12 @@ def _mapping(value: object) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{shown(value)} stands where an object with a {TAG!r} belongs")
     return value
+
+
+def _component(index: str) -> int:
+    if not _INDEX.fullmatch(index):
+        raise ValueError(f"{shown(index)} stands where a component belongs, a whole number such as 3 or -1")
+    return int(index)
 
 
 def _unique(pairs: Iterable[tuple[T, object]]) -> dict[T, object]:
@@ -127,8 +143,10 @@ def _encoded(edit: edits.Edit, pattern: str) -> dict[str, object]:
 
 
 def _read(path: Path) -> dict:
+    if path.is_dir():
+        raise SpecFileError(f"{path} is a folder, not a spec: give the name of the file that surgery.save wrote.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
         document = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
         raise SpecFileError(f"{path} is not a spec: it is not readable JSON ({error}). Save the spec again.") from None
@@ -172,6 +190,13 @@ def _fingerprints(model: nn.Module, spec: Spec) -> dict[str, str]:
 
 def _check_fits(document: dict, marks: dict[str, str], path: str | Path, model: nn.Module) -> None:
     state = host_of(model).weight_state()
+    if document["weight_state"] is None and not document["fingerprints"]:
+        warnings.warn(
+            f"{path} was saved without a model, so nothing tells whether it was made for the weights of this one. Save "
+            "it with surgery.save(spec, path, model=model) to have that checked.",
+            stacklevel=3,
+        )
+        return
     if document["weight_state"] != state:
         raise SpecFileError(
             f"{path} was made for weights that were {shown(document['weight_state'])}; this model's are {state!r}, so "
@@ -181,7 +206,11 @@ def _check_fits(document: dict, marks: dict[str, str], path: str | Path, model: 
     wrong += [site for site in document["fingerprints"] if site not in marks]
     if wrong:
         raise SpecFileError(
-            f"{path} was made for other weights: {shown(wrong[0])} and {len(wrong) - 1} more of {len(marks)} matrices "
-            "differ from this model's (another checkpoint, dtype, or trained since). Load that model, or load(path) "
-            "without a model to skip the check."
+            f"{path} was made for other weights: this model's {_listed(wrong)} (another checkpoint, dtype, or trained "
+            "since). Load that model, or load(path) without a model to skip the check."
         )
+
+
+def _listed(sites: list[str]) -> str:
+    others = {1: "", 2: " and one other matrix"}.get(len(sites), f" and {len(sites) - 1} other matrices")
+    return f"{shown(sites[0])}{others} {'differs' if len(sites) == 1 else 'differ'}"

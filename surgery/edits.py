@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from surgery.arguments import number, shown
-from surgery.bases import SVD, Basis
+from surgery.arguments import is_bool, number, shown
+from surgery.bases import SVD, Basis, check_basis
 from surgery.decompositions import Decomposition
 
 Index = SupportsIndex | slice | str
@@ -61,14 +61,16 @@ class Edit(ABC):
 class Keep(Edit):
     """Keep these components and remove all others.
 
-    Indices, negative indices and slices mean what they do in Python; 0 is the strongest.
+    Indices, negative indices and slices mean what they do in Python; 0 is the strongest. One component is a list of
+    one, `[5]`: a bare 5 could mean five of them.
     """
 
-    components: Index | Iterable[Index]
+    components: slice | str | Iterable[Index]
     basis: Basis = SVD()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "components", _indices(self.components, self))
+        check_basis(self.basis, f"{type(self).__name__} was given basis")
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """1 on the chosen, 0 on the others."""
@@ -80,14 +82,16 @@ class Keep(Edit):
 class Drop(Edit):
     """Remove these components and keep all others.
 
-    Indices, negative indices and slices mean what they do in Python; 0 is the strongest.
+    Indices, negative indices and slices mean what they do in Python; 0 is the strongest. One component is a list of
+    one, `[5]`: a bare 5 could mean five of them.
     """
 
-    components: Index | Iterable[Index]
+    components: slice | str | Iterable[Index]
     basis: Basis = SVD()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "components", _indices(self.components, self))
+        check_basis(self.basis, f"{type(self).__name__} was given basis")
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """0 on the chosen, 1 on the others."""
@@ -97,31 +101,37 @@ class Drop(Edit):
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Scale(Edit):
-    """Multiply components by gains: `{index: gain}`, the others by 1, or one gain for every component.
+    """Multiply components by gains: `{index: gain}`, the others by 1; a gain for each; or one number for all of them.
 
-    A tensor of gains that requires grad stays in the graph, so a loss can be differentiated with respect to it. With
-    `keep_nuclear_norm` all gains are rescaled so that the strengths still sum to what they did.
+    A tensor of gains that requires grad stays in the graph, so a loss can be differentiated with respect to it. The
+    model shows what the gains were when they were applied: to learn them, `apply` and undo in every step, since one
+    `apply` serves one backward pass. Applied under `torch.no_grad()` they are not in the graph, and `commit` refuses
+    them. With `keep_nuclear_norm` all gains are rescaled so that the strengths still sum to what they did.
     """
 
-    gain: Mapping[int, float] | Iterable[float] | Tensor
+    gain: Mapping[int, float] | Iterable[float] | float | int | Tensor
     keep_nuclear_norm: bool = False
     basis: Basis = SVD()
 
     def __post_init__(self) -> None:
         if isinstance(self.gain, Tensor):
-            if self.gain.ndim != 1:
-                shape = tuple(self.gain.shape)
+            if self.gain.ndim > 1 or self.gain.dtype == torch.bool or self.gain.is_complex():
+                kind = str(self.gain.dtype).removeprefix("torch.")
                 raise ValueError(
-                    f"Scale was given a tensor of shape {shape}: give a vector, one gain for each component."
+                    f"Scale was given a tensor of shape {tuple(self.gain.shape)} and type {kind}: give one number, or "
+                    "a vector, one gain for each component."
                 )
-            values = self.gain.detach().tolist()
+            values = self.gain.detach().flatten().tolist()
         elif isinstance(self.gain, Mapping):
             gains = {_component(i): number(g, "Scale was given gain") for i, g in self.gain.items()}
             object.__setattr__(self, "gain", gains)
             values = list(gains.values())
-        else:
+        elif isinstance(self.gain, Iterable) and getattr(self.gain, "ndim", 1):  # numpy has vectors of no dimension
             values = [number(g, "Scale was given gain") for g in _sequence(self.gain, "gains", self)]
             object.__setattr__(self, "gain", tuple(values))
+        else:
+            values = [number(self.gain, "Scale was given gain")]
+            object.__setattr__(self, "gain", values[0])
         bad = [g for g in values if not isfinite(g) or g < 0]
         if bad:
             raise ValueError(
@@ -130,6 +140,7 @@ class Scale(Edit):
             )
         if not isinstance(self.keep_nuclear_norm, bool):
             raise ValueError(f"Scale was given keep_nuclear_norm={shown(self.keep_nuclear_norm)}: give True or False.")
+        check_basis(self.basis, "Scale was given basis")
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """The given gains, 1 where none was given."""
@@ -150,7 +161,9 @@ class Scale(Edit):
             chosen = _resolved(self, [int(i) for i in self.gain], decomposition)
             values[chosen] = torch.tensor(list(self.gain.values()), dtype=values.dtype, device=values.device)
             return values
-        given = self.gain if isinstance(self.gain, Tensor) else torch.tensor(tuple(self.gain), dtype=torch.float64)
+        given = self.gain if isinstance(self.gain, Tensor) else torch.tensor(self.gain, dtype=torch.float64)
+        if not given.ndim:
+            return given.to(decomposition.S).expand(decomposition.rank)
         if given.shape[0] != decomposition.rank:
             raise ValueError(
                 f"Scale was given {given.shape[0]} gains, but '{decomposition.site}' has {decomposition.rank} "
@@ -163,9 +176,14 @@ class Scale(Edit):
             return False
         if (self.keep_nuclear_norm, self.basis) != (other.keep_nuclear_norm, other.basis):
             return False
-        if isinstance(self.gain, Tensor) and isinstance(other.gain, Tensor):
-            return torch.equal(self.gain, other.gain)
-        return type(self.gain) is type(other.gain) and bool(self.gain == other.gain)
+        return self._plain() == other._plain()
+
+    def _plain(self) -> object:
+        """The gains as Python's numbers, which a file can hold."""
+        if isinstance(self.gain, Tensor):
+            values = self.gain.detach().tolist()
+            return tuple(values) if isinstance(values, list) else values
+        return self.gain
 
     def __hash__(self) -> int:
         return hash((Scale, self.keep_nuclear_norm, self.basis))
@@ -177,6 +195,9 @@ class Zero(Edit):
     """Remove the whole matrix (its bias stays)."""
 
     basis: Basis = SVD()
+
+    def __post_init__(self) -> None:
+        check_basis(self.basis, "Zero was given basis")
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """0 on everything."""
@@ -240,11 +261,17 @@ def dropped(decomposition: Decomposition, chosen: Iterable[int]) -> Gains:
     return Gains(values, 1.0)
 
 
-def _indices(given: Index | Iterable[Index], edit: Edit) -> tuple[int | str, ...]:
+def _indices(given: slice | str | Iterable[Index], edit: Edit) -> tuple[int | str, ...]:
     """The components as a tuple of integers and written slices, which compare, hash and go to JSON."""
+    if not getattr(given, "ndim", 0) and (one := _whole(given)) is not None:
+        own = type(edit).__name__
+        raise ValueError(
+            f"{own}({one}) could mean component {one} or {one} components: write {own}([{one}]) for the one, "
+            f"{own}Top(rank={one}) for the strongest {one}."
+        )
     if isinstance(given, Tensor):
-        given = given.flatten().tolist()  # type: ignore[assignment]
-    if isinstance(given, str | slice) or _whole(given) is not None:
+        given = given.flatten().tolist()
+    if isinstance(given, str | slice):
         return (_index(given, edit),)
     return tuple(_index(item, edit) for item in _sequence(given, "components", edit))
 
@@ -274,7 +301,7 @@ def _component(given: object) -> int:
 def _whole(given: object) -> int | None:
     """A Python, numpy or torch integer as an int, None for anything else (`True` is not 1 here)."""
     try:
-        return None if isinstance(given, bool) else index(given)  # type: ignore[arg-type]
+        return None if is_bool(given) else index(given)  # type: ignore[arg-type]
     except TypeError:
         return None
 
@@ -285,7 +312,7 @@ def _sequence(given: object, what: str, edit: Edit) -> Iterable[object]:
     return given
 
 
-def _resolved(edit: Edit, given: Index | Iterable[Index], decomposition: Decomposition) -> list[int]:
+def _resolved(edit: Edit, given: slice | str | Iterable[Index], decomposition: Decomposition) -> list[int]:
     """The components as indices from 0, each once."""
     n = decomposition.rank
     chosen: list[int] = []

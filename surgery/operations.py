@@ -20,7 +20,16 @@ from hooks.temporary import remove_left_behind
 from surgery.decompositions import Decomposition, Decompositions, StaleDecompositionError, basis_of, decomposed
 from surgery.rendering import Rendering, install, render
 from surgery.report import table
-from surgery.specs import Change, Spec, check_compatible, combine, plan
+from surgery.specs import (
+    Change,
+    Spec,
+    check_compatible,
+    combine,
+    plan,
+    refuse_learned,
+    spec_in_one,
+    warn_of_repeated,
+)
 
 _operations: WeakKeyDictionary[nn.Module, list["Operation"]] = WeakKeyDictionary()
 
@@ -116,6 +125,7 @@ class Operation:
         return f"operation {state} {type(self.model).__name__}, {matrices}\n{lines}"
 
 
+@spec_in_one
 def apply(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, progress: bool = True) -> Operation:
     """The model under the edits of a spec, until the returned operation is undone.
 
@@ -132,6 +142,7 @@ def apply(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, p
     return _put_in_force(model, spec, svds=svds, progress=progress, written=False)
 
 
+@spec_in_one
 def commit(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, progress: bool = True) -> Operation:
     """As `apply`, but written into the parameters: `state_dict` and compiled models see the edit.
 
@@ -201,7 +212,9 @@ def _put_in_force(
             operation.changes = tuple(plan(model, spec, svds=svds, progress=progress))
             operation.spec = dict(spec)
             check_in_force(model, operation.changes)
+            warn_of_repeated(operation.changes, _changes(active(model)))
             if written:
+                refuse_learned(operation.changes)
                 check_not_tied(model, operation.changes)
             after = [*active(model), operation]
             edited = _state(model, operation, after)

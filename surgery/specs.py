@@ -1,8 +1,10 @@
 """From a spec, a mapping of patterns to edits, to what it means on one model: gains on its matrices' components."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from functools import wraps
+from typing import ParamSpec, TypeVar, final
 
 import torch
 from jaxtyping import Float
@@ -14,6 +16,8 @@ from surgery.bases import Basis
 from surgery.decompositions import Decomposition, Decompositions, decomposed
 from surgery.edits import Edit, Gains
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Spec = Mapping[str, Edit]
 """Patterns to edits. A matrix that several patterns name gets the product of their gains."""
 
@@ -36,23 +40,78 @@ def resolve(model: nn.Module, spec: Spec) -> list[tuple[Site, Edit]]:
         TypeError: if the spec is not a mapping of strings to edits.
         SiteError: if a pattern names nothing, with its place in the spec.
     """
+    check_spec(spec)
+    found: list[tuple[Site, Edit]] = []
+    for pattern, edit in spec.items():
+        try:
+            found += [(site, edit) for site in match_sites(model, pattern)]
+        except SiteError as error:
+            raise SiteError(f"spec[{shown(pattern)}]: {error}") from None
+    return found
+
+
+def check_spec(spec: Spec) -> None:
+    """Refuse what is not a mapping of patterns to edits.
+
+    Raises:
+        TypeError: saying what it is.
+    """
     if not isinstance(spec, Mapping):
         raise TypeError(
             f"{shown(spec)} is a {type(spec).__name__}: a spec is a mapping of patterns to edits, such as "
             "{'blocks.*.mlp.W_out': KeepTop(rho=0.05)}."
         )
-    found: list[tuple[Site, Edit]] = []
     for pattern, edit in spec.items():
         if not isinstance(pattern, str) or not isinstance(edit, Edit):
             raise TypeError(
-                f"spec[{pattern!r}] is {shown(edit)}: keys are patterns such as 'blocks.*.mlp.W_out' and values are "
-                "edits such as KeepTop(rho=0.05)."
+                f"spec[{shown(pattern)}] is {shown(edit)}: keys are patterns such as 'blocks.*.mlp.W_out' and values "
+                "are edits such as KeepTop(rho=0.05)."
             )
-        try:
-            found += [(site, edit) for site in match_sites(model, pattern)]
-        except SiteError as error:
-            raise SiteError(f"spec[{pattern!r}]: {error}") from None
-    return found
+
+
+def spec_in_one(function: Callable[P, R]) -> Callable[P, R]:
+    """A decorator for `function(model, spec, *, ...)` that says so to whoever gives the spec in two pieces."""
+
+    @wraps(function)
+    def checked(*given: P.args, **named: P.kwargs) -> R:
+        if len(given) > 2:
+            pieces, name = ", ".join(map(shown, given[1:])), function.__name__
+            raise TypeError(
+                f"{name} was given {pieces} after the model: give one mapping, {name}(model, {{pattern: edit}})."
+            )
+        return function(*given, **named)
+
+    return checked
+
+
+def refuse_learned(changes: Sequence[Change]) -> None:
+    """Refuse gains that require grad where they would be cut from their graph.
+
+    Raises:
+        ValueError: naming the matrix.
+    """
+    for change in changes:
+        if change.gains.values.requires_grad:
+            raise ValueError(
+                f"{change.edit!r} of '{change.site}' has gains that require grad, and what is written into a parameter "
+                "has no gradient: commit Scale(gain.detach()), or learn them under surgery.apply."
+            )
+
+
+def warn_of_repeated(new: Sequence[Change], in_force: Sequence[Change]) -> None:
+    """Warn, once, of edits that are in force already on the same matrix: an `apply` that was run twice."""
+    earlier: dict[Site, list[Edit]] = {}
+    for change in in_force:
+        earlier.setdefault(change.site, []).append(change.edit)
+    repeated = [change for change in new if change.edit in earlier.get(change.site, ())]
+    if repeated:
+        more = f" (and {len(repeated) - 1} more of this spec)" if len(repeated) > 1 else ""
+        warnings.warn(
+            f"{shown(repeated[0].edit)} is in force on '{repeated[0].site}' already{more}, from an earlier operation: "
+            "gains multiply, and each operation has to be undone. If this was not meant, take all of them off with "
+            "surgery.undo_all(model).",
+            stacklevel=5,
+        )
 
 
 def plan(model: nn.Module, spec: Spec, *, svds: Decompositions | None, progress: bool) -> list[Change]:
@@ -149,11 +208,23 @@ def recompose(
     U, S, Vh = decomposition.U, decomposition.S, decomposition.Vh
     values = gains.values
     if values.requires_grad:
-        return gains.rest * W.to(S.dtype) + _summed(U, (values - gains.rest) * S, Vh)
+        return _checked(gains.rest * W.to(S.dtype) + _summed(U, (values - gains.rest) * S, Vh), W, decomposition)
     common = float(values.mode().values) if decomposition.basis.complete and values.numel() else gains.rest
     others = (values != common).nonzero().squeeze(1)
     changed = _summed(U[:, others], ((values - common) * S)[others], Vh[others])
-    return changed if common == 0 else common * W.to(S.dtype) + changed
+    return _checked(changed if common == 0 else common * W.to(S.dtype) + changed, W, decomposition)
+
+
+def _checked(edited: Tensor, W: Tensor, decomposition: Decomposition) -> Tensor:
+    """The edited matrix, refused where the weights' own dtype cannot hold it."""
+    largest = torch.finfo(W.dtype).max
+    low, high = torch.aminmax(edited.detach())
+    if not (bool(low >= -largest) and bool(high <= largest)):  # not so for NaN either
+        raise ValueError(
+            f"'{decomposition.site}' cannot hold this edit: an entry would be infinite or beyond {largest:.3g}, the "
+            f"largest number of {str(W.dtype).removeprefix('torch.')}. Use smaller gains."
+        )
+    return edited
 
 
 def added_bias(decomposition: Decomposition, gains: Gains) -> Float[Tensor, " d_out"] | None:
@@ -161,7 +232,13 @@ def added_bias(decomposition: Decomposition, gains: Gains) -> Float[Tensor, " d_
     if gains.constants is None:
         return None
     weights = (1 - gains.values) * decomposition.S * gains.constants
-    return _summed(torch.ones_like(weights)[None], weights, decomposition.Vh)[0]
+    added = _summed(torch.ones_like(weights)[None], weights, decomposition.Vh)[0]
+    if not bool(added.isfinite().all()):
+        raise ValueError(
+            f"the constants of '{decomposition.site}' would add numbers that are not finite to its output: use smaller "
+            "ones."
+        )
+    return added
 
 
 def _summed(

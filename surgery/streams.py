@@ -12,11 +12,12 @@ from hooks.hosts import refuse_compiled
 from hooks.wires import Wire
 from surgery.decompositions import Decompositions
 from surgery.operations import changes_in_force, check_in_force, lasting_tensors
-from surgery.specs import Change, Gains, Spec, combine, plan, recompose
+from surgery.specs import Change, Gains, Spec, combine, plan, recompose, spec_in_one
 
 HookFunction = Callable[..., Tensor | None]
 
 
+@spec_in_one
 def fwd_hooks(
     model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, progress: bool = True
 ) -> list[tuple[str, HookFunction]]:

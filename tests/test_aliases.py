@@ -39,6 +39,7 @@ def test_every_row_of_the_table(alias: str, here: str, gated: bool) -> None:
 def test_heads_and_choices_of_layers_pass_through() -> None:
     assert canonical("model.layers.{3,4}.self_attn.q_proj[2]", gated=True) == "blocks.{3,4}.attn.W_Q[2]"
     assert canonical("model.layers.*.self_attn.k_proj[*]", gated=True) == "blocks.*.attn.W_K[*]"
+    assert canonical("model.layers.[0,-1].self_attn.q_proj[0-2]", gated=True) == "blocks.[0,-1].attn.W_Q[0-2]"
     assert canonical("transformer.h.[0-3].attn.attention.v_proj", gated=False) == "blocks.[0-3].attn.W_V"
 
 
@@ -52,7 +53,7 @@ def test_fc_in_is_the_gate_where_there_is_one() -> None:
         assert surgery.sites(model, "fc_in") == ["blocks.0.mlp.W_in", "blocks.1.mlp.W_in"]
 
 
-@pytest.mark.parametrize("name", ["blocks.0.mlp.W_in", "blocks.*.attn.W_[QK][*]", "*", "", "W_Q", "zzz.q_project"])
+@pytest.mark.parametrize("name", ["blocks.0.mlp.W_in", "blocks.*.attn.W_[QK][*]", "*", "", "zzz.q_project"])
 def test_what_is_no_alias_comes_back_as_it_is(name: str) -> None:
     assert canonical(name, gated=False) == name
 

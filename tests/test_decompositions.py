@@ -1,6 +1,8 @@
 """Decompositions: right, made once, kept, saved, and never silently out of date."""
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import surgery
 from hooks import SiteError
 from surgery import (
     SVD,
+    Decomposition,
     Decompositions,
     Drop,
     HaarBasis,
@@ -24,6 +27,7 @@ from surgery import (
     Zero,
     factorise,
 )
+from surgery.decompositions import _checksum
 
 OUT = "blocks.0.mlp.W_out"
 
@@ -206,6 +210,14 @@ def test_loaded_decompositions_are_used_instead_of_new_ones(counted: list, tmp_p
         assert counted == []
 
 
+def unchecked(parts: Decomposition, **other: torch.Tensor) -> Decomposition:
+    """The decomposition with other parts, whether they fit or not, as somebody may hand it over."""
+    made = copy.copy(parts)
+    for name, part in other.items():
+        object.__setattr__(made, name, part)
+    return made
+
+
 def damage(path: Path, how: str) -> None:
     """Spoils a saved collection."""
     if how == "cut short":
@@ -215,11 +227,11 @@ def damage(path: Path, how: str) -> None:
         path.write_text("hello")
         return
     tensors = load_file(path)
-    about = {"format": "model-surgery decompositions", "version": "1", "basis": '{"type": "SVD"}'}
+    about = {"format": "model-surgery decompositions", "version": "2", "basis": '{"type": "SVD"}'}
     sites = {OUT: {"fingerprint": "0" * 32, "weight_state": "raw"}}
     match how:
         case "another version":
-            about["version"] = "2"
+            about["version"] = "1"
         case "no metadata":
             save_file(tensors, path)
             return
@@ -227,6 +239,18 @@ def damage(path: Path, how: str) -> None:
             del tensors[f"{OUT}|S"]
         case "parts of other shapes":
             tensors[f"{OUT}|S"] = torch.ones(7)
+        case "a NaN":
+            tensors[f"{OUT}|Vh"][3, 3] = float("nan")
+        case "an infinity":
+            tensors[f"{OUT}|U"][3, 3] = float("inf")
+        case "a negative strength":
+            tensors[f"{OUT}|S"][-1] *= -1
+        case "strengths in disorder":
+            tensors[f"{OUT}|S"] = tensors[f"{OUT}|S"].flip(0)
+        case "parts of two types":
+            tensors[f"{OUT}|U"] = tensors[f"{OUT}|U"].double()
+        case "halves":
+            tensors = {name: tensor.half() for name, tensor in tensors.items()}
         case "a list of sites":
             sites = [OUT]
         case "sites of text":
@@ -238,25 +262,32 @@ def damage(path: Path, how: str) -> None:
         case "a basis that is no object":
             about["basis"] = "[1]"
     text = "[" * 100_000 if sites is None else json.dumps(sites)
-    save_file(tensors, path, metadata={**about, "sites": text})
+    texts = {"basis": about["basis"], "sites": text}
+    save_file(tensors, path, metadata={**about, "sites": text, "checksum": _checksum(texts, tensors)})
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "cut short",
-        "something else",
-        "another version",
-        "no metadata",
-        "a missing part",
-        "parts of other shapes",
-        "a list of sites",
-        "sites of text",
-        "deep sites",
-        "an unknown basis",
-        "a basis that is no object",
-    ],
-)
+DAMAGE = {
+    "cut short": "",
+    "something else": "",
+    "another version": "not one that this release wrote, version 2",
+    "no metadata": "not one that this release wrote, version 2",
+    "a missing part": f"{OUT}|S",
+    "parts of other shapes": "",
+    "a NaN": "it holds NaN or infinity",
+    "an infinity": "it holds NaN or infinity",
+    "a negative strength": "it holds negative strengths",
+    "strengths in disorder": "its strengths do not fall from first to last",
+    "parts of two types": "its parts are of float64, float32, float32, not all of float32 or all of float64",
+    "halves": "its parts are of float16, float16, float16, not all of float32 or all of float64",
+    "a list of sites": "",
+    "sites of text": "",
+    "deep sites": "",
+    "an unknown basis": "'os.system' is no basis",
+    "a basis that is no object": "",
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
 def test_a_damaged_file_is_refused(how: str, tmp_path: Path) -> None:
     path = tmp_path / "svds.safetensors"
     with borrowed("bridge gpt2") as model:
@@ -267,7 +298,64 @@ def test_a_damaged_file_is_refused(how: str, tmp_path: Path) -> None:
         Decompositions.load(path)
     assert str(error.value).startswith(f"{path} is damaged or not a file of decompositions (")
     assert str(error.value).endswith("): decompose again and save.")
-    assert len(str(error.value)) < len(str(path)) + 200
+    assert DAMAGE[how] in str(error.value)
+    assert len(str(error.value)) < len(str(path)) + 300
+
+
+@pytest.mark.parametrize("name", ["U", "S", "Vh"])
+def test_a_flipped_bit_in_a_file_is_noticed(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "svds.safetensors"
+    with borrowed("bridge gpt2") as model:
+        surgery.decompose(model, OUT).save(path)
+        surgery.forget(model)
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    header = json.loads(path.read_bytes()[8 : 8 + size])
+    written = bytearray(path.read_bytes())
+    written[8 + size + header[f"{OUT}|{name}"]["data_offsets"][0]] ^= 1
+    path.write_bytes(written)
+    with pytest.raises(ValueError, match="its contents are not what was written"):
+        Decompositions.load(path)
+
+
+def test_another_basis_in_the_header_of_a_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "svds.safetensors"
+    with borrowed("bridge gpt2") as model:
+        surgery.decompose(model, OUT, basis=RandomizedSVD(3, 1)).save(path)
+        surgery.forget(model)
+    there, other = (json.dumps(f'"seed": {seed}').strip('"').encode() for seed in (1, 2))
+    assert there in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(there, other))
+    with pytest.raises(ValueError, match="its contents are not what was written"):
+        Decompositions.load(path)
+
+
+def test_damaged_parts_are_not_taken_in() -> None:
+    model = build("bridge gpt2")
+    parts = surgery.decompose(model, OUT)[OUT]
+    nan = torch.full_like(parts.S, float("nan"))
+    for bad, reason in (
+        ({"S": -parts.S}, "it holds negative strengths"),
+        ({"S": nan}, "it holds NaN or infinity"),
+        ({"U": parts.U.double()}, "its parts are of float64, float32, float32, not all of float32 or all of float64"),
+        ({"S": parts.S[1:]}, "U (128, 32), S (31,) and Vh (32, 32) do not fit together"),
+    ):
+        with pytest.raises(ValueError) as error:
+            Decompositions([unchecked(parts, **bad)])
+        assert str(error.value) == (
+            "Decomposition(blocks.0.mlp.W_out) cannot be used: " + reason + ". Decompose the model again."
+        )
+
+
+def test_a_decomposition_of_another_shape_is_not_used() -> None:
+    model = build("bridge gpt2")
+    parts = surgery.decompose(model, OUT)[OUT]
+    svds = Decompositions([replace(parts, U=parts.U[:64])])
+    with pytest.raises(ValueError) as error:
+        surgery.apply(model, {OUT: Drop([0])}, svds=svds)
+    assert str(error.value) == (
+        f"the decomposition of '{OUT}' is of a 64 x 32 matrix, the model's is 128 x 32. Decompose again: "
+        "surgery.decompose(model, ...)."
+    )
 
 
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:

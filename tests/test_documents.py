@@ -73,7 +73,7 @@ plain_edits = st.one_of(
 constants = st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=5)
 edits = st.one_of(plain_edits, st.builds(Compensated, plain_edits, constants))
 patterns = st.sampled_from(
-    [OUT, "blocks.*.attn.W_Q[*]", "*W_in", "blocks.1.attn.W_{K,V}", "blocks.[01].mlp.*", "U_out"]
+    [OUT, "blocks.*.attn.W_Q[*]", "*W_in", "blocks.1.attn.W_{K,V}", "blocks.[0-1].mlp.*", "U_out"]
 )
 
 
@@ -151,10 +151,10 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     model = build("bridge gpt2")
     path = written_by(model, tmp_path)
     tail = (
-        " of 1 matrices differ from this model's (another checkpoint, dtype, or trained since). Load that model, or "
-        "load(path) without a model to skip the check."
+        " (another checkpoint, dtype, or trained since). Load that model, or load(path) without a model to skip the "
+        "check."
     )
-    message = f"{path} was made for other weights: '{OUT}' and 0 more{tail}"
+    message = f"{path} was made for other weights: this model's '{OUT}' differs{tail}"
     for other in (build("bridge gpt2", dtype=torch.bfloat16), build("bridge phi")):
         with pytest.raises(SpecFileError) as error:
             surgery.load(path, model=other)
@@ -164,6 +164,11 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         surgery.load(path, model=model)
     assert str(error.value) == message
     assert surgery.load(path) == {OUT: KeepTop(rho=0.5)}
+    for pattern, differ in (("W_out", "and one other matrix differ"), ("mlp.*", "and 3 other matrices differ")):
+        surgery.save({pattern: Zero()}, path, model=build("bridge gpt2"))
+        with pytest.raises(SpecFileError) as error:
+            surgery.load(path, model=build("bridge gpt2", dtype=torch.bfloat16))
+        assert f" {differ}{tail}" in str(error.value)
 
 
 def test_processed_weights_are_refused_by_name_of_their_state(tmp_path: Path) -> None:
@@ -294,8 +299,12 @@ BAD_EDITS = {
         {"type": "Compensated", "edit": "x", "constants": []},
         "'x' stands where an object with a 'type'",
     ),
-    "gains for words": ({"type": "Scale", "gain": {"a": 1.0}}, "invalid literal for int()"),
-    "one gain twice": ({"type": "Scale", "gain": {"1": 1.0, "01": 2.0}}, "it names 1 twice"),
+    "gains for words": ({"type": "Scale", "gain": {"a": 1.0}}, "'a' stands where a component belongs, a whole number"),
+    "gains for a spaced number": ({"type": "Scale", "gain": {" 1": 1.0}}, "' 1' stands where a component belongs"),
+    "gains for a number with lines": ({"type": "Scale", "gain": {"1_0": 1.0}}, "'1_0' stands where a component"),
+    "gains for an Arabic number": ({"type": "Scale", "gain": {"٣": 1.0}}, "'٣' stands where a component belongs"),
+    "gains for a long number": ({"type": "Scale", "gain": {"9" * 5000: 1.0}}, "stands where a component belongs"),
+    "one gain in two ways": ({"type": "Scale", "gain": {"1": 1.0, "01": 2.0}}, "'01' stands where a component"),
     "a negative gain": (
         {"type": "Scale", "gain": {"0": -1.0}},
         "Scale was given the gain -1.0: gains are finite and 0 or more",
@@ -346,6 +355,60 @@ def test_another_version_is_said_before_anything_else(version: int, tmp_path: Pa
         "save "
         "the spec again."
     )
+
+
+def test_a_spec_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = written_by(build("bridge gpt2"), tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert surgery.load(path) == {OUT: KeepTop(rho=0.5)}
+
+
+def test_a_folder_is_said_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(SpecFileError) as error:
+        surgery.load(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path} is a folder, not a spec: give the name of the file that surgery.save wrote."
+    )
+
+
+def test_a_tensor_of_gains_comes_back_equal(tmp_path: Path) -> None:
+    path = tmp_path / "edit.json"
+    for gain in (torch.ones(32), torch.rand(32), torch.rand(32).double(), torch.rand(32).bfloat16(), torch.tensor(0.1)):
+        spec = {OUT: Scale(gain), "blocks.1.mlp.W_out": Scale(0.1)}
+        surgery.save(spec, path)
+        assert surgery.load(path) == spec
+        assert surgery.load(path) != {**spec, OUT: Scale(gain * 0.5)}
+
+
+def test_a_spec_saved_without_a_model_says_that_it_cannot_be_checked(tmp_path: Path) -> None:
+    path = tmp_path / "edit.json"
+    spec = {"blocks.*.mlp.W_out": KeepTop(rank=2)}
+    surgery.save(spec, path)
+    document = json.loads(path.read_text())
+    assert (document["weight_state"], document["fingerprints"]) == (None, {})
+    assert surgery.load(path) == spec
+    with borrowed("bridge gpt2") as model:
+        with pytest.warns(UserWarning) as warned:
+            assert surgery.load(path, model=model) == spec
+        assert [str(w.message) for w in warned] == [
+            f"{path} was saved without a model, so nothing tells whether it was made for the weights of this one. Save "
+            "it with surgery.save(spec, path, model=model) to have that checked."
+        ]
+        surgery.save({"blocks.7.mlp.W_out": Zero()}, path)
+        with pytest.raises(SiteError, match="no matrix is named"):
+            surgery.load(path, model=model)
+        path.write_text(json.dumps({**document, "fingerprints": {OUT: "0" * 32}}))
+        with pytest.raises(SpecFileError, match="was made for weights that were None"):
+            surgery.load(path, model=model)
+
+
+def test_a_hostile_pattern_in_a_file_is_answered(tmp_path: Path) -> None:
+    path = tmp_path / "edit.json"
+    with borrowed("bridge gpt2") as model:
+        for pattern in ("*" * 900 + "z", "{*,*}" * 150 + "q", "{" * 3000):
+            surgery.save({pattern: Zero()}, path)
+            with pytest.raises(SiteError):
+                surgery.load(path, model=model)
 
 
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:

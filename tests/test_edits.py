@@ -95,6 +95,18 @@ def test_keeping_the_nuclear_norm(gains: list[float]) -> None:
     )
 
 
+@pytest.mark.parametrize("gain", [2.0, 2, torch.tensor(2.0)])
+def test_one_gain_scales_every_component(gain: object) -> None:
+    assert gains_of(Scale(gain)) == [2.0] * N
+    assert Scale(gain).gains(decomposition_of(W)).rest == 1
+
+
+def test_one_gain_that_is_learned_stays_in_the_graph() -> None:
+    gain = torch.tensor(0.5, requires_grad=True)
+    Scale(gain).gains(decomposition_of(W)).values.sum().backward()
+    assert gain.grad == N
+
+
 def test_gains_that_are_learned_stay_in_the_graph() -> None:
     gain = torch.full((N,), 0.5, requires_grad=True)
     for keep in (False, True):
@@ -114,12 +126,13 @@ def test_compensation_carries_its_constants() -> None:
 
 def test_edits_are_values() -> None:
     assert Keep([0, slice(2, 4)]) == Keep((0, "2:4"))
-    assert Drop(3) == Drop([3]) == Drop(np.array([3])) == Drop(torch.tensor([3])) == Drop(torch.tensor(3))
+    assert Drop([3]) == Drop(np.array([3])) == Drop(torch.tensor([3])) == Drop((np.int64(3),))
     assert Drop(range(3)) == Drop([0, 1, 2]) != Drop("0:3")
     assert Keep([0]) != Drop([0])
     assert Drop([0]) != Drop([0], basis=RandomizedSVD(2, 0))
     assert Scale({0: 2.0}) == Scale({0: 2.0}) != Scale({0: 2.0}, keep_nuclear_norm=True)
-    assert Scale(torch.ones(2)) == Scale(torch.ones(2)) != Scale(torch.zeros(2))
+    assert Scale(torch.ones(2)) == Scale(torch.ones(2)) == Scale([1.0, 1.0]) != Scale(torch.zeros(2))
+    assert Scale(2.0) == Scale(2) == Scale(torch.tensor(2.0)) != Scale([2.0])
     assert Scale([1.0]) != Zero()
     assert len({Keep([0]), Keep([0]), Drop([0]), Zero(), Zero(), Scale({0: 1.0}), Scale({0: 1.0})}) == 4
     with pytest.raises(AttributeError):
@@ -151,6 +164,8 @@ BAD_AT_ONCE = [
     (lambda: Drop([True]), "Drop was given True as a component: components are integers or slices such as '5:8'."),
     (lambda: Keep(torch.tensor([True, False])), "Keep was given True as a component"),
     (lambda: Keep(["abc"]), "Keep was given 'abc' as a component"),
+    (lambda: Scale(torch.tensor([True, False])), "Scale was given a tensor of shape (2,) and type bool: give one"),
+    (lambda: Scale(-1.0), "Scale was given the gain -1.0: gains are finite and 0 or more"),
     (lambda: Keep("5"), "Keep was given '5' as a component"),
     (lambda: Keep("--5:"), "Keep was given '--5:' as a component"),
     (lambda: Keep("²:"), "Keep was given '²:' as a component"),
@@ -160,7 +175,8 @@ BAD_AT_ONCE = [
     (lambda: Keep(slice(0.5, 2)), "Keep was given '0.5:2' as a component"),
     (
         lambda: Scale(torch.ones(2, 2)),
-        "Scale was given a tensor of shape (2, 2): give a vector, one gain for each component.",
+        "Scale was given a tensor of shape (2, 2) and type float32: give one number, or a vector, one gain for each "
+        "component.",
     ),
     (
         lambda: Scale({0: -0.1}),

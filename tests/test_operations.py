@@ -694,6 +694,57 @@ def test_a_model_that_everybody_dropped_is_freed_edited_or_not(kind: str) -> Non
     )
 
 
+@pytest.mark.parametrize("act", [surgery.apply, surgery.commit])
+def test_an_apply_that_is_run_twice_says_that_gains_multiply(act: Callable) -> None:
+    spec = {OUT: Scale({0: 0.5}), "blocks.1.mlp.W_out": KeepTop(rank=2)}
+    with borrowed("bridge gpt2") as model, ExitStack() as stack:
+        stack.enter_context(act(model, spec))
+        with pytest.warns(UserWarning) as warned:
+            stack.enter_context(act(model, {"*W_out": Scale({0: 0.5})}))
+        with pytest.warns(UserWarning) as more:
+            stack.enter_context(act(model, dict(spec)))
+        assert [str(warning.message).split(",")[0] for warning in (*warned, *more)] == [
+            f"Scale(gain={{0: 0.5}}) is in force on '{OUT}' already",
+            f"Scale(gain={{0: 0.5}}) is in force on '{OUT}' already (and 1 more of this spec)",
+        ]
+        assert str(warned[0].message).endswith(
+            "from an earlier operation: gains multiply, and each operation has to be undone. If this was not meant, "
+            "take all of them off with surgery.undo_all(model)."
+        )
+
+
+def test_edits_that_differ_are_combined_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
+    with borrowed("bridge gpt2") as model:
+        with surgery.apply(model, {OUT: Drop([0])}), surgery.apply(model, {OUT: Drop([1]), "W_in": Drop([0])}):
+            pass
+        surgery.apply(model, {OUT: Drop([0])}).undo()
+        surgery.apply(model, {OUT: Drop([0])}).undo()
+    assert not [w for w in recwarn if "in force" in str(w.message)]
+
+
+def test_gains_that_are_learned_are_not_written_without_a_word() -> None:
+    gain = torch.ones(32, requires_grad=True)
+    with borrowed("bridge gpt2") as model:
+        with pytest.raises(ValueError) as error:
+            surgery.commit(model, {OUT: Scale(gain)})
+        assert str(error.value) == (
+            f"Scale(gain=tensor of 32) of '{OUT}' has gains that require grad, and what is written into a parameter "
+            "has no gradient: commit Scale(gain.detach()), or learn them under surgery.apply."
+        )
+        assert surgery.active(model) == ()
+        surgery.commit(model, {OUT: Scale(gain.detach())}).undo()
+
+
+@pytest.mark.parametrize("act", [surgery.apply, surgery.commit])
+def test_a_matrix_with_infinities_is_not_shown(act: Callable) -> None:
+    model = build("bridge gpt2", dtype=torch.float16)
+    before = State(model)
+    with pytest.raises(ValueError, match="cannot hold this edit"):
+        act(model, {"blocks.1.mlp.W_out": Zero(), OUT: Scale(1e6)})
+    before.assert_unchanged(model)
+    assert surgery.active(model) == ()
+
+
 @pytest.mark.parametrize("kind", ONE_OF_EACH)
 def test_an_edit_made_in_inference_mode_can_be_trained_through_later(kind: str) -> None:
     with borrowed(kind) as model:

@@ -9,10 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+PATTERN = "give a string such as 'blocks.*.mlp.W_out', or a list of these."
+SVDS = "give what surgery.decompose(model, ...) returned, or Decompositions()."
+BASIS = "give a basis, one of SVD(), RandomizedSVD(rank, seed), HaarBasis(seed) or RowBlocks(blocks)."
 CASES = {
     "Keep([0.5])": "Keep was given 0.5 as a component: components are integers or slices such as '5:8'.",
     "Keep(None)": "Keep was given None as its components: give a list.",
@@ -21,8 +25,51 @@ CASES = {
     "Drop(b'12')": "Drop was given b'12' as its components: give a list.",
     "Drop([None])": "Drop was given None as a component: components are integers or slices such as '5:8'.",
     "Scale('12')": "Scale was given '12' as its gains: give a list.",
-    "Scale(2)": "Scale was given 2 as its gains: give a list.",
-    "Scale(None)": "Scale was given None as its gains: give a list.",
+    "Scale(numpy.array([True]))": f"Scale was given gain={numpy.array([True])[0]!r}: give a number.",
+    "Scale(numpy.float32(2))": "Scale(gain=2.0)",
+    "Scale(numpy.array(2.0))": "Scale(gain=2.0)",
+    "Scale(True)": "Scale was given gain=True: give a number.",
+    "Scale(None)": "Scale was given gain=None: give a number.",
+    "Keep(5)": "Keep(5) could mean component 5 or 5 components: write Keep([5]) for the one, KeepTop(rank=5) for the "
+    "strongest 5.",
+    "Drop(numpy.int64(0))": "Drop(0) could mean component 0 or 0 components: write Drop([0]) for the one, "
+    "DropTop(rank=0) for the strongest 0.",
+    "Drop(torch.tensor(2))": "Drop(2) could mean component 2 or 2 components: write Drop([2]) for the one, "
+    "DropTop(rank=2) for the strongest 2.",
+    "Drop('3-6')": "Drop was given '3-6' as a component: components are integers or slices such as '5:8'.",
+    "KeepTop(10)": "KeepTop(10) does not say what 10 is: give it by name, such as KeepTop(rank=10 or rho=0.1).",
+    "DropBottom(.1)": "DropBottom(0.1) does not say what 0.1 is: give it by name, such as DropBottom(rank=10 or "
+    "rho=0.1).",
+    "RandomComponents(0, 5)": "RandomComponents(0, 5) does not say what 0 is: give it by name, such as "
+    "RandomComponents(seed=0, count=10).",
+    "KeepTop(energy=95)": "KeepTop was given energy=95: give a fraction, from 0 to 1.",
+    "KeepTop(rank=0.5)": "KeepTop was given rank=0.5: give a whole number, 0 or more.",
+    "KeepTop(rank=torch.tensor(True))": "KeepTop was given rank=tensor(True): give a whole number, 0 or more.",
+    **{
+        f"{edit}(basis='svd'{', ' + rest if rest else ''})": f"{edit} was given basis='svd': {BASIS}"
+        for edit, rest in (
+            ("Keep", "components=[0]"),
+            ("Drop", "components=[0]"),
+            ("Scale", "gain=[0]"),
+            ("Zero", ""),
+            ("KeepTop", "rank=1"),
+            ("DropBottom", "rho=1"),
+            ("RandomComponents", "seed=1, count=1"),
+        )
+    },
+    "KeepTop(rank=1, basis=SVD)": f"KeepTop was given basis=<class 'surgery.bases.SVD'>: {BASIS}",
+    "decompose(None, 'W_out', basis='svd')": f"basis='svd': {BASIS}",
+    "Decompositions(basis=SVD)": f"Decompositions was given basis=<class 'surgery.bases.SVD'>: {BASIS}",
+    "decompose(None, 'W_out', svds={})": f"svds={{}} is a dict: {SVDS}",
+    "apply(model, {'blocks.0.mlp.W_out': Zero()}, svds={})": f"svds={{}} is a dict: {SVDS}",
+    "apply(None, 'W_out', Zero())": "apply was given 'W_out', Zero() after the model: give one mapping, apply(model, "
+    "{pattern: edit}).",
+    "commit(None, 'W_out', Zero())": "commit was given 'W_out', Zero() after the model: give one mapping, "
+    "commit(model, {pattern: edit}).",
+    "fwd_hooks(None, 'W_out', Zero())": "fwd_hooks was given 'W_out', Zero() after the model: give one mapping, "
+    "fwd_hooks(model, {pattern: edit}).",
+    "apply(model, [('W_out', Zero())])": "[('W_out', Zero())] is a list: a spec is a mapping of patterns to edits, "
+    "such as {'blocks.*.mlp.W_out': KeepTop(rho=0.05)}.",
     "Scale({1.5: 2.0})": "Scale was given a gain for 1.5: components are integers. Give {index: gain}.",
     "Scale({True: 2.0})": "Scale was given a gain for True: components are integers. Give {index: gain}.",
     "Scale({'0:3': 2.0})": "Scale was given a gain for '0:3': components are integers. Give {index: gain}.",
@@ -51,6 +98,10 @@ CASES = {
     "RandomizedSVD(2.0, 0)": "RandomizedSVD was given rank=2.0: give a whole number, 0 or more.",
     "RandomizedSVD(2, 0, n_iter=-1)": "RandomizedSVD was given n_iter=-1: give a whole number, 0 or more.",
     "RowBlocks(1.5)": "RowBlocks was given blocks=1.5: give a whole number, 1 or more.",
+    "sites(None, 3)": f"3 is not a pattern but of type int: {PATTERN}",
+    "sites(None, ['*', None])": f"None is not a pattern but of type NoneType: {PATTERN}",
+    "decompose(None, 3)": f"3 is not a pattern but of type int: {PATTERN}",
+    "decompose(None, {'W_out': Zero()})": f"{{'W_out': Zero()}} is not a pattern but of type dict: {PATTERN}",
     # Numbers of other makes are numbers.
     "Scale({numpy.int64(0): numpy.float32(0.5), 1: 2})": "Scale(gain={0: 0.5, 1: 2.0})",
     "Keep(numpy.arange(2))": "Keep(components=[0, 1])",
@@ -61,6 +112,8 @@ CASES = {
 }
 
 _FILES = {
+    '{"type": "Drop", "components": 5}': "Drop(5) could mean component 5 or 5 components: write Drop([5]) for the one, "
+    "DropTop(rank=5) for the strongest 5",
     '{"type": "KeepTop", "rank": "3"}': "KeepTop was given rank='3': give a whole number, 0 or more",
     '{"type": "KeepTop", "rank": 2.0}': "KeepTop was given rank=2.0: give a whole number, 0 or more",
     '{"type": "KeepTop", "rho": true}': "KeepTop was given rho=True: give a number",
@@ -90,9 +143,12 @@ CASES |= {
 }
 
 CODE = """
-import json, sys, tempfile, numpy
+import json, sys, tempfile, numpy, torch
+sys.path.insert(0, "tests")
+import models
 from pathlib import Path
 from surgery import *
+model = models.bridge("gpt2")
 def from_file(entry):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "edit.json"
@@ -105,7 +161,7 @@ def from_file(entry):
 def answer(text):
     try:
         return repr(eval(text))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         return str(error)
 json.dump([answer(text) for text in json.load(sys.stdin)], sys.stdout)
 """
@@ -116,7 +172,7 @@ def answers() -> dict[str, str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CODE]
     result = subprocess.run(
-        command, input=json.dumps(list(CASES)), env=environment, capture_output=True, text=True, timeout=120
+        command, input=json.dumps(list(CASES)), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
     return dict(zip(CASES, json.loads(result.stdout), strict=True))

@@ -27,7 +27,7 @@ from surgery import (
 )
 from surgery.bases import Basis
 from surgery.decompositions import Decomposition
-from surgery.specs import Change, added_bias, check_compatible, combine, plan, recompose, resolve
+from surgery.specs import Change, added_bias, check_compatible, check_spec, combine, plan, recompose, resolve
 
 N = 5
 W = torch.randn(8, N, generator=torch.Generator().manual_seed(6))
@@ -81,8 +81,8 @@ def test_a_spec_is_worked_out_in_its_own_order() -> None:
     ],
 )
 def test_what_is_no_spec_is_refused(spec: object, message: str) -> None:
-    with borrowed("bridge gpt2") as model, pytest.raises(TypeError) as error:
-        unwrap(resolve)(model, spec)  # without the check of its annotations
+    with pytest.raises(TypeError) as error:
+        unwrap(check_spec)(spec)  # without the check of its annotations
     assert message in str(error.value)
 
 
@@ -214,6 +214,48 @@ def test_constants_have_to_agree_even_where_the_gains_cancel() -> None:
     doubled, halved = (change(Compensated(Scale({0: gain}), [1.0] * N)) for gain in (2.0, 0.5))
     with pytest.raises(ValueError, match="by different constants"):
         combine([doubled, halved, change(Compensated(Drop([0]), [5.0] * N))])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "edit", "largest"),
+    [
+        (torch.float16, Scale([1e6] * N), "6.55e+04, the largest number of float16"),
+        (torch.float32, Scale([1e308] * N), "3.4e+38, the largest number of float32"),
+        (torch.float32, Scale({0: 1e308}), "3.4e+38, the largest number of float32"),
+        (torch.float32, Scale(torch.full((N,), 1e38, requires_grad=True)), "3.4e+38, the largest number of float32"),
+    ],
+)
+def test_a_matrix_with_infinities_is_not_made(dtype: torch.dtype, edit: Edit, largest: str) -> None:
+    stored = (W * 100).to(dtype)
+    made = change(edit, stored)
+    with pytest.raises(ValueError) as error:
+        recompose(stored, made.decomposition, combine([made]))
+    assert str(error.value) == (
+        f"'{SITE}' cannot hold this edit: an entry would be infinite or beyond {largest}. Use smaller gains."
+    )
+
+
+def test_strengths_that_sum_to_infinity_do_not_keep_their_nuclear_norm() -> None:
+    stored = torch.eye(N) * 1e38
+    made = change(Scale({0: 0.5}, keep_nuclear_norm=True), stored)
+    with pytest.raises(ValueError, match="cannot hold this edit"):
+        recompose(stored, made.decomposition, made.gains)
+
+
+def test_constants_that_add_infinities_are_refused() -> None:
+    made = change(Compensated(Drop([0]), [1e308] * N))
+    with pytest.raises(ValueError) as error:
+        added_bias(made.decomposition, made.gains)
+    assert str(error.value) == (
+        f"the constants of '{SITE}' would add numbers that are not finite to its output: use smaller ones."
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_largest_numbers_of_a_type_are_not_refused(dtype: torch.dtype) -> None:
+    stored = torch.diag(torch.full((N,), torch.finfo(dtype).max, dtype=dtype))
+    made = change(Drop([0]), stored)
+    assert recompose(stored, made.decomposition, made.gains).to(dtype).isfinite().all()
 
 
 def test_a_constant_counts_for_the_gradient_even_at_a_gain_of_one() -> None:

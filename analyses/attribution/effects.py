@@ -27,6 +27,7 @@ from surgery.arguments import seed as whole_seed
 from surgery.bases import decode_basis
 from surgery.codec import encode
 from surgery.factorise import degenerate_blocks
+from surgery.files import whole_file
 
 Unit = tuple[int, ...]
 """Components that are removed together: usually one, or a degenerate block."""
@@ -283,7 +284,9 @@ class Effects:
             "higher_is_better": self.measure.higher_is_better, "basis": encode(self.basis),
             "intervention": self.intervention,
         }  # fmt: skip
-        save_file(tensors, str(path), metadata={"format": _FORMAT, "version": _VERSION, "about": json.dumps(about)})
+        metadata = {"format": _FORMAT, "version": _VERSION, "about": json.dumps(about)}
+        with whole_file(path) as file:
+            save_file(tensors, str(file), metadata=metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Effects":

@@ -10,13 +10,15 @@ from pathlib import Path
 
 from analyses.demo.experiment import Demo, run
 from analyses.demo.page import METRICS, page, row_name
+from surgery.files import whole_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo, print its table and write its page; 1 if something that it claims does not hold, else 0."""
     given = _parser().parse_args(arguments)
     demo = run(seed=given.seed, cache=None if given.no_cache else given.cache, progress=not given.quiet)
-    given.out.write_text(page(demo), encoding="utf-8")
+    with whole_file(given.out) as file:
+        file.write_text(page(demo), encoding="utf-8")
     print(report(demo))
     print(f"\nThe same with figures: {given.out.resolve()}")
     failed = [check for check in demo.checks if not check.holds]

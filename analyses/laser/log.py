@@ -20,6 +20,7 @@ from analyses.tasks.task import Task
 from hooks.fingerprints import fingerprint
 from surgery import active
 from surgery.codec import encode
+from surgery.files import whole_file
 
 _FORMAT, _VERSION = "model-surgery search log", 1
 
@@ -121,9 +122,8 @@ def _digest(text: str) -> str:
 
 def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
+    with whole_file(path) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def _lines(path: Path) -> list[dict]:

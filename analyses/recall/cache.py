@@ -1,7 +1,6 @@
 """Snapshots of a training run in a folder, under a hash of everything that they depend on."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,6 +12,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from surgery.files import whole_file
 
 _VERSION = "1"
 
@@ -75,10 +76,8 @@ class SnapshotCache:
             "digest": digest(tensors, {}),
             "settings": json.dumps(self.settings),
         }
-        path = self._path(step)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-        save_file(tensors, str(unfinished), metadata=about)
-        unfinished.replace(path)
+        with whole_file(self._path(step)) as file:
+            save_file(tensors, str(file), metadata=about)
 
     def replace(self, old: int | None, new: int | None) -> int | None:
         """`new`, with the snapshot of step `old`, which nobody asked for, deleted."""

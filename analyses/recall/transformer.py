@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from analyses.recall.task import RecallTask
 from hooks import Site, host_of
+from surgery.files import whole_file
 
 Weights = Mapping[str, Float[Tensor, "row column"]]
 """The model's matrices by TransformerLens's names, each as `[d_in, d_out]`: what `weights` gives and `load` takes."""
@@ -117,7 +118,8 @@ def load(model: nn.Module, source: Weights | str | Path) -> nn.Module:
 
 def save(model: nn.Module, path: str | Path) -> None:
     """Write the model's matrices to a safetensors file that `load` reads, on any version of transformer-lens."""
-    save_file({name: matrix.cpu() for name, matrix in weights(model).items()}, str(path))
+    with whole_file(path) as file:
+        save_file({name: matrix.cpu() for name, matrix in weights(model).items()}, str(file))
 
 
 def parameter(model: nn.Module, name: str) -> nn.Parameter:

@@ -1,0 +1,264 @@
+"""Patterns over addresses: what one means on a model of so many layers, and whether it matches an address.
+
+A bracket with a letter in it, or with dots and no digit, is a class of characters. Every other bracket holds numbers:
+`[3]`, `[-1]`, `[*]`, `[3:6]` as in Python, `[3-6]` with both ends, several with commas, all others with a leading `!`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, reduce
+from operator import or_
+from typing import final
+
+from hooks.sites import SiteError
+
+LONGEST = 1000
+"""Characters of a pattern; what is longer was not written by a person."""
+
+_TOKEN = re.compile(r"\[(?P<inside>[^\]]*)\]|(?P<from_end>(?<![^.{,])-[0-9]+)|.", re.DOTALL)
+_FINAL = re.compile(r"(?P<joint>.*)\[(?P<inside>[^\[\]]*)\]", re.DOTALL)
+_LAYER = re.compile(r"(?<![^.{,])[0-9]+(?![^.,}])")
+_NUMBERS = re.compile(
+    r"(?P<all>\*)|(?P<one>-?[0-9]+)|(?P<first>[0-9]+)-(?P<last>[0-9]+)|(?P<start>-?[0-9]+)?:(?P<stop>-?[0-9]+)?"
+)
+_ASCII = tuple(map(chr, range(128)))  # addresses consist of these
+
+
+def split_index(pattern: str) -> tuple[str, str | None]:
+    """A pattern and the inside of its final bracket, if that holds numbers: the index of a head."""
+    found = _FINAL.fullmatch(pattern)
+    if found is None or _is_class(found["inside"]):
+        return pattern, None
+    return found["joint"], found["inside"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """The `n` layers of a model, or heads of a matrix (`kind`, of `owner`), of which `pattern` names some."""
+
+    n: int
+    kind: str
+    owner: str
+    pattern: str
+
+    def chosen(self, inside: str) -> list[int]:
+        """The numbers that the inside of a bracket names, rising.
+
+        Raises:
+            SiteError: if it cannot be read, names none, or one that does not exist.
+        """
+        negated = inside.startswith(("!", "^"))
+        named = {number for part in inside[negated:].split(",") for number in self._part(part.strip())}
+        if negated:
+            named = set(range(self.n)) - named
+        if not named:
+            raise self.no_such(f"no {self.kind}")
+        return sorted(named)
+
+    def no_such(self, what: str) -> SiteError:
+        """The refusal of a number that does not exist, or of none at all."""
+        return SiteError(
+            f"{self.pattern!r} names {what[:30]}: {self.owner} has {self.n} {self.kind}s, 0 to {self.n - 1}. Name some "
+            "of these, or [*]."
+        )
+
+    def _part(self, part: str) -> range:
+        found = _NUMBERS.fullmatch(part)
+        if found is None or (found["first"] and int(found["first"]) > int(found["last"])):
+            raise SiteError(
+                f"{self.pattern!r} has '[{part[:30]}]' where numbers of {self.kind}s belong: write one such as [3] or "
+                "[-1], all as [*], a slice such as [0:4], a range with both its ends such as [0-3], or several such as "
+                "[0,2]."
+            )
+        if found["all"]:
+            return range(self.n)
+        if found["one"] or found["first"]:
+            first, last = int(found["first"] or found["one"]), int(found["last"] or found["one"])
+            for number in (first, last):
+                if not -self.n <= number < self.n:
+                    raise self.no_such(f"{self.kind} {number}")
+            return range(first % self.n, last % self.n + 1)
+        return range(self.n)[slice(*(int(bound) if bound else None for bound in found.group("start", "stop")))]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """These characters."""
+
+    text: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _One:
+    """One character out of these."""
+
+    of: frozenset[str]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Number:
+    """A number out of these, in writing."""
+
+    of: frozenset[str]
+
+
+_Token = _Text | _One | _Number | str
+"""A string is one of `*`, `{`, `,` and `}` in their special meaning."""
+
+
+@final
+class Glob:
+    """A pattern without its head index, read for a model of `n_layers` layers.
+
+    Raises:
+        SiteError: if a bracket or brace is never closed, or a bracket cannot be read.
+    """
+
+    def __init__(self, glob: str, n_layers: int, *, pattern: str) -> None:
+        self._glob, self._pattern = glob, pattern
+        self._layers = Numbered(n_layers, "layer", "this model", pattern)
+        self._tokens = self._read()
+
+    def matches(self, address: str) -> bool:
+        """Whether the pattern names this address.
+
+        Works on the set of places in the address that the pattern can have come to, one bit each, token by token.
+        """
+        places = _places(address)
+        anywhere = (1 << len(address) + 1) - 1
+        here, groups = 1, []
+        for token in self._tokens:
+            match token:
+                case _Text(text):
+                    here = (here & _starts(text, address)) << len(text)
+                case _One(of):
+                    here = (here & reduce(or_, (at for char, at in places.of_char.items() if char in of), 0)) << 1
+                case "*":
+                    here = anywhere & -(here & -here)  # from the first place on
+                case "{":
+                    groups.append((here, 0))
+                case ",":
+                    start, ends = groups.pop()
+                    groups.append((start, ends | here))
+                    here = start
+                case "}":
+                    here |= groups.pop()[1]
+                case _Number(of):
+                    here = reduce(or_, (1 << j for i, j, digits in places.digits if here >> i & 1 and digits in of), 0)
+            if not here and not groups:
+                return False
+        return bool(here >> len(address) & 1)
+
+    def check_layers(self) -> None:
+        """Refuse a layer written out, alone or among alternatives, that the model does not have.
+
+        Raises:
+            SiteError: naming it.
+        """
+        for found in _LAYER.finditer(re.sub(r"\[[^\]]*\]", "[]", self._glob)):
+            if found[0] != str(int(found[0])) or int(found[0]) >= self._layers.n:
+                raise self._layers.no_such(f"layer {found[0]}")
+
+    def _read(self) -> list[_Token]:
+        tokens, depth = list[_Token](), 0
+        for found in _TOKEN.finditer(self._glob):
+            char = found[0]
+            if found["inside"] is not None:
+                tokens.append(self._bracket(found["inside"], *self._beside(found)))
+            elif found["from_end"]:
+                tokens.append(self._number(char))
+            elif char == "[":
+                raise SiteError(
+                    f"{self._pattern!r} has a '[' that is never closed: write classes as [QK], heads as a final [3]."
+                )
+            elif char == "?":
+                tokens.append(_One(frozenset(_ASCII)))
+            elif char == "*" and tokens[-1:] == ["*"]:
+                continue
+            elif char in "*{" or (char in ",}" and depth):
+                tokens.append(char)
+                depth += {"{": 1, "}": -1}.get(char, 0)
+            else:
+                last = tokens[-1] if tokens else None
+                if isinstance(last, _Text):
+                    tokens[-1] = _Text(last.text + char)
+                else:
+                    tokens.append(_Text(char))
+        if depth:
+            raise SiteError(f"{self._pattern!r} has a '{{' that is never closed: write alternatives as {{in,out}}.")
+        return tokens
+
+    def _bracket(self, inside: str, before: str, after: str) -> _Token:
+        if _is_class(inside):
+            return _One(self._chars(inside))
+        if "*" in (before, after):
+            raise SiteError(
+                f"{self._pattern!r} has '[{inside}]' beside a '*', which could be more digits of the same number: put "
+                f"the layer between dots, 'blocks.[{inside}].*'."
+            )
+        if before.isalpha() or before == "_":
+            raise SiteError(
+                f"{self._pattern!r} has '[{inside}]' after a name: a head index stands at the end of the whole "
+                "pattern. Write one pattern for each."
+            )
+        digits = inside.removeprefix("!").removeprefix("^")
+        if re.fullmatch("[0-9]{2,}", digits):
+            raise SiteError(
+                f"{self._pattern!r} has '[{inside}]', which could mean {digits} or {', '.join(digits)}: write "
+                f"[{','.join(digits)}] for several layers, and {digits} without brackets for one."
+            )
+        return self._number(inside)
+
+    def _number(self, inside: str) -> _Number:
+        return _Number(frozenset(map(str, self._layers.chosen(inside))))
+
+    def _beside(self, found: re.Match[str]) -> tuple[str, str]:
+        """The characters before and after a bracket."""
+        return self._glob[: found.start()][-1:], self._glob[found.end() :][:1]
+
+    def _chars(self, inside: str) -> frozenset[str]:
+        negated = inside.startswith(("!", "^"))
+        ranges = re.findall(r"(.)-(.)|(.)", inside[negated:], re.DOTALL)
+        if backwards := next((f"{low}-{high}" for low, high, _ in ranges if low > high), None):
+            raise SiteError(
+                f"{self._pattern!r} has a class that cannot be read (the range {backwards} runs backwards): write [QK] "
+                "or [a-z]."
+            )
+        listed = {c for low, high, one in ranges for c in _ASCII if c == one or (low and low <= c <= high)}
+        return frozenset(_ASCII) - listed if negated else frozenset(listed)
+
+
+def _is_class(inside: str) -> bool:
+    return any(map(str.isalpha, inside)) or (any(map(inside.count, "._")) and not re.search("[0-9]", inside))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where an address has which character, one bit each; and its runs of digits, with their ends."""
+
+    of_char: Mapping[str, int]
+    digits: tuple[tuple[int, int, str], ...]
+
+
+def _starts(text: str, address: str) -> int:
+    """Where the text begins in the address, one bit each."""
+    starts, i = 0, address.find(text)
+    while i >= 0:
+        starts, i = starts | 1 << i, address.find(text, i + 1)
+    return starts
+
+
+@cache
+def _places(address: str) -> _Places:
+    of_char: dict[str, int] = {}
+    for i, char in enumerate(address):
+        of_char[char] = of_char.get(char, 0) | 1 << i
+    runs = [run.span() for run in re.finditer("[0-9]+", address)]
+    parts = ((i, j) for start, end in runs for i in range(start, end) for j in range(i + 1, end + 1))
+    return _Places(of_char, tuple((i, j, address[i:j]) for i, j in parts))
