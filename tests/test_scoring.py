@@ -131,6 +131,29 @@ def test_a_text_may_hold_the_token_that_pads(host: object, side: str, padding: s
     assert scores.log_probs.tolist() == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+def test_ids_after_a_prompt_that_ends_in_a_space_have_their_probability_there(make: object) -> None:
+    model = bridge_with(wrapped(make()))
+    prompt, token = "The capital of Peru is ", 12
+    scores = scoring.score(model, Task("t", (AnswerItem(prompt, ((token,),)),)), prepend_bos=False)
+    inner = model.original_model
+    inputs = torch.tensor([model.tokenizer(prompt, add_special_tokens=False)["input_ids"]])
+    with torch.no_grad():
+        wanted = inner(inputs).logits[0, -1].double().log_softmax(-1)[token].item()
+    assert scores.log_probs.item() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_generation_goes_on_from_the_space_at_a_prompts_end() -> None:
+    model = bridge_with(wrapped(byte_level()))
+    prompt = "The capital of Peru is "
+    scores = scoring.score(model, Task("t", (AnswerItem(prompt, ("Lima",)),)), rule=Contains(4))
+    context = tuple(model.to_tokens(prompt)[0].tolist())
+    assert scores.prediction_ids == (slow_greedy(model, context, 4),)
+    # What comes before the answer as a string is the prompt without its space, as ever.
+    before, ids = context[:-1], tuple(model.tokenizer(" Lima", add_special_tokens=False)["input_ids"])
+    assert scores.log_probs.item() == pytest.approx(slow_log_prob(model, before, ids), abs=1e-4)
+
+
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5).map(tuple), min_size=1, max_size=20))
 def test_rows_are_shared_by_everything_they_begin_with(sequences: list[tuple[int, ...]]) -> None:
     rows, place = _share(sequences)

@@ -85,7 +85,9 @@ class EncodedTask:
         task: the task.
         rule: what counts as right.
         vocabulary: of the model.
-        contexts: of each item, the tokens before its continuations.
+        prompts: of each item, the tokens of its prompt as it is given, which generation goes on from.
+        contexts: of each item, the tokens before its continuations: the prompt, without the spaces at its end where
+            strings continue it.
         continuations: what is asked about.
         batches: what the model reads, on its device.
     """
@@ -93,6 +95,7 @@ class EncodedTask:
     task: Task
     rule: Rule
     vocabulary: Vocabulary
+    prompts: tuple[Ids, ...]
     contexts: tuple[Ids, ...]
     continuations: Continuations
     batches: tuple[Batch, ...]
@@ -145,6 +148,7 @@ def encode(
         task=task,
         rule=rule,
         vocabulary=words,
+        prompts=tuple(item.prompt for item in items),
         contexts=tuple(item.context for item in items),
         continuations=_table(items),
         batches=tuple(batch.to(device) for batch in batches),

@@ -52,6 +52,9 @@ class Contains(Rule):
     """Right if an accepted answer is found among the first tokens generated greedily, the prompt not being looked at.
 
     String answers are looked for in the generated text up to the end-of-text token, ids in the generated ids.
+    Generation goes on from the prompt exactly as it is given, spaces at its end included. Every token takes a whole
+    forward pass, of which nothing is kept: the speed-ups of `laser` are those of rules that read an answer off one
+    forward pass, such as `StartsWith`, and generation has none of them.
 
     Args:
         n_tokens: how many tokens to generate.

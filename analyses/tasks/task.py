@@ -10,6 +10,8 @@ from typing import overload
 import pandas as pd
 
 from analyses.tasks.items import Item, Kind, Unscorable
+from surgery.arguments import number, shown
+from surgery.arguments import seed as checked_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ class Task:
     def clusters(self) -> tuple[tuple[int, ...], ...]:
         """The positions of the items that belong together, in order of their first item.
 
-        Items belong together if they share a group, have the same text as prompt, or are linked through others that do.
+        Items belong together if they share a group, have the same text as prompt (spaces around it do not count), are
+        pairs that share a sentence, or are linked through others that do.
         """
         first_with: dict[object, int] = {}
         parent = list(range(len(self.items)))
@@ -97,7 +100,7 @@ class Task:
             return index
 
         for index, item in enumerate(self.items):
-            keys = [("group", group) for group in item.groups] + [("same", item.identity)] * bool(item.identity)
+            keys = [("group", group) for group in item.groups] + [("text", text) for text in item.identity]
             for key in keys:
                 low, high = sorted((root(first_with.setdefault(key, index)), root(index)))
                 parent[high] = low
@@ -120,16 +123,17 @@ class Task:
             seed: the same seed gives the same parts on every machine.
 
         Raises:
-            ValueError: if the fractions do not sum to 1, or one above 0 would get no items.
+            ValueError: if the fractions do not sum to 1, or one above 0 would get no items, or the seed is none.
         """
         fractions = {"screen": screen, "validation": validation, "test": test}
-        if min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-9:
+        fractions = {name: number(value, name) for name, value in fractions.items()}
+        if not min(fractions.values()) >= 0 or not abs(sum(fractions.values()) - 1) <= 1e-9:
             raise ValueError(
                 f"the fractions screen={screen}, validation={validation}, test={test} sum to "
                 f"{sum(fractions.values()):g}: they are 0 or more and sum to 1. Change one of them."
             )
         clusters = list(self.clusters())
-        random.Random(seed).shuffle(clusters)
+        random.Random(checked_seed(seed)).shuffle(clusters)
         parts = _cut(clusters, list(fractions.values()))
         empty = [
             f"{name}={fractions[name]}"
@@ -171,6 +175,24 @@ class Splits:
     screen: Task
     validation: Task
     test: Task
+
+
+def as_task(given: object, what: str = "task") -> Task:
+    """The task, also where it is given as a list of items; `what` is the argument's name.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    match given:
+        case Task():
+            return given
+        case list() | tuple() if given and all(isinstance(item, Item) for item in given):
+            return Task("items", tuple(given))
+        case Splits():
+            remedy = "Choose one of its parts, such as parts.test"
+        case _:
+            remedy = "Read a file with tasks.from_jsonl or tasks.from_csv, or records with tasks.from_records"
+    raise TypeError(f"{what}={shown(given)}: give a Task, or a list of items. {remedy}.")
 
 
 def _cut(clusters: list[tuple[int, ...]], fractions: list[float]) -> list[list[int]]:

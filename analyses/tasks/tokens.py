@@ -27,8 +27,12 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class TokenisedItem:
-    """What the model reads first, and the continuations it is asked about: the right ones before the wrong ones."""
+    """The prompt as it is given, what the continuations continue, and these: the right ones before the wrong ones.
 
+    Prompt and context differ where the prompt ends in spaces and the continuations are strings, which take these over.
+    """
+
+    prompt: Ids
     context: Ids
     continuations: tuple[Continuation, ...]
 
@@ -52,9 +56,10 @@ def tokenise(
 ) -> tuple[tuple[TokenisedItem | None, ...], tuple[Unscorable, ...]]:
     """The task's items as token ids, and the items that have none; the latter are None among the former.
 
-    A prompt and its continuation are split where the tokenizer itself splits them: spaces at the prompt's end go to the
-    continuation, both are tokenised as one text, and what comes after the prompt's own tokens is the continuation.
-    Where the tokenizer would merge the two, the continuation is tokenised apart, if that spells the same text.
+    A prompt and a string that continues it are split where the tokenizer itself splits them: spaces at the prompt's end
+    go to the continuation, both are tokenised as one text, and what comes after the prompt's own tokens is the
+    continuation. Where the tokenizer would merge the two, the continuation is tokenised apart, if that spells the same
+    text. Ids, and what is generated, continue the prompt exactly as it is given.
 
     Args:
         words: of the model.
@@ -92,8 +97,9 @@ def scorable(model: nn.Module, task: Task, *, prepend_bos: bool | None = None, n
 def _texts(task: Task) -> Iterable[str]:
     for item in task.items:
         context, spaces = _trimmed(item.context)
-        if isinstance(context, str):
-            yield context
+        if isinstance(item.context, str):
+            yield item.context
+            yield item.context.rstrip(" ")
         for text in (*item.right, *item.wrong):
             if isinstance(text, str):
                 yield context + spaces + text if isinstance(context, str) else text
@@ -111,18 +117,26 @@ def _tokenised(spell: Speller, item: Item) -> TokenisedItem:
     asked = [(text, True) for text in item.right] + [(text, False) for text in item.wrong]
     if isinstance(item, MinimalPair):
         found = [_sentence(spell, text, right) for text, right in asked]
-        context = found[0].context
-    else:
-        trimmed, spaces = _trimmed(item.context)
-        context = _checked(
-            spell, spell.begin(spell.ids(trimmed)) if isinstance(trimmed, str) else trimmed, item.context
+        return TokenisedItem(found[0].context, found[0].context, _merged(found))
+    trimmed, spaces = _trimmed(item.context)
+    given, before = (_checked(spell, _read(spell, text), item.context) for text in (item.context, trimmed))
+    strings = [isinstance(text, str) for text, _ in asked]
+    context = before if any(strings) else given
+    if not context:
+        raise Unspellable(
+            "nothing comes before the answer: the prompt is empty, and texts begin without a special token"
         )
-        if not context:
-            raise Unspellable(
-                "nothing comes before the answer: the prompt is empty, and texts begin without a special token"
-            )
-        found = [_continuation(spell, trimmed, spaces, context, text, right) for text, right in asked]
-    return TokenisedItem(context, _merged(found))
+    if given != before and any(strings) and not all(strings):
+        raise Unspellable(
+            f"the prompt ends in {item.context[-20:]!r}: a string takes the spaces at its end over, token ids come "
+            "after them, so that the two are not asked at the same place; give all texts as strings, or all as ids"
+        )
+    found = [_continuation(spell, trimmed, spaces, context, text, right) for text, right in asked]
+    return TokenisedItem(given, context, _merged(found))
+
+
+def _read(spell: Speller, prompt: Text) -> Ids:
+    return spell.begin(spell.ids(prompt)) if isinstance(prompt, str) else prompt
 
 
 def _merged(found: list[Continuation]) -> tuple[Continuation, ...]:
@@ -211,6 +225,6 @@ def _checked(spell: Speller, ids: Ids, text: Text) -> Ids:
 def _check_length(words: Vocabulary, item: TokenisedItem, new_tokens: int) -> None:
     longest = max(len(one.row) for one in item.continuations)
     if new_tokens:
-        longest = max(longest, len(item.context) + new_tokens - 1)
+        longest = max(longest, len(item.prompt) + new_tokens - 1)
     if longest > words.n_ctx:
         raise Unspellable(f"it takes {longest} tokens, and the model reads {words.n_ctx}")

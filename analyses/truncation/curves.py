@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import surgery
+from analyses.tasks.items import Item
 from analyses.tasks.task import Task
 from analyses.truncation.prompts import CORRECT, Prompts, Tracked, prompts
 from hooks import Site, host_of
@@ -23,7 +24,7 @@ from hooks.replay import Recording, Rows, has_hooks, recorded, replayed
 from hooks.unembedding import unembedding_only
 from surgery import Decompositions, DropTop, Edit, KeepTop, Zero
 
-Source: TypeAlias = Prompts | Task | Sequence[str] | Int[Tensor, "example pos"]
+Source: TypeAlias = Prompts | Task | str | Sequence[str] | Sequence[Item] | Int[Tensor, "example pos"]
 """Prompts made before, or what `prompts` makes them from."""
 End = Literal["full", "keep top", "drop top", "top component dropped", "MLP dropped"]
 """What was cut: nothing, all but the top ρ, the top ρ, the strongest component alone, or everything an MLP writes."""
@@ -92,6 +93,7 @@ def curve(
     rhos: Sequence[float | int] = RHOS,
     *,
     generic: str | int | None = None,
+    prepend_bos: bool | None = None,
     svds: Decompositions | None = None,
     batch_size: int = 32,
     progress: bool = True,
@@ -108,16 +110,22 @@ def curve(
         track: names and tokens, such as `{"correct": " Paris", "generic": " the"}`.
         rhos: fractions of the full rank, 0 to 1.
         generic: short for `track={"generic": ...}`.
+        prepend_bos: overrides `model.cfg.default_prepend_bos`.
 
     Raises:
         ValueError: if a ρ is not from 0 to 1, or as `prompts`.
         SiteError: if a pattern names no editable matrix.
     """
-    asked = source if isinstance(source, Prompts) else prompts(model, source, track, generic=generic)
-    if isinstance(source, Prompts) and (track or generic is not None):
+    if isinstance(source, Prompts) and (track or generic is not None or prepend_bos is not None):
         raise ValueError(
-            "track and generic are part of prompts made before: give them to truncation.prompts(...), or pass texts."
+            "track, generic and prepend_bos are part of prompts made before: give them to truncation.prompts(...), or "
+            "pass texts."
         )
+    asked = (
+        source
+        if isinstance(source, Prompts)
+        else prompts(model, source, track, generic=generic, prepend_bos=prepend_bos)
+    )
     asked.check(int(model.cfg.d_vocab))  # type: ignore[union-attr, arg-type]
     cuts = list(cuts_of(surgery.sites(model, site), rhos))
     readings: list[list[_Reading]] = [[] for _ in cuts]

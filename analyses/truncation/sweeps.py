@@ -19,7 +19,7 @@ from analyses import recall
 from analyses.recall.task import RecallTask
 from analyses.recall.training import TrainingRun
 from analyses.truncation.curves import RHOS, Curve, Source, curve
-from analyses.truncation.prompts import Prompts, Tracked
+from analyses.truncation.prompts import Tracked
 from analyses.truncation.recall import swept
 from hooks import place_of
 from surgery import sites as sites_of
@@ -128,6 +128,7 @@ def sweep(
     *,
     track: Mapping[str, Tracked] | None = None,
     generic: str | int | None = None,
+    prepend_bos: bool | None = None,
     sequences: int = 128,
     seed: int = 0,
     batch_size: int = 64,
@@ -149,6 +150,7 @@ def sweep(
         rhos: fractions of the full rank, 0 to 1.
         track: what is tracked after prompts.
         generic: short for `track={"generic": ...}`.
+        prepend_bos: of prompts; overrides `model.cfg.default_prepend_bos`.
         sequences: of the recall experiment.
 
     Raises:
@@ -173,7 +175,7 @@ def sweep(
             model = _model(held[step], step)
             places = {site: place_of(model, site) for site in sites_of(model, patterns)}
             _same_shapes(shapes, step, {site: (place.d_in, place.d_out) for site, place in places.items()})
-            settings = {} if isinstance(task, Prompts) else {"track": track, "generic": generic}
+            settings = {"track": track, "generic": generic, "prepend_bos": prepend_bos}
             frame = _long(curve(model, task, patterns, rhos=rhos, batch_size=batch_size, progress=False, **settings))
         frames.append(frame.assign(step=step))
     columns = ["step", "end", "site", "rho", "metric", "value", "stderr"]
