@@ -140,7 +140,7 @@ def compose(
         progress: whether to show progress bars.
 
     Raises:
-        LogError: if the log belongs to something else, or is damaged.
+        LogError: if the log belongs to something else.
         ValueError: if a matrix is named both whole and by its heads, a split is empty, or as `search`.
 
     Source: arXiv:2312.13558, section 5.1, whose published code accepts every step.

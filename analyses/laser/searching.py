@@ -62,11 +62,12 @@ def search(
         svds: decompositions made before; new ones are added.
         batch_size: sequences a pass; as the memory allows by default.
         memory: bytes for activations: what is kept of earlier layers takes at most so much, and a pass about a quarter.
-        log: a file to which results go as they are finished, and from which the same search goes on.
+        log: a file to which results go as they are finished, and from which the same search goes on; one with more or
+            other candidates begins anew.
         progress: whether to show progress bars.
 
     Raises:
-        LogError: if the log belongs to another search, or is damaged.
+        LogError: if the log belongs to another search.
         SiteError: if a pattern names no editable matrix.
         UnscorableItems: if there are items that this model cannot be asked.
         ValueError: if a split is empty, an edit or a setting is impossible, or the model has active dropout.
