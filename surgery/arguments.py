@@ -63,3 +63,8 @@ def shown(value: object) -> str:
     """The value as it is repeated in a message: cut short, since it may come from anybody's file."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def counted(n: int, noun: str, plural: str | None = None) -> str:
+    """A number of things in words: "1 example", "2 examples"."""
+    return f"{n} {noun if n == 1 else plural or f'{noun}s'}"

@@ -57,12 +57,10 @@ def from_counterfact(
         TaskFileError: if the file is not of either form; it names file and line.
         ValueError: if there are no such prompts.
     """
-    wanted = (prompts,) if isinstance(prompts, str) else tuple(dict.fromkeys(prompts))
+    wanted = () if isinstance(prompts, str) else tuple(dict.fromkeys(prompts))
     unknown = [one for one in wanted if one not in get_args(CounterFactPrompt)]
     if unknown or not wanted:
-        raise ValueError(
-            f"prompts={prompts!r}: CounterFact has {get_args(CounterFactPrompt)}. Give one or more of these."
-        )
+        raise ValueError(f"prompts={prompts!r}: CounterFact has {get_args(CounterFactPrompt)}. Give a list of them.")
     return file_task(path, name, sift(read_json_array(path), partial(_facts, prompts=wanted, separator=separator)))
 
 

@@ -4,10 +4,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, final
+from typing import Literal, TypeAlias, final, get_args
 
 from analyses.tasks.items import Kind
 from analyses.tasks.task import Task
+from surgery.arguments import whole
 
 Per: TypeAlias = Literal["sequence", "token", "byte"]
 
@@ -70,8 +71,7 @@ class Contains(Rule):
     ignore_case: bool = True
 
     def __post_init__(self) -> None:
-        if self.n_tokens < 1:
-            raise ValueError(f"n_tokens={self.n_tokens}: at least one token is generated. Give 1 or more.")
+        whole(self.n_tokens, "Contains was given n_tokens", least=1)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -101,6 +101,10 @@ class Likeliest(Rule):
 
     per: Per = "sequence"
 
+    def __post_init__(self) -> None:
+        if self.per not in get_args(Per):
+            raise ValueError(f"Likeliest was given per={self.per!r}: give one of {', '.join(get_args(Per))}.")
+
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """Choices and pairs."""
@@ -120,6 +124,8 @@ def rule_for(task: Task, rule: Rule | None) -> Rule:
     """
     if rule is None:
         rule = StartsWith() if task.kind == "answer" else Likeliest()
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule={rule!r}: give a rule, such as StartsWith() or Contains(10), or None.")
     if task.kind not in rule.kinds:
         raise ValueError(
             f"{rule!r} is given for task {task.name!r}, whose items are of kind {task.kind!r}: "

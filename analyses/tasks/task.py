@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import overload
 
+import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from analyses.tasks.items import Item, Kind, Unscorable
-from surgery.arguments import number, shown
+from surgery.arguments import counted, number, shown, whole
 from surgery.arguments import seed as checked_seed
 
 
@@ -32,6 +34,12 @@ class Task:
     unscorable: tuple[Unscorable, ...] = ()
 
     def __post_init__(self) -> None:
+        items: object = self.items
+        if not isinstance(items, tuple) or not all(isinstance(item, Item) for item in items):
+            raise TypeError(
+                f"task {self.name!r} is given items={shown(items)}: they are a tuple of AnswerItem, ChoiceItem or "
+                "MinimalPair. Read others with tasks.from_records."
+            )
         kinds = sorted({item.kind for item in self.items})
         if len(kinds) > 1:
             raise ValueError(
@@ -62,7 +70,7 @@ class Task:
     def __repr__(self) -> str:
         kind = f" of kind {self.kind!r}" if self.items else ""
         left_out = f", {len(self.unscorable)} unscorable left out" if self.unscorable else ""
-        return f"Task({self.name!r}, {len(self.items)} items{kind}{left_out})"
+        return f"Task({self.name!r}, {counted(len(self.items), 'item')}{kind}{left_out})"
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -74,8 +82,14 @@ class Task:
         return self.items[index]
 
     def take(self, indices: Iterable[int]) -> "Task":
-        """The items at these positions, in this order."""
-        return replace(self, items=tuple(self.items[index] for index in indices))
+        """The items at these positions, in this order.
+
+        Raises:
+            ValueError: if one is not a whole number, as in a mask of True and False, or there is no such item.
+        """
+        plain = indices.tolist() if isinstance(indices, np.ndarray | Tensor) else indices
+        at = [whole(index, "a position to take", most=len(self) - 1) for index in plain]
+        return replace(self, items=tuple(self.items[index] for index in at))
 
     def filter(self, keep: Callable[[Item], bool]) -> "Task":
         """The items for which `keep` is true."""
@@ -176,9 +190,27 @@ class Splits:
     validation: Task
     test: Task
 
+    def __post_init__(self) -> None:
+        for name in ("screen", "validation", "test"):
+            part: object = getattr(self, name)
+            if not isinstance(part, Task):
+                raise TypeError(f"{name}={shown(part)}: each part is a Task. Split one with task.split(seed=0).")
+        for one, other in (("screen", "validation"), ("screen", "test"), ("validation", "test")):
+            both = _texts(getattr(self, one)) & _texts(getattr(self, other))
+            if both:
+                raise ValueError(
+                    f"{counted(len(both), 'item')} of {one} are in {other} too, such as {shown(min(both, key=repr))}: "
+                    "an item that something was chosen on does not test it. Split with task.split(seed=0)."
+                )
 
-def as_task(given: object, what: str = "task") -> Task:
-    """The task, also where it is given as a list of items; `what` is the argument's name.
+
+def _texts(part: Task) -> set[Item]:
+    """The items of text: of ids equal ones may be asked apart."""
+    return {item for item in part.items if item.identity}
+
+
+def as_task(given: object, *, allowed: str = "a Task") -> Task:
+    """The task, also where it is given as a list of items; `allowed` is what else the caller takes, in words.
 
     Raises:
         TypeError: if it is neither.
@@ -192,7 +224,7 @@ def as_task(given: object, what: str = "task") -> Task:
             remedy = "Choose one of its parts, such as parts.test"
         case _:
             remedy = "Read a file with tasks.from_jsonl or tasks.from_csv, or records with tasks.from_records"
-    raise TypeError(f"{what}={shown(given)}: give a Task, or a list of items. {remedy}.")
+    raise TypeError(f"task={shown(given)}: give {allowed} or a list of items. {remedy}.")
 
 
 def _cut(clusters: list[tuple[int, ...]], fractions: list[float]) -> list[list[int]]:

@@ -1,13 +1,14 @@
 """From texts to token ids: where a sequence begins, and where a prompt ends and its answer begins."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from analyses.tasks.items import Item, MinimalPair, Text, Unscorable
 from analyses.tasks.spelling import Ids, Speller, Unspellable, Vocabulary, vocabulary
-from analyses.tasks.task import Task
+from analyses.tasks.task import Task, as_task
+from surgery.arguments import counted, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,8 @@ class UnscorableItems(ValueError):
         shown = "\n".join(f"  {item}" for item in items[:5])
         more = f"\n  and {len(items) - 5} more" if len(items) > 5 else ""
         super().__init__(
-            f"{len(items)} of the {len(task)} items of task {task.name!r} cannot be scored with this model:\n"
-            f"{shown}{more}\nEvery item of a task is scored. "
+            f"{len(items)} of the {counted(len(task), 'item')} of task {task.name!r} cannot be scored with this "
+            f"model:\n{shown}{more}\nEvery item of a task is scored. "
             "Correct them, or leave them out in the open with tasks.scorable(model, task)."
         )
 
@@ -80,15 +81,19 @@ def tokenise(
     return tuple(found), tuple(problems)
 
 
-def scorable(model: nn.Module, task: Task, *, prepend_bos: bool | None = None, new_tokens: int = 0) -> Task:
+def scorable(
+    model: nn.Module, task: Task | Sequence[Item], *, prepend_bos: bool | None = None, new_tokens: int = 0
+) -> Task:
     """The task without the items that this model cannot be asked, which are listed in its `unscorable`.
 
     Args:
         model: a HookedTransformer or a TransformerBridge.
-        task: any task.
+        task: any task, or a list of items.
         prepend_bos: overrides `model.cfg.default_prepend_bos`.
         new_tokens: how many tokens will be generated after a prompt and have to fit.
     """
+    task = as_task(task)
+    whole(new_tokens, "new_tokens")
     tokenised, problems = tokenise(vocabulary(model, prepend_bos=prepend_bos), task, new_tokens=new_tokens)
     kept = task.take(index for index, item in enumerate(tokenised) if item is not None)
     return replace(kept, unscorable=task.unscorable + problems)

@@ -23,6 +23,7 @@ from hooks import Site, host_of
 from hooks.replay import Recording, Rows, has_hooks, recorded, replayed
 from hooks.unembedding import unembedding_only
 from surgery import Decompositions, DropTop, Edit, KeepTop, Zero
+from surgery.arguments import counted, shown, whole
 
 Source: TypeAlias = Prompts | Task | str | Sequence[str] | Sequence[Item] | Int[Tensor, "example pos"]
 """Prompts made before, or what `prompts` makes them from."""
@@ -81,8 +82,9 @@ class Curve:
         return rows.sort_values(["site", "rho"]).reset_index(drop=True)
 
     def __repr__(self) -> str:
-        shown = self.frame.pivot_table(index=["site", "end", "rho"], columns="name", values="p", sort=False)
-        return f"probabilities after {self.n_prompts} prompts\n{shown.to_string(float_format='{:.3f}'.format)}"
+        wide = self.frame.pivot_table(index=["site", "end", "rho"], columns="name", values="p", sort=False)
+        table = wide.to_string(float_format="{:.3f}".format)
+        return f"probabilities after {counted(self.n_prompts, 'prompt')}\n{table}"
 
 
 def curve(
@@ -126,6 +128,7 @@ def curve(
         if isinstance(source, Prompts)
         else prompts(model, source, track, generic=generic, prepend_bos=prepend_bos)
     )
+    whole(batch_size, "batch_size", least=1)
     asked.check(int(model.cfg.d_vocab))  # type: ignore[union-attr, arg-type]
     cuts = list(cuts_of(surgery.sites(model, site), rhos))
     readings: list[list[_Reading]] = [[] for _ in cuts]
@@ -147,11 +150,9 @@ def cuts_of(sites: Sequence[str], rhos: Sequence[float | int]) -> Iterator[Cut]:
     Raises:
         ValueError: if a ρ is not from 0 to 1, or there is none.
     """
-    bad = [rho for rho in rhos if not 0 <= rho <= 1]
-    if bad or not rhos:
-        raise ValueError(
-            f"rhos={tuple(rhos)!r}: give one or more fractions of the full rank, from 0 to 1, such as 0.05."
-        )
+    several = isinstance(rhos, Sequence) and not isinstance(rhos, str)
+    if not several or not rhos or any(isinstance(rho, str | bool) or not 0 <= rho <= 1 for rho in rhos):
+        raise ValueError(f"rhos={shown(rhos)}: give one or more fractions of the full rank, from 0 to 1, such as 0.05.")
     yield Cut("full", "", 1.0, None)
     for mlp in dict.fromkeys(site.rpartition(".")[0] for site in sites if ".mlp." in site):
         yield Cut("MLP dropped", f"{mlp}.W_out", 0.0, Zero())

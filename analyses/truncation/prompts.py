@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from analyses.tasks.batches import encode, pad
 from analyses.tasks.items import AnswerItem, Item, Text
 from analyses.tasks.task import Task, as_task
+from surgery.arguments import counted
 
 CORRECT, DISTRACTOR = "correct", "distractor"
 Tracked = int | str | Sequence[int] | Sequence[Text] | Tensor
@@ -43,12 +44,18 @@ def facts(
     Items of a subject form a group.
 
     Raises:
-        ValueError: if there are fewer than two different answers.
+        ValueError: if there are fewer than two different answers, or a template has no place for the subject.
     """
+    if isinstance(templates, str):
+        raise ValueError(f"templates={templates!r} is one string: give a list of strings, such as [{templates!r}].")
+    without = next((template for template in templates if "{subject}" not in template), None)
+    if without is not None or not templates:
+        raise ValueError(f"templates={templates!r}: give one or more, each with {{subject}} in it.")
     names = list(dict.fromkeys(answer for _, answer in places))
     if len(names) < 2:
         raise ValueError(
-            f"places hold {len(names)} different answers: every fact needs another one as its rival. Give 2 or more."
+            f"places hold {counted(len(names), 'different answer')}: every fact needs another one as its rival. "
+            "Give 2 or more."
         )
     items = []
     for subject, answer in places:
@@ -98,9 +105,9 @@ class Prompts:
             same = (ids == self.track[CORRECT]).nonzero().flatten().tolist()
             if name != CORRECT and same:
                 raise ValueError(
-                    f"{CORRECT!r} and {name!r} are the same token after prompt {same[0]} (and {len(same) - 1} others): "
-                    "nothing tells them apart there. Choose words that differ in their first token, or leave these "
-                    "prompts out."
+                    f"{CORRECT!r} and {name!r} are the same token after prompt {same[0]} (and "
+                    f"{counted(len(same) - 1, 'other')}): nothing tells them apart there. Choose words that differ in "
+                    "their first token, or leave these prompts out."
                 )
 
 
@@ -194,16 +201,20 @@ def _spread(name: str, given: object, n: int) -> list[Text]:
     """One continuation for each prompt."""
     if isinstance(given, Tensor | np.ndarray | np.generic):
         given = given.tolist()
-    each = given if isinstance(given, list | tuple) else [given] * n
-    texts = [(one,) if isinstance(one, int) and not isinstance(one, bool) else one for one in each]
-    odd = next((one for one in texts if not isinstance(one, str | tuple)), None)
-    if odd is not None:
-        raise ValueError(
-            f"track[{name!r}] holds {odd!r}: a token is named by its id, or by a text that begins with it. Give one "
-            "for all prompts, or a list of one for each."
-        )
+    texts: list[Text] = []
+    for one in given if isinstance(given, list | tuple) else [given] * n:
+        text = (one,) if isinstance(one, int) and not isinstance(one, bool) else one
+        if not isinstance(text, str | tuple):
+            raise ValueError(
+                f"track[{name!r}] holds {one!r}: a token is named by its id, or by a text that begins with it. Give "
+                "one for all prompts, or a list of one for each."
+            )
+        texts.append(text)
     if len(texts) != n:
-        raise ValueError(f"track[{name!r}] has {len(texts)} tokens for {n} prompts: give one for all, or one for each.")
+        raise ValueError(
+            f"track[{name!r}] has {counted(len(texts), 'token')} for {counted(n, 'prompt')}: give one for all, or one "
+            "for each."
+        )
     return texts
 
 

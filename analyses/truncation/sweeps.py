@@ -23,6 +23,7 @@ from analyses.truncation.prompts import Tracked
 from analyses.truncation.recall import swept
 from hooks import place_of
 from surgery import sites as sites_of
+from surgery.arguments import shown
 
 Weights: TypeAlias = Mapping[str, Float[Tensor, "row column"]]
 Checkpoints: TypeAlias = TrainingRun | Mapping[int, Weights | nn.Module | Callable[[], nn.Module]]
@@ -163,6 +164,13 @@ def sweep(
         raise ValueError(
             "there are no checkpoints: give {training step: weights or model}, or train with checkpoints=(0, 50, ...)."
         )
+    if isinstance(task, RecallTask) and (track or generic is not None or prepend_bos is not None):
+        raise ValueError(
+            "track, generic and prepend_bos are given with a RecallTask, which says by itself what is tracked: they go "
+            "with prompts. Leave them out."
+        )
+    if isinstance(sites, Mapping):
+        raise TypeError(f"sites={shown(sites)}: give a pattern of matrices, or a list of patterns.")
     patterns = [sites] if isinstance(sites, str) else list(sites)
     shapes: dict[int, dict[str, tuple[int, int]]] = {}
     frames = []
@@ -205,8 +213,8 @@ def study(
     Raises:
         ValueError: if there are no seeds, or as `recall.train` and `sweep`.
     """
-    if not seeds:
-        raise ValueError("there are no seeds: give one or more, for instance (0, 1, 2).")
+    if isinstance(seeds, int | str) or not seeds:
+        raise ValueError(f"seeds={seeds!r}: give one or more in a list, for instance (0, 1, 2).")
     wanted = sorted({step for step in checkpoints if step <= steps} | {steps})
     chosen = sites if sites is not None else [s for s in RECALL_SITES if any(mlps) or ".mlp." not in s]
     sweeps, losses = {}, {}
