@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from typing import ClassVar, Literal, final
 
@@ -34,6 +35,8 @@ from tqdm.auto import tqdm
 from analyses.tasks.items import AnswerItem
 from analyses.tasks.task import Task
 from surgery import active
+from surgery.arguments import counted, number, whole
+from surgery.arguments import seed as checked_seed
 from surgery.files import whole_file
 
 
@@ -57,15 +60,19 @@ class ArithmeticTask:
     _OPERATIONS: ClassVar[dict[str, Callable[[int, int], int]]] = {"x": operator.mul, "+": operator.add}
 
     def __post_init__(self) -> None:
+        whole(self.limit, "limit")
+        whole(self.frequent, "frequent")
+        number(self.alpha, "alpha")
         if self.operation not in self._OPERATIONS or self.limit < 2 or not 0 <= self.alpha <= 1:
             raise ValueError(
                 f"operation={self.operation!r}, limit={self.limit!r}, alpha={self.alpha!r}: the operation is 'x' or "
                 "'+', the limit 2 or more, the probability of a wrong answer from 0 to 1. Take 'x', 12 and 0.5."
             )
-        if not 1 <= self.frequent <= len(set(self.answers.tolist())):
+        different = len(set(self.answers.tolist()))
+        if not 1 <= self.frequent <= different:
             raise ValueError(
-                f"frequent={self.frequent!r}: there are {len(set(self.answers.tolist()))} different answers, of which "
-                "1 or more take the place of right ones. Take 1."
+                f"frequent={self.frequent!r}: there are {counted(different, 'different answer')}, of which 1 or more "
+                "take the place of right ones. Take 1."
             )
 
     @property
@@ -192,7 +199,9 @@ def train(
         ValueError: if a number is out of its range, an edit is in force, a file of the cache is damaged, or the loss
             diverges.
     """
-    if steps < 1 or not lr > 0 or not weight_decay >= 0:
+    whole(steps, "steps")
+    checked_seed(seed)
+    if steps < 1 or not 0 < number(lr, "lr") < inf or not 0 <= number(weight_decay, "weight_decay") < inf:
         raise ValueError(f"steps={steps!r}, lr={lr!r}, weight_decay={weight_decay!r}: take 600, 0.003 and 0.0.")
     if active(model):
         raise ValueError(
@@ -243,6 +252,8 @@ def _trained(
 
 
 def _shape(task: ArithmeticTask, d_model: int, n_layers: int, n_heads: int) -> dict:
+    for name, given in (("d_model", d_model), ("n_layers", n_layers), ("n_heads", n_heads)):
+        whole(given, name)
     if d_model < 1 or n_layers < 1 or n_heads < 1 or d_model % n_heads:
         raise ValueError(
             f"d_model={d_model!r}, n_layers={n_layers!r}, n_heads={n_heads!r}: all are 1 or more, and the heads "
@@ -258,7 +269,7 @@ def _shape(task: ArithmeticTask, d_model: int, n_layers: int, n_heads: int) -> d
 
 def _initialised(model: nn.Module, d_model: int, seed: int) -> nn.Module:
     """Matrices N(0, 1/d_model), gains 1, biases 0."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checked_seed(seed))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             last = name.rpartition(".")[2]

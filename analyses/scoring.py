@@ -5,6 +5,7 @@ batch's places; `read` and `judge` turn logits into scores. Whoever can compute 
 their own forward to `score_encoded`. The models are causal: what begins another sequence is read off that one.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from analyses.tasks.batches import Batch, EncodedTask, PaddingSide, encode
 from analyses.tasks.comparison import Change, Comparison, bootstrap, compare, mcnemar
+from analyses.tasks.items import Item
 from analyses.tasks.judgement import judge
 from analyses.tasks.readings import Forward, Readings, forward, generate, log_probs, ranks, read
 from analyses.tasks.rules import Contains, Likeliest, Rule, StartsWith
@@ -56,7 +58,7 @@ __all__ = [
 
 def score(
     model: nn.Module,
-    task: Task,
+    task: Task | Sequence[Item],
     *,
     rule: Rule | None = None,
     batch_size: int = 32,
@@ -67,7 +69,7 @@ def score(
 
     Args:
         model: a HookedTransformer or a TransformerBridge, in evaluation mode.
-        task: any task.
+        task: any task, or a list of items.
         rule: what counts as right; by default `StartsWith()` for answers, `Likeliest()` for choices and pairs.
         batch_size: sequences a batch.
         padding: the side to pad on; the numbers do not depend on it.
@@ -76,7 +78,8 @@ def score(
     Raises:
         UnscorableItems: if there are items that this model cannot be asked; `tasks.scorable` leaves them out in the
             open.
-        ValueError: if the task is empty, or the rule is not for items of its kind.
+        TypeError: if the task is none, such as Splits, of which one part is scored at a time.
+        ValueError: if the task is empty, the rule is not for items of its kind, or a setting is impossible.
         FloatingPointError: if a logit is not a number.
     """
     encoded = encode(model, task, rule=rule, batch_size=batch_size, padding=padding, prepend_bos=prepend_bos)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import D_VOCAB, ONE_OF_EACH, State, build
+from tiny_tokenizers import bridge_with, sentence_piece, wrapped
 from torch import Tensor, nn
 
 import surgery
@@ -19,7 +20,7 @@ from analyses.attribution.question import ask
 from analyses.eigenpruning.examples import ScoredExamples, _partners, examples_of
 from analyses.eigenpruning.pruning import _split
 from analyses.eigenpruning.reducers import running
-from analyses.eigenpruning.scores import ComponentScores, _check_compensation, _group
+from analyses.eigenpruning.scores import ComponentScores, _group, check_compensation
 from hooks import Site, place_of
 
 SOME = ["blocks.0.attn.W_K[1]", "blocks.1.attn.W_O[2]", "blocks.0.mlp.W_in", "blocks.1.mlp.W_out"]
@@ -370,6 +371,34 @@ def test_given_pairs_are_what_is_compared_with() -> None:
             torch.testing.assert_close(by_pairs[site], by_partner[site])
 
 
+@pytest.mark.parametrize("prepend", [True, False])
+def test_texts_begin_as_they_are_told_to(prepend: bool) -> None:
+    model = bridge_with(wrapped(sentence_piece()))
+    prompts, bos = [f"The capital of {land} is" for land in ("France", "Peru", "Italy", "Japan")], [1] * prepend
+    texts = tasks.Task("texts", tuple(tasks.AnswerItem(prompt, (" Paris", " Rome")) for prompt in prompts))
+    ids = [bos + model.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    assert model.tokenizer.bos_token_id == 1
+    paris, rome = (tuple(model.tokenizer(name, add_special_tokens=False)["input_ids"]) for name in ("Paris", "Rome"))
+    written = tasks.Task("ids", tuple(tasks.AnswerItem(tuple(row), (paris, rome)) for row in ids))
+    scored = eigenpruning.attribute(model, texts, SOME[-1], prepend_bos=prepend, progress=False)
+    wanted = eigenpruning.attribute(model, written, SOME[-1], progress=False)
+    torch.testing.assert_close(scored[SOME[-1]], wanted[SOME[-1]])
+    for run in (eigenpruning.prune, eigenpruning.published):
+        finetune = eigenpruning.FineTuning(steps=1) if run is eigenpruning.published else None
+        asked = {"seed": 0, "finetune": finetune, "progress": False}
+        result = run(model, texts, SOME[-1], prepend_bos=prepend, **asked)
+        pruned, by_ids = result.scores["pruned"], run(model, written, SOME[-1], **asked).scores["pruned"]
+        torch.testing.assert_close(pruned.log_probs.sort().values, by_ids.log_probs.sort().values)
+
+
+def test_a_long_answer_scores_the_mean_over_its_tokens() -> None:
+    task = items(5, 5, answers=3)
+    with borrowed("bridge gpt2") as model:
+        examples = examples_of(model, task, corrupt="previous", seed=0)
+        loss = metrics.loss(examples.labels)(model(examples.tokens)).tolist()
+        assert loss == pytest.approx([answer_loss(model, item).item() for item in task.items], abs=1e-5)
+
+
 def test_sentences_can_be_scored_too() -> None:
     pairs = tuple(tasks.MinimalPair((1, 2, 3, n), (1, 2, 4, n)) for n in (5, 6, 7, 8))
     with borrowed("bridge gpt2") as model:
@@ -410,7 +439,7 @@ def test_words_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="budget='layer': the fraction is counted over all components"):
         _group("blocks.0.mlp.W_in", "layer")
     with pytest.raises(ValueError, match="compensation='zero': what is removed is replaced by its 'mean'"):
-        _check_compensation("zero")
+        check_compensation("zero")
 
 
 def test_what_cannot_be_pruned_is_refused() -> None:
@@ -423,7 +452,7 @@ def test_what_cannot_be_pruned_is_refused() -> None:
         with pytest.raises(ValueError, match="the part 'validation' of the task has no items"):
             eigenpruning.prune(model, parts, SOME, fraction="validation", progress=False)
         scores = made_up(0)
-        with pytest.raises(ValueError, match="fraction=2: give the fraction"):
+        with pytest.raises(ValueError, match="fraction=2: give a fraction, from 0 to 1"):
             scores.lowest(2)
         with pytest.raises(KeyError, match=r"'blocks.9.mlp.W_in' was not scored; there are blocks.0"):
             scores["blocks.9.mlp.W_in"]
@@ -432,7 +461,7 @@ def test_what_cannot_be_pruned_is_refused() -> None:
             pytest.raises(ValueError, match="fine-tuning would not see it: undo it first"),
         ):
             eigenpruning.prune(model, task, SOME, finetune=eigenpruning.FineTuning(), progress=False)
-    with pytest.raises(ValueError, match="steps and batch are 1 or more"):
+    with pytest.raises(ValueError, match="FineTuning was given steps=0: give a whole number, 1 or more"):
         eigenpruning.FineTuning(steps=0)
     frozen = build("bridge gpt2").requires_grad_(False)
     with pytest.raises(ValueError, match="nothing can be fine-tuned"):

@@ -464,13 +464,30 @@ def test_the_table_has_the_columns_that_are_asked_for() -> None:
     ("wrong", "message"),
     [
         ({"rhos": ()}, r"give no candidate: a search needs one or more\. Give at least one site"),
-        ({"memory": 0}, r"memory=0: it is a number of bytes above 0\. Take"),
+        ({"memory": 0}, r"memory=0: give a whole number, 1 or more"),
+        ({"batch_size": 0}, r"batch_size=0: give a whole number, 1 or more"),
+        ({"seed": -1}, r"seed=-1: give a whole number, from 0 to"),
+        ({"rhos": (0.5, 1.5)}, r"rho=1\.5: give a fraction, from 0 to 1"),
         ({"sites": "blocks.9.mlp.W_in"}, r"no matrix is named 'blocks.9.mlp.W_in': this model has 2 layers"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(wrong: dict, message: str) -> None:
     with borrowed("bridge gpt2") as model, pytest.raises((ValueError, TypeError), match=message):
         laser.search(model, parts_of(made()), **wrong, **QUIET)
+
+
+def test_a_list_of_items_is_searched_as_a_task() -> None:
+    task = made(40)
+    with borrowed("bridge gpt2") as model:
+        found, again = (laser.search(model, given, rhos=(0.1,), **QUIET) for given in (task, list(task.items)))
+    assert again.trials[0].summary.accuracy == found.trials[0].summary.accuracy
+    assert again.test.before.task.items == found.test.before.task.items
+
+
+def test_one_of_a_thing_is_not_called_several() -> None:
+    with borrowed("bridge gpt2") as model:
+        found = laser.search(model, parts_of(made()), "blocks.0.mlp.W_in", rhos=(0.1,), **QUIET)
+    assert "exhaustive: 1 candidate tried, 1 of them on all of " in repr(found)
 
 
 def test_an_edit_of_more_components_than_there_are_is_refused_before_anything_is_run(
@@ -492,5 +509,5 @@ def test_an_empty_part_a_mixed_composition_and_impossible_settings_are_refused()
         _settings("greedy")
     with pytest.raises(TypeError, match=r"'top' is no edit: give cuts such as KeepTop"):
         _family("top")
-    with pytest.raises(ValueError, match=r"every fraction above 0 and at most 1\. Start from Screened"):
+    with pytest.raises(ValueError, match=r"the fractions are above 0 and at most 1\. Start from Screened"):
         laser.Screened(keep=0.0)

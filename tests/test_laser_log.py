@@ -19,7 +19,7 @@ from test_laser import QUIET, made, parts_of
 import surgery
 from analyses import laser
 from analyses.laser.evaluation import Evaluator, Outcome
-from analyses.laser.log import Log, LogError, _packed, _unpacked, model_fingerprint
+from analyses.laser.log import Log, LogError, _line, _packed, _unpacked, model_fingerprint
 from analyses.scoring import Readings
 from surgery import KeepTop
 
@@ -202,8 +202,8 @@ def test_another_task_or_another_model_is_another_search(tmp_path: Path) -> None
 
 def test_files_that_are_no_logs_are_refused_and_left_alone(tmp_path: Path) -> None:
     for content, message in {
-        b"a,b\n1,2\n": r"line 1 cannot be read .* Delete the file, or the lines",
-        b'{"format": "else"}\n': r"does not begin as a search log of version 1: nothing was written",
+        b"a,b\n1,2\n": r"line 1 cannot be read: a search log begins with .* Give the path of a new file",
+        b'{"format": "else"}\n': r"does not begin as a search log of version 2: nothing was written",
         b"\xff\xfe\n": "line 1 cannot be read",
         b"[1]\n": "line 1 cannot be read",
         b"no newline": "does not begin as a search log",
@@ -215,16 +215,61 @@ def test_files_that_are_no_logs_are_refused_and_left_alone(tmp_path: Path) -> No
         assert path.read_bytes() == content
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole_log(tmp_path_factory: pytest.TempPathFactory) -> tuple[laser.SearchResult, list[bytes]]:
+    """What a search found, and the lines of its log."""
+    log = tmp_path_factory.mktemp("search") / "log"
+    return search(log), log.read_bytes().splitlines(keepends=True)
+
+
+def other_column(line: bytes) -> bytes:
+    """The line with other log-probabilities of the same length."""
+    entry = json.loads(line)
+    column = _unpacked(entry["said"]).readings
+    said = _packed(Outcome(Readings(column.log_prob + 1, column.rank, column.top)))
+    return json.dumps({**entry, "said": {**entry["said"], "log_prob": said["log_prob"]}}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: b"\n" + line,
+        lambda line: b"\0" * 40 + b"\n",
+        lambda line: b"\0" * 40 + line,
+        lambda line: line[:50] + b"\n",
+        lambda line: b'{"key": "x"}\n',
+        lambda line: line.replace(b'"items": ', b'"items": 1'),
+        other_column,
+    ],
+)
+def test_a_damaged_line_costs_what_it_held_and_no_more(
+    tmp_path: Path, counted: list[object], whole_log: tuple[laser.SearchResult, list[bytes]], damage: object
+) -> None:
+    first, lines = whole_log
     log = tmp_path / "log"
-    search(log)
-    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([*lines[:3], damage(lines[3]), *lines[4:]]))
+    with pytest.warns(UserWarning, match=rf"{log}: damaged and passed over: 4 \(numbers of lines\)"):
+        again = search(log)
+    pd.testing.assert_frame_equal(again.to_dataframe(), first.to_dataframe())
+    assert len(counted) == (0 if damage(lines[3]).endswith(b"\n" + lines[3]) else 1)
+    counted.clear()
+    with pytest.warns(UserWarning, match="damaged and passed over"):
+        search(log)
+    assert counted == []
+
+
+def test_a_column_of_another_length_is_refused(
+    tmp_path: Path, whole_log: tuple[laser.SearchResult, list[bytes]]
+) -> None:
+    _, lines = whole_log
     entry = json.loads(lines[3])
-    holed = json.dumps({**entry, "said": {**entry["said"], "rank": entry["said"]["rank"][:8]}}).encode() + b"\n"
-    for damage in (b'{"key": 3}\n', b'{"key": "x", "said"\n', b'{"key": "x"}\n', holed):
-        log.write_bytes(b"".join([*lines[:3], damage, *lines[4:]]))
-        with pytest.raises(LogError, match=rf"{log}, line 4 cannot be read"):
-            search(log)
+    entry.pop("check")
+    column = _unpacked(entry["said"]).readings
+    short = _packed(Outcome(Readings(column.log_prob[1:], column.rank[1:], column.top[1:])))
+    log = tmp_path / "log"
+    log.write_bytes(b"".join([*lines[:3], _line({**entry, "said": short}).encode(), *lines[4:]]))
+    with pytest.raises(LogError, match=r"its columns have \[\d+, \d+, \d+, 0\] entries, and this search reads"):
+        search(log)
 
 
 def test_a_line_can_be_read_by_a_person(tmp_path: Path) -> None:

@@ -131,6 +131,29 @@ def test_a_text_may_hold_the_token_that_pads(host: object, side: str, padding: s
     assert scores.log_probs.tolist() == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+def test_ids_after_a_prompt_that_ends_in_a_space_have_their_probability_there(make: object) -> None:
+    model = bridge_with(wrapped(make()))
+    prompt, token = "The capital of Peru is ", 12
+    scores = scoring.score(model, Task("t", (AnswerItem(prompt, ((token,),)),)), prepend_bos=False)
+    inner = model.original_model
+    inputs = torch.tensor([model.tokenizer(prompt, add_special_tokens=False)["input_ids"]])
+    with torch.no_grad():
+        wanted = inner(inputs).logits[0, -1].double().log_softmax(-1)[token].item()
+    assert scores.log_probs.item() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_generation_goes_on_from_the_space_at_a_prompts_end() -> None:
+    model = bridge_with(wrapped(byte_level()))
+    prompt = "The capital of Peru is "
+    scores = scoring.score(model, Task("t", (AnswerItem(prompt, ("Lima",)),)), rule=Contains(4))
+    context = tuple(model.to_tokens(prompt)[0].tolist())
+    assert scores.prediction_ids == (slow_greedy(model, context, 4),)
+    # What comes before the answer as a string is the prompt without its space, as ever.
+    before, ids = context[:-1], tuple(model.tokenizer(" Lima", add_special_tokens=False)["input_ids"])
+    assert scores.log_probs.item() == pytest.approx(slow_log_prob(model, before, ids), abs=1e-4)
+
+
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5).map(tuple), min_size=1, max_size=20))
 def test_rows_are_shared_by_everything_they_begin_with(sequences: list[tuple[int, ...]]) -> None:
     rows, place = _share(sequences)
@@ -172,7 +195,7 @@ def test_batches_hold_similar_lengths_and_no_more_rows_than_asked() -> None:
         (w for _, w in widths), reverse=True
     )
     assert sorted(i for batch in encoded.batches for i in batch.index.tolist()) == list(range(encoded.n_targets))
-    with pytest.raises(ValueError, match=r"batch_size=0: a batch has at least one sequence\. Give 1 or more"):
+    with pytest.raises(ValueError, match=r"batch_size=0: give a whole number, 1 or more"):
         scoring.encode(model, task, batch_size=0)
 
 
@@ -595,8 +618,28 @@ def test_only_the_same_items_by_the_same_rule_are_compared() -> None:
     ):
         scoring.compare(scoring.score(model, one), scoring.score(model, one, rule=Contains(1)))
     scores = scoring.score(model, one)
-    with pytest.raises(ValueError, match=r"confidence=1\.0, n_resamples=10000: the confidence lies between 0 and 1"):
+    with pytest.raises(ValueError, match=r"confidence=1\.0: it lies between 0 and 1\. Give for instance"):
         scoring.compare(scores, scores, confidence=1.0)
+    with pytest.raises(ValueError, match=r"n_resamples=0: give a whole number, 1 or more"):
+        scoring.compare(scores, scores, n_resamples=0)
+    values, cluster = torch.ones(1, 3), torch.tensor([0, 1, 1])
+    for name, bad in (("confidence", 1.5), ("confidence", math.nan), ("n_resamples", 0), ("n_resamples", True)):
+        with pytest.raises(ValueError, match=f"{name}={bad}: "):
+            scoring.bootstrap(values, cluster, **{name: bad})
+
+
+def test_one_cluster_alone_is_no_evidence_of_a_change() -> None:
+    task = Task("t", tuple(AnswerItem((n,), ((n,),), groups=("all",)) for n in range(1, 6)))
+    wrong, right = scored(task, says(lambda _: spike(0))), scored(task, says(lambda before: spike(before[-1])))
+    change = scoring.compare(wrong, right)
+    assert (change.accuracy.difference, change.accuracy.covers_zero) == (1.0, True)
+    assert "covers 0: no evidence of a change" in repr(change)
+
+
+def test_a_list_of_items_is_scored_as_a_task() -> None:
+    model, task = bridge_with(None), answers_for(bridge_with(None))
+    assert scoring.score(model, list(task.items)).log_probs.tolist() == scoring.score(model, task).log_probs.tolist()
+    assert len(tasks.scorable(model, list(task.items))) == len(task)
 
 
 # Plain text
@@ -656,7 +699,7 @@ def test_windows_cover_a_text_exactly(length: int, context: int, begins: bool) -
         (
             "The city",
             {"context": 1},
-            "windows of 1 tokens: a window has at least 2 and at most the 96 that the model reads",
+            "context=1: give a whole number, 2 or more.",
         ),
         ("The city", {"context": 97}, "windows of 97 tokens"),
         (torch.ones(2, 97, dtype=torch.long), {}, "windows of 97 tokens"),
@@ -693,7 +736,7 @@ def test_a_rule_is_for_its_kind_of_item() -> None:
         scoring.score(model, pairs, rule=Likeliest("byte"))
     with pytest.raises(ValueError, match="task 'a' has no items"):
         scoring.score(model, answers[:0])
-    with pytest.raises(ValueError, match="n_tokens=0: at least one token is generated"):
+    with pytest.raises(ValueError, match="n_tokens=0: give a whole number, 1 or more"):
         Contains(0)
 
 

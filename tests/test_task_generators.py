@@ -83,7 +83,7 @@ def test_arithmetic_can_be_drawn_and_put_differently() -> None:
     assert tasks.addition(3, template="{i}+{j}=", separator="")[5].prompt == "1+2="
     with pytest.raises(ValueError, match="n=5: this task has 4 different items"):
         tasks.addition(2, n=5)
-    with pytest.raises(ValueError, match="n=0: this task has 4 different items"):
+    with pytest.raises(ValueError, match="n=0: give a whole number, 1 or more"):
         tasks.addition(2, n=0)
 
 

@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
+import pandas as pd
 import pytest
 
 from analyses import tasks
@@ -62,12 +64,13 @@ def test_json_lines_of_every_kind(tmp_path: Path) -> None:
     choices = jsonl(
         tmp_path / "choices.jsonl",
         {"prompt": "q", "labels": ["yes", "no"], "correct": "no"},
-        {"prompt": "q", "labels": ["1", "2", "0"], "correct": ["2", 2]},
+        {"prompt": "q", "labels": ["1", "2", "0"], "correct": ["2", "1"]},
+        {"prompt": [9], "labels": [[5], [6]], "correct": [[6]]},
     )
-    assert [(item.labels, item.correct) for item in tasks.from_jsonl(choices)] == [
+    assert [(item.labels, item.correct) for item in tasks.from_jsonl(choices, correct_is="label")] == [
         ((" yes", " no"), (1,)),
-        # A label comes before a position: "2" is the second label, the number 2 the third.
-        ((" 1", " 2", " 0"), (1, 2)),
+        ((" 1", " 2", " 0"), (1, 0)),
+        (((5,), (6,)), (1,)),
     ]
     pairs = jsonl(
         tmp_path / "pairs.jsonl", {"good": "a b", "bad": "b a", "kind": "order"}, {"good": [1, 2], "bad": [2, 1]}
@@ -117,7 +120,10 @@ def test_blank_lines_byte_order_marks_and_odd_line_ends_are_read(tmp_path: Path)
             b'{"prompt": "a", "answer": "b"}\n{"prompt": "caf\xe9"',
             "2: byte 0xe9 is not UTF-8: task files are UTF-8 text. Convert",
         ),
-        (b"\xff\xfe{\x00", "1: byte 0xff is not UTF-8"),
+        (
+            "\ufeff{}".encode("utf-16-le"),
+            "1: the file begins with the mark of UTF-16: task files are UTF-8 text. Convert",
+        ),
         (
             b'{"prompt": "a", "answer": "b"}\n\n{"prompt": "a", "ans',
             "3: this is not JSON of the expected form (Unterminated string",
@@ -129,7 +135,7 @@ def test_blank_lines_byte_order_marks_and_odd_line_ends_are_read(tmp_path: Path)
         ),
         (
             b'["prompt", "a"]',
-            "1: this is of type list: an item is an object of named fields. Is the file of this format?",
+            "1: this is of type str: an item is an object of named fields. Is the file of this format?",
         ),
         (
             b'{"prompt": "a"}',
@@ -157,14 +163,14 @@ def test_blank_lines_byte_order_marks_and_odd_line_ends_are_read(tmp_path: Path)
         (b'{"prompt": "a", "labels": ["b", "c"]}', "1: there is no 'correct'"),
         (
             b'{"prompt": "a", "labels": ["b", "c"], "correct": "d"}',
-            "1: 'correct' is 'd': the labels are ['b', 'c']. Give one",
+            "1: 'correct' is 'd': the 2 labels are ['b', 'c']. Give one",
         ),
         (b'{"prompt": "a", "labels": ["b", "c"], "correct": 0.0}', "1: 'correct' is 0.0"),
         (b'{"prompt": "a", "labels": ["b", "c"], "correct": true}', "1: 'correct' is True"),
-        (b'{"prompt": "a", "labels": ["b", "c"], "correct": 2}', "1: correct=(2,) with 2 labels"),
+        (b'{"prompt": "a", "labels": ["b", "c"], "correct": 2}', "1: 'correct' is 2: the 2 labels are ['b', 'c']"),
         (
             b'{"prompt": "a", "labels": ["b"], "correct": 0}',
-            "1: 1 labels given: an item of kind 'choice' has at least 2",
+            "1: 1 label given: an item of kind 'choice' has at least 2",
         ),
         (b'{"good": "a"}', "1: there is no 'bad'"),
         (b'{"good": "a", "bad": "a"}', "1: the sentences ('a', 'a') are not all different"),
@@ -174,6 +180,136 @@ def test_bad_json_lines_name_file_and_line(tmp_path: Path, text: bytes, expected
     path = tmp_path / "bad.jsonl"
     path.write_bytes(text)
     assert message(lambda: tasks.from_jsonl(path)).startswith(f"{path}:{expected}")
+
+
+def test_an_odd_line_is_put_aside_with_its_reason(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "q.jsonl",
+        {"prompt": "a", "answer": "b"},
+        {"prompt": "a"},
+        {"prompt": "a", "answer": "b", "distractors": ["b"]},
+        {"prompt": "a", "answer": "b", "alternatives": [""]},
+        {"prompt": "a", "answer": "b", "labels": ["b", "c"], "correct": 0},
+    )
+    with path.open("a") as file:
+        file.write('{"prompt": "a", "prompt": "c", "answer": "b"}\n')
+    task = tasks.from_jsonl(path)
+    assert len(task) == 1 and repr(task).endswith("5 unscorable left out)")
+    said = [
+        "there is no 'answer': the record has the fields 'prompt'",
+        "' b' is both an accepted answer and a distractor",
+        "a text in 'answer' is empty: it needs a token",
+        "there are 'prompt', 'answer', 'labels', 'correct' together: an item has",
+        "'prompt' stands there twice: only the last would count",
+    ]
+    for line, (aside, reason) in enumerate(zip(task.unscorable, said, strict=True), start=2):
+        assert aside.where == f"{path}:{line}" and aside.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("labels", "correct", "texts", "right"),
+    [
+        (["3", "3", "4", "5"], "4", (" 3", " 4", " 5"), " 4"),
+        (["3", "3", "b", "5"], 2, (" 3", " b", " 5"), " b"),
+        (["c", "c", "b"], 0, (" c", " b"), " c"),
+        (["c", "c", "b"], 1, (" c", " b"), " c"),
+        (["x", " x", "y", "z"], 2, (" x", " y", " z"), " y"),
+        (["x", "x", "y"], 2, (" x", " y"), " y"),
+        (["x", "y", "y"], [1, 2], (" x", " y"), " y"),
+    ],
+)
+def test_repeated_labels_do_not_shift_the_right_answer(
+    tmp_path: Path, labels: list[str], correct: object, texts: tuple[str, ...], right: str
+) -> None:
+    record = {"prompt": "2+2 =", "labels": labels, "correct": correct}
+    read = [tasks.from_jsonl(jsonl(tmp_path / "q.jsonl", record)), tasks.from_records([record])]
+    if not isinstance(correct, list):
+        rows = [["prompt", "labels", "correct"], ["2+2 =", "|".join(labels), str(correct)]]
+        read += [tasks.from_csv(table(tmp_path / "q.csv", rows))]
+        columns = {name: [value] for name, value in record.items()}
+        read += [tasks.from_datasets(datasets.Dataset.from_dict(columns))]
+    assert [(task[0].labels, task[0].right) for task in read] == [(texts, (right,))] * len(read)
+
+
+@pytest.mark.parametrize("correct", ["x", 0, " x", 1])
+def test_a_right_and_a_wrong_label_that_become_one_text_cannot_be_told_apart(correct: object) -> None:
+    records = [{"prompt": "q", "labels": ["x", " x", "y"], "correct": given} for given in (correct, "y")]
+    task = tasks.from_records(records)
+    assert [item.right for item in task] == [(" y",)]
+    assert task.unscorable[0].reason.startswith("a right and a wrong label are the same text ' x'")
+
+
+@pytest.mark.parametrize("correct", [2, "2"])
+def test_a_label_that_is_a_number_is_not_taken_for_a_position(tmp_path: Path, correct: object) -> None:
+    path = jsonl(tmp_path / "q.jsonl", {"prompt": "1 + 1 =", "labels": ["1", "2", "3"], "correct": correct})
+    said = message(lambda: tasks.from_jsonl(path))
+    assert said == (
+        f"{path}:1: 'correct' is {correct!r}: that is one of the labels ['1', '2', '3'], and it is the position of "
+        "'3'. Say what it is with correct_is='label' or correct_is='position'."
+    )
+    assert tasks.from_jsonl(path, correct_is="label")[0].right == (" 2",)
+    assert tasks.from_jsonl(path, correct_is="position")[0].right == (" 3",)
+
+
+def test_a_label_in_ids_is_not_taken_for_positions() -> None:
+    records = [{"prompt": [9], "labels": [[1], [0]], "correct": [1]}]
+    assert "that is one of the labels [[1], [0]], and it is the position of [0]" in message(
+        lambda: tasks.from_records(records)
+    )
+    assert tasks.from_records(records, correct_is="label")[0].right == ((1,),)
+    assert tasks.from_records(records, correct_is="position")[0].right == ((0,),)
+
+
+def test_numbers_after_a_text_are_not_taken_for_token_ids() -> None:
+    said = message(lambda: tasks.from_records([{"prompt": "1 + 1 =", "answer": [2, 3]}]))
+    assert said.startswith("records, record 0: 'answer' is [2, 3] after a prompt that is text: it may be one answer in")
+    (item,) = tasks.from_records([{"prompt": "1 + 1 =", "answer": [[2, 3]]}])
+    assert item.answers == ((2, 3),)
+
+
+def test_an_empty_label_does_not_shift_the_right_answer(tmp_path: Path) -> None:
+    rows = [["prompt", "labels", "correct"], ["p", "a||b|c", "2"], ["q", "a|b|c", "2"]]
+    task = tasks.from_csv(table(tmp_path / "q.csv", rows))
+    assert [item.right for item in task] == [(" c",)]
+    assert task.unscorable[0].reason.startswith("a text in 'labels' is empty")
+
+
+def test_a_field_without_a_value_is_not_written_into_a_prompt() -> None:
+    records = [{"context": text, "answer": "b"} for text in ("x", None)]
+    task = tasks.from_records(records, template="{context}:")
+    assert [item.context for item in task] == ["x:"]
+    assert task.unscorable[0].reason.startswith("the template '{context}:' cannot be filled (KeyError: 'context')")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("form", ["array", "objects"])
+def test_json_that_is_not_a_line_an_item_is_read_too(tmp_path: Path, indent: int | None, form: str) -> None:
+    records = [{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d"}]
+    path = tmp_path / "facts.json"
+    path.write_text(
+        json.dumps(records, indent=indent)
+        if form == "array"
+        else "\n".join(json.dumps(record, indent=indent) for record in records)
+    )
+    task = tasks.from_jsonl(path)
+    assert [(item.prompt, item.answers) for item in task] == [("a", (" b",)), ("c", (" d",))]
+    second = next(n for n, line in enumerate(path.read_text().split("\n"), start=1) if '"c"' in line)
+    assert task[1].source == f"{path}:{second - 1 if indent else second}"
+
+
+def test_records_and_tables_in_memory_become_a_task() -> None:
+    records = [{"q": "a", "answer": "b", "year": 3, "group": None}, {"q": "c", "answer": "d", "year": 4, "group": "g"}]
+    expected = (
+        AnswerItem("a", (" b",), metadata={"year": 3}, source="mine, record 0"),
+        AnswerItem("c", (" d",), groups=("g",), metadata={"year": 4}, source="mine, record 1"),
+    )
+    for given in (records, iter(records), pd.DataFrame(records)):
+        assert tasks.from_records(given, name="mine", rename={"q": "prompt"}).items == expected
+    arrays = pd.DataFrame({"prompt": [np.array([3, 4])], "answer": [np.array([5])]})
+    assert [(item.prompt, item.answers) for item in tasks.from_records(arrays)] == [((3, 4), ((5,),))]
+    holed = pd.DataFrame({"prompt": ["a", "b"], "answer": ["c", float("nan")]})
+    task = tasks.from_records(holed)
+    assert len(task) == 1 and task.unscorable[0].reason.startswith("there is no 'answer'")
 
 
 def test_a_bad_template_or_rename_names_the_line_and_the_fields(tmp_path: Path) -> None:
@@ -224,7 +360,8 @@ def test_a_table_with_lists_quotes_and_line_breaks(tmp_path: Path) -> None:
         (b'prompt,answer\n"a"x,b\n', "2: this row is not CSV"),
         (b"prompt,answer,prompt\na,b,c\n", "1: the header names 'prompt' more than once: each column has its own name"),
         (b"prompt,reply\na,b\n", "2: there is no 'answer': the record has the fields 'prompt', 'reply'"),
-        (b"prompt,answer\na,b\nc,\n", "3: 'answer' is empty"),
+        (b"prompt,answer\na,\nc,\n", "2: 'answer' is empty"),
+        (b'prompt,answer\n"' + b"x" * 131_073 + b'",b\n', "2: a field of this row has more than 131072 characters"),
     ],
 )
 def test_bad_tables_name_file_and_line(tmp_path: Path, text: bytes, expected: str) -> None:
@@ -260,10 +397,20 @@ def test_a_dataset_in_memory_becomes_a_task() -> None:
     )
     ids = datasets.Dataset.from_dict({"prompt": [[3, 4], [5]], "answer": [[6], [7]]})
     assert [(item.prompt, item.answers) for item in tasks.from_datasets(ids)] == [((3, 4), ((6,),)), ((5,), ((7,),))]
-    said = message(
-        lambda: tasks.from_datasets(datasets.Dataset.from_dict({"prompt": ["a", "b"], "answer": ["c", None]}))
-    )
-    assert said.startswith("dataset, row 1: there is no 'answer'")
+    holed = tasks.from_datasets(datasets.Dataset.from_dict({"prompt": ["a", "b"], "answer": ["c", None]}))
+    assert len(holed) == 1 and str(holed.unscorable[0]).startswith("dataset, row 1: there is no 'answer'")
+
+
+def test_the_number_of_a_class_is_its_position_whatever_the_labels_say() -> None:
+    features = datasets.Features({"prompt": datasets.Value("string"), "correct": datasets.ClassLabel(names=["1", "0"])})
+    dataset = datasets.Dataset.from_dict({"prompt": ["a"], "correct": [1]}, features=features)
+    assert tasks.from_datasets(dataset)[0].right == (" 0",)
+
+
+def test_a_split_is_not_named_for_a_dataset_that_is_one_already() -> None:
+    dataset = datasets.Dataset.from_dict({"prompt": ["a"], "answer": ["b"]})
+    with pytest.raises(ValueError, match=r"config=None, split='test': these choose what is loaded by name"):
+        tasks.from_datasets(dataset, split="test")
 
 
 def test_a_dataset_is_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,8 +544,9 @@ def test_bigbench_choices_are_put_as_the_file_says(tmp_path: Path) -> None:
         append_choices_to_input=False,
         description="d",
     )
-    task = tasks.from_bigbench(path)
-    assert (task.name, task.metadata) == ("made up", {"source": str(path), "description": "d"})
+    task = tasks.from_bigbench(path, shuffle_seed=None)
+    about = {"source": str(path), "description": "d", "shuffle_seed": None}
+    assert (task.name, task.metadata) == ("made up", about)
     assert task.items == (
         ChoiceItem(
             "Answer.\nIn: Is fire cold?\nOut: ",
@@ -412,7 +560,8 @@ def test_bigbench_choices_are_put_as_the_file_says(tmp_path: Path) -> None:
 
 def test_bigbench_fills_in_its_own_defaults(tmp_path: Path) -> None:
     path = bigbench(tmp_path / "task.json", [{"input": "1 or 2?", "target_scores": {"1": 1, "2": 0}}])
-    assert tasks.from_bigbench(path)[0].context == "\nQ: 1 or 2?\n  choice: 1\n  choice: 2\nA: "
+    asked = tasks.from_bigbench(path, shuffle_seed=None)[0].context
+    assert asked == "\nQ: 1 or 2?\n  choice: 1\n  choice: 2\nA: "
     path = bigbench(tmp_path / "task.json", [{"input": "1?", "target": ["one", "1"]}, {"input": "2?", "target": "two"}])
     task = tasks.from_bigbench(path, name="mine")
     assert [(item.context, item.right) for item in task] == [("\nQ: 1?\nA: ", ("one", "1")), ("\nQ: 2?\nA: ", ("two",))]
@@ -426,10 +575,49 @@ def test_a_bigbench_example_without_a_right_label_is_reported(tmp_path: Path) ->
     line = path.read_text().split("\n").index('      "input": "b",')
     assert len(task) == 1
     assert [str(item) for item in task.unscorable] == [
-        f"{path}:{line}: all 2 labels have the same score, so that none is right"
+        f"{path}:{line}: the labels score {{'x': 1, 'y': 1}}: none of them is right, since all are alike. Leave it out."
     ]
-    with pytest.raises(ValueError, match=r"'made up' holds no item that can be scored; left out: .*all 2 labels"):
-        tasks.from_bigbench(bigbench(tmp_path / "task.json", examples[1:]))
+    said = message(lambda: tasks.from_bigbench(bigbench(tmp_path / "task.json", examples[1:] * 3)))
+    assert said.startswith(f"{path}:4: the labels score {{'x': 1, 'y': 1}}")
+    assert said.endswith("None of the other 2 records makes an item either.")
+
+
+def test_one_odd_bigbench_example_does_not_cost_the_file(tmp_path: Path) -> None:
+    good = {"input": "a", "target_scores": {"x": 1, "y": 0}}
+    odd = {
+        "'input' is ''": {**good, "input": ""},
+        "a right and a wrong label are the same text ' x'": {"input": "a", "target_scores": {"x": 1, " x": 0, "y": 0}},
+        "'target_scores' is {'x': nan": {"input": "a", "target_scores": {"x": float("nan"), "y": 0}},
+        "'target' is ''": {"input": "a", "target": ""},
+        "'target' is 7": {"input": "a", "target": 7},
+        "'x' stands there twice": "twice",
+    }
+    path = bigbench(tmp_path / "task.json", [good, *odd.values()], example_output_prefix="\nA:")
+    path.write_text(path.read_text().replace('"twice"', '{"input": "a", "target_scores": {"x": 1, "x": 0, "y": 0}}'))
+    task = tasks.from_bigbench(path)
+    assert len(task) == 1
+    for aside, reason in zip(task.unscorable, odd, strict=True):
+        assert aside.reason.startswith(reason)
+
+
+def test_bigbench_choices_do_not_keep_the_order_that_gives_the_answer_away(tmp_path: Path) -> None:
+    examples = [{"input": f"{n}?", "target_scores": {"d": 1, "c": 0, "b": 0, "a": 0}} for n in range(400)]
+    path = bigbench(tmp_path / "task.json", examples)
+    task = tasks.from_bigbench(path)
+    first = sum(item.correct == (0,) for item in task)
+    assert 60 < first < 140  # 100 ± 9
+    for item in task:
+        listed = [line.removeprefix("  choice: ") for line in item.prompt.split("\n") if "choice" in line]
+        assert tuple(listed) == item.labels and item.right == ("d",)
+    assert (
+        task.items == tasks.from_bigbench(path, shuffle_seed=0).items != tasks.from_bigbench(path, shuffle_seed=1).items
+    )
+    # The order in the file plays no part.
+    backwards = [{**one, "target_scores": dict(reversed(one["target_scores"].items()))} for one in examples]
+    again = tasks.from_bigbench(bigbench(tmp_path / "other.json", backwards))
+    assert [item.labels for item in again] == [item.labels for item in task]
+    plain = tasks.from_bigbench(path, shuffle_seed=None)
+    assert {item.labels for item in plain} == {("d", "c", "b", "a")}
 
 
 @pytest.mark.parametrize(
@@ -493,8 +681,8 @@ def test_truthfulqa_in_its_three_forms(tmp_path: Path) -> None:
     best = tasks.from_truthfulqa(path)
     prompt = "Q: Are seeds bad?\nA:"
     assert best.items == (ChoiceItem(prompt, (" No", " Yes", " They kill"), (0,), metadata=metadata, source=where),)
-    reason = "the question has no incorrect answer that differs from the best one"
-    assert [(item.where, item.reason) for item in best.unscorable] == [(f"{path}:3", reason)]
+    reason = "'This' is listed as correct and as incorrect: a question has both, and they differ. Correct it, or leave"
+    assert [(item.where, item.reason) for item in best.unscorable] == [(f"{path}:3", f"{reason} it out.")]
     binary = tasks.from_truthfulqa(path, form="binary", template="{question}", separator="\n")
     assert [(item.prompt, item.labels) for item in binary] == [("Are seeds bad?", ("\nNo", "\nYes"))]
     statements = tasks.from_truthfulqa(path, form="statements", template="{question} {answer}: ")
@@ -510,13 +698,50 @@ def test_truthfulqa_in_its_three_forms(tmp_path: Path) -> None:
 def test_a_truthfulqa_without_a_column_names_the_line(tmp_path: Path) -> None:
     path = table(tmp_path / "qa.csv", [row[:4] for row in QUESTIONS])
     assert message(lambda: tasks.from_truthfulqa(path)).startswith(
-        f"{path}:2: there is no 'Incorrect Answers': this format has it"
+        f"{path}:2: there is no 'Correct Answers': this format has it"
     )
     path = table(tmp_path / "qa.csv", [QUESTIONS[0], ["A", "B", "", "c", "d", "e", "f", "g"]])
     assert message(lambda: tasks.from_truthfulqa(path)).startswith(f"{path}:2: 'Question' is ''")
 
 
+def test_the_json_form_of_truthfulqa_is_told_from_the_table(tmp_path: Path) -> None:
+    path = tmp_path / "mc_task.json"
+    path.write_text('[{"question": "a", "mc1_targets": {"b": 1}}]')
+    said = message(lambda: tasks.from_truthfulqa(path))
+    assert said.startswith(
+        f"{path}:1: this is a JSON file, such as TruthfulQA's mc_task.json: from_truthfulqa reads its"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"template": "{q}"}, "template='{q}' cannot be filled (KeyError: 'q'): it has {question}, and no other field"),
+        ({"template": "Q:"}, "template='Q:': it has {question}, and no other field"),
+        ({"form": "statements", "template": "{question}"}, "template='{question}': it has {question} and {answer}"),
+    ],
+)
+def test_a_template_without_the_question_is_refused(tmp_path: Path, settings: dict, expected: str) -> None:
+    path = table(tmp_path / "qa.csv", QUESTIONS)
+    with pytest.raises(ValueError) as error:
+        tasks.from_truthfulqa(path, **settings)
+    assert str(error.value).startswith(expected)
+
+
 # BLiMP
+
+
+def test_one_pair_of_equal_sentences_does_not_cost_the_other_pairs(tmp_path: Path) -> None:
+    line = {"sentence_good": "Cats sleep.", "sentence_bad": "Cats sleeps."}
+    odd = {**line, "sentence_bad": "Cats sleep."}
+    first = jsonl(tmp_path / "a.jsonl", line, odd)
+    jsonl(tmp_path / "b.jsonl", line)
+    for path, n in ((first, 1), (tmp_path, 2)):
+        task = tasks.from_blimp(path)
+        assert len(task) == n
+        assert [str(item) for item in task.unscorable] == [
+            f"{first}:2: the sentences ('Cats sleep.', 'Cats sleep.') are not all different: give each one once."
+        ]
 
 
 def test_blimp_pairs_from_a_file_and_from_a_folder(tmp_path: Path) -> None:
@@ -528,9 +753,9 @@ def test_blimp_pairs_from_a_file_and_from_a_folder(tmp_path: Path) -> None:
     assert tasks.from_blimp(first).items == (pair,)
     both = tasks.from_blimp(tmp_path, name="blimp")
     assert both.name == "blimp" and [item.source for item in both] == [f"{first}:1", f"{second}:1"]
-    jsonl(tmp_path / "c.jsonl", line, {"sentence_good": "Cats."})
+    jsonl(tmp_path / "c.jsonl", {"sentence_good": "Cats."})
     assert message(lambda: tasks.from_blimp(tmp_path)).startswith(
-        f"{tmp_path / 'c.jsonl'}:2: there is no 'sentence_bad'"
+        f"{tmp_path / 'c.jsonl'}:1: there is no 'sentence_bad'"
     )
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no \*\.jsonl in this folder: BLiMP has one such file a phenomenon"):

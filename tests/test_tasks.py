@@ -68,14 +68,15 @@ def test_an_item_says_what_is_right_and_wrong() -> None:
         ),
         (lambda: answer("p", " a", " a"), "the answers (' a', ' a') are not all different: give each one once"),
         (lambda: answer("p", " a", distractors=(" a",)), "' a' is both an accepted answer and a distractor"),
-        (lambda: ChoiceItem("p", ("a",), (0,)), "1 labels given: an item of kind 'choice' has at least 2"),
+        (lambda: ChoiceItem("p", ("a",), (0,)), "1 label given: an item of kind 'choice' has at least 2"),
         (
             lambda: ChoiceItem("p", ("a", "b"), (2,)),
-            "correct=(2,) with 2 labels: it names different positions from 0 to 1",
+            "correct=(2,) with 2 labels: it is a tuple of different positions from 0 to 1, at least one",
         ),
         (lambda: ChoiceItem("p", ("a", "b"), (0, 1)), "correct=(0, 1) with 2 labels"),
         (lambda: ChoiceItem("p", ("a", "b"), ()), "Give the positions of the right labels"),
         (lambda: MinimalPair("a", "a"), "the sentences ('a', 'a') are not all different"),
+        (lambda: ChoiceItem("p", ("a", "b"), (True,)), "correct=(True,) with 2 labels: it is a tuple"),
     ],
 )
 def test_an_impossible_item_is_refused(make: object, message: str) -> None:
@@ -162,9 +163,19 @@ def test_clusters_are_what_is_linked_by_groups_and_prompts(drawn: Drawn) -> None
 
 def test_items_without_a_prompt_do_not_all_belong_together() -> None:
     choices = tuple(ChoiceItem("", (f"{n}", "x"), (0,)) for n in range(3))
-    pairs = tuple(MinimalPair(f"{n}", "x") for n in (1, 2, 1))
+    pairs = tuple(MinimalPair(f"{n}", f"not {n}") for n in (1, 2, 1))
     assert Task("t", choices).clusters() == ((0,), (1,), (2,))
     assert Task("t", pairs).clusters() == ((0, 2), (1,))
+
+
+def test_pairs_that_share_a_sentence_are_not_divided() -> None:
+    pairs = (MinimalPair("a", "b"), MinimalPair("c", "d"), MinimalPair("e", "b"), MinimalPair("f", "e"))
+    assert Task("t", pairs).clusters() == ((0, 2, 3), (1,))
+
+
+def test_a_space_at_its_end_does_not_make_a_prompt_another_one() -> None:
+    items = (answer("Paris is in", " France"), answer("Rome is in", " Italy"), answer("Paris is in ", "France"))
+    assert Task("t", items).clusters() == ((0, 2), (1,))
 
 
 def test_of_ids_only_groups_say_that_they_belong_together() -> None:
@@ -284,6 +295,25 @@ def test_spaces_at_the_end_of_a_prompt_go_to_the_answer() -> None:
     # The tokens that a careless reader would score: a lone space, and the name without its space.
     careless = model.tokenizer("The capital of Peru is ", add_special_tokens=False)["input_ids"]
     assert tuple(careless) != tidy[0][1:]
+
+
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+def test_spaces_at_the_end_of_a_prompt_do_not_vanish_before_ids(make: object) -> None:
+    model = bridge_with(wrapped(make()))
+    for prompt in ("The capital of Peru is ", "The capital of Peru is  ", "The capital of Peru is"):
+        whole = tuple(model.to_tokens(prompt)[0].tolist())
+        assert one(model, AnswerItem(prompt, ((7,), (8, 9)), ((10,),))) == (whole, [(7,), (8, 9), (10,)])
+
+
+def test_ids_and_strings_are_not_asked_at_two_places_of_one_prompt() -> None:
+    model = bridge_with(wrapped(byte_level()))
+    said = reason(model, ChoiceItem("Peru is ", ("Lima", (7,)), (0,)))
+    assert said.startswith("the prompt ends in 'Peru is ': a string takes the spaces at its end over, token ids come")
+    assert said.endswith("give all texts as strings, or all as ids")
+    assert len(one(model, ChoiceItem("Peru is", (" Lima", (7,)), (0,)))[1]) == 2
+    # A tokenizer that has no tokens for spaces asks both at the same place.
+    words = bridge_with(wrapped(whole_words("a b")))
+    assert one(words, ChoiceItem("a ", ("b", (3,)), (0,)))[1] == [(4,), (3,)]
 
 
 def test_an_answer_that_would_merge_with_its_prompt_is_tokenised_apart() -> None:

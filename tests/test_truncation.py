@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from models import D_VOCAB, ONE_OF_EACH, bridge, build
-from tiny_tokenizers import bridge_with, sentence_piece, wrapped
+from tiny_tokenizers import bridge_with, byte_level, sentence_piece, wrapped
 from torch import Tensor, nn
 
 import surgery
@@ -103,6 +103,60 @@ def test_texts_are_tracked_by_the_token_that_continues_them() -> None:
     assert "probabilities after 2 prompts" in repr(curve)
 
 
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+def test_ids_tracked_after_a_prompt_that_ends_in_a_space_are_asked_there(make: object) -> None:
+    model = bridge_with(wrapped(make()))
+    prompt, token = "The capital of Peru is ", 12
+    found = truncation.curve(model, prompt, W_OUT, {"correct": token}, (1.0,), progress=False, prepend_bos=False)
+    inputs = torch.tensor([model.tokenizer(prompt, add_special_tokens=False)["input_ids"]])
+    with torch.no_grad():
+        wanted = model.original_model(inputs).logits[0, -1].softmax(-1)[token].item()
+    assert found.of("correct", end="full")["p"][0] == pytest.approx(wanted, rel=1e-4)
+    with pytest.raises(
+        ValueError, match=r"'The capital of Peru is ' ends in spaces, .* 'correct' and 'generic' are not"
+    ):
+        truncation.curve(model, prompt, W_OUT, {"correct": token, "generic": "the"}, progress=False)
+
+
+def test_one_prompt_is_not_read_as_its_characters() -> None:
+    model = bridge_with(wrapped(sentence_piece()))
+    made = truncation.prompts(model, "The capital of Peru is", {"correct": " Lima"})
+    assert len(made) == 1
+    assert made.tokens.tolist() == model.to_tokens("The capital of Peru is").tolist()
+
+
+def test_a_word_is_not_tracked_by_a_space_before_it() -> None:
+    model = bridge_with(wrapped(byte_level()))
+    with pytest.raises(ValueError, match=r"' the' after 'is ' begins with token \d+, which is white space only"):
+        truncation.prompts(model, "is ", {"correct": " the"})
+    truncation.prompts(model, "is ", {"correct": "the"})
+
+
+@pytest.mark.parametrize("prepend", [True, False])
+def test_prompts_begin_as_they_are_told_to(prepend: bool) -> None:
+    model = bridge_with(wrapped(sentence_piece()))
+    asked = {"track": {"correct": " Lima"}, "prepend_bos": prepend}
+    made = truncation.prompts(model, "The capital of Peru is", **asked)
+    assert (made.tokens[0, 0].item() == model.tokenizer.bos_token_id) is prepend
+    curve = truncation.curve(model, "The capital of Peru is", W_OUT, rhos=(1.0,), progress=False, **asked)
+    sweep = truncation.sweep({0: model}, "The capital of Peru is", W_OUT, (1.0,), progress=False, **asked)
+    with torch.no_grad():
+        wanted = model(made.tokens)[0, -1].softmax(-1)[made.track["correct"]].item()
+    assert curve.of("correct", end="full")["p"][0] == pytest.approx(wanted, rel=1e-4)
+    assert sweep.of("p(correct)")[0] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_generic_word_is_not_given_twice() -> None:
+    with pytest.raises(ValueError, match="'generic' is given twice, as generic=4 and in track"):
+        truncation.prompts(bridge_with(None), torch.ones(1, 3).long(), {"correct": 1, "generic": 2}, generic=4)
+
+
+def test_a_list_of_items_is_a_task() -> None:
+    items = answered(rows(4, 5)).items
+    made = truncation.prompts(build("bridge gpt2"), list(items))
+    assert made.track["distractor"].tolist() == [2, 2]
+
+
 def test_facts_have_another_facts_answer_as_their_rival() -> None:
     task = truncation.facts()
     assert len(task) == len(truncation.PLACES)
@@ -110,7 +164,7 @@ def test_facts_have_another_facts_answer_as_their_rival() -> None:
         assert item.prompt == f"{subject} is located in"
         assert item.answers == (f" {answer}",)
         assert item.distractors[0] not in item.answers
-    with pytest.raises(ValueError, match="places hold 1 different answers"):
+    with pytest.raises(ValueError, match="places hold 1 different answer: every fact"):
         truncation.facts([("A", "B"), ("C", "B")])
 
 
@@ -121,7 +175,7 @@ def test_what_cannot_be_tracked_is_refused() -> None:
         ask(prompts, W_OUT, {"correct": 1}, (1.5,))
     with pytest.raises(ValueError, match="track names nothing: margins are taken from 'correct'"):
         ask(prompts, W_OUT)
-    with pytest.raises(ValueError, match=r"'correct' and 'generic' are the same token after prompt 0 .and 1 others"):
+    with pytest.raises(ValueError, match=r"'correct' and 'generic' are the same token .* 0 .and 1 other.: nothing"):
         ask(prompts, W_OUT, {"correct": 1, "generic": 1})
     with pytest.raises(ValueError, match=r"track\['correct'\] has 3 tokens for 2 prompts"):
         ask(prompts, W_OUT, {"correct": [1, 2, 3]})
@@ -137,7 +191,7 @@ def test_what_cannot_be_tracked_is_refused() -> None:
     with pytest.raises(ValueError, match="there are no prompts: give at least one"):
         truncation.prompts(model, [])
     made = truncation.prompts(model, prompts, {"correct": 1})
-    with pytest.raises(ValueError, match="track and generic are part of prompts made before"):
+    with pytest.raises(ValueError, match="track, generic and prepend_bos are part of prompts made before"):
         ask(made, W_OUT, generic=3)
     with pytest.raises(Exception, match="outside the model's vocabulary"):
         ask(prompts, W_OUT, {"correct": D_VOCAB})
@@ -187,7 +241,7 @@ def test_checkpoints_that_do_not_fit_are_refused() -> None:
         truncation.sweep({0: narrow}, task, "blocks.0.attn.W_Q", progress=False)
     with pytest.raises(ValueError, match=r"alpha=1.5: the probability"):
         recall.RecallTask.synthetic(alpha=1.5)
-    with pytest.raises(ValueError, match="there are no seeds"):
+    with pytest.raises(ValueError, match=r"seeds=\(\): give one or more in a list"):
         truncation.study(task, seeds=())
     with pytest.raises(ValueError, match=r"0 checkpoints, lr=0.1, batch=4"):
         truncation.gradient_steps({}, task, lr=0.1, batch=4)

@@ -59,14 +59,16 @@ class ScoredExamples:
         return torch.arange(self.tokens.shape[1]) + self.shift[rows, None]
 
 
-def examples_of(model: nn.Module, task: Task, *, corrupt: Corrupt, seed: int) -> ScoredExamples:
-    """The items as examples: the loss is that of the first right answer.
+def examples_of(
+    model: nn.Module, task: Task, *, corrupt: Corrupt, seed: int, prepend_bos: bool | None = None
+) -> ScoredExamples:
+    """The items as examples: the loss is that of the first right answer, the mean over its tokens.
 
     Raises:
         ValueError: if there is one example only to shuffle, a pair is missing or of another length, or `corrupt` is
         unknown. UnscorableItems: if there are items that this model cannot be asked.
     """
-    contexts, answers = _tokenised(model, task)
+    contexts, answers = _tokenised(model, task, prepend_bos)
     rows = [(*context, *answer[:-1]) for context, answer in zip(contexts, answers, strict=True)]
     tokens, mask = pad(rows, "right", 0)
     labels = torch.full_like(tokens, metrics.IGNORED)
@@ -74,15 +76,15 @@ def examples_of(model: nn.Module, task: Task, *, corrupt: Corrupt, seed: int) ->
         labels[row, len(context) - 1 : len(context) - 1 + len(answer)] = torch.tensor(answer)
     ends = torch.tensor([len(context) for context in contexts])
     if not isinstance(corrupt, str):
-        others = _paired(model, task, rows, answers, _pairs(corrupt))
+        others = _paired(model, task, rows, answers, _pairs(corrupt), prepend_bos)
         return ScoredExamples(tokens, mask, labels, *pad(others, "right", 0), torch.zeros_like(ends))
     partner = _partners(ends.tolist(), corrupt, seed)
     return ScoredExamples(tokens, mask, labels, tokens[partner], mask[partner], ends[partner] - ends)
 
 
-def _tokenised(model: nn.Module, task: Task) -> tuple[list[Ids], list[Ids]]:
+def _tokenised(model: nn.Module, task: Task, prepend_bos: bool | None) -> tuple[list[Ids], list[Ids]]:
     """What comes before the first right answer of each item, and its tokens."""
-    encoded = encode(model, task)
+    encoded = encode(model, task, prepend_bos=prepend_bos)
     answers = [encoded.continuations.ids[first] for first in encoded.continuations.first[:-1].tolist()]
     return list(encoded.contexts), answers
 
@@ -126,10 +128,29 @@ def _cycles(lengths: list[int], seed: int) -> Int[Tensor, " example"]:
 
 
 def _pairs(corrupt: Mapping[Text, Text] | Sequence[tuple[Text, Text]]) -> dict[Text, Text]:
-    return dict(corrupt.items() if isinstance(corrupt, Mapping) else corrupt)
+    pairs = list(corrupt.items() if isinstance(corrupt, Mapping) else corrupt)
+    odd = next((pair for pair in pairs if not isinstance(pair, tuple | list) or len(pair) != 2), None)
+    if odd is not None:
+        raise ValueError(
+            f"corrupt holds {odd!r}: give pairs of a clean and a corrupted prompt, {{clean prompt: corrupted prompt}}."
+        )
+    found = dict(pairs)
+    twice = next((clean for clean, other in pairs if found[clean] != other), None)
+    if twice is not None:
+        raise ValueError(
+            f"corrupt names two corrupted prompts for {twice!r}: a clean prompt has one. Remove the other."
+        )
+    return found
 
 
-def _paired(model: nn.Module, task: Task, rows: list[Ids], answers: list[Ids], pairs: dict[Text, Text]) -> list[Ids]:
+def _paired(
+    model: nn.Module,
+    task: Task,
+    rows: list[Ids],
+    answers: list[Ids],
+    pairs: dict[Text, Text],
+    prepend_bos: bool | None,
+) -> list[Ids]:
     """The corrupted prompts with the clean answers behind them."""
     keys = [_clean_text(item) for item in task.items]
     missing = next((key for key in keys if key not in pairs), None)
@@ -139,7 +160,7 @@ def _paired(model: nn.Module, task: Task, rows: list[Ids], answers: list[Ids], p
             "corrupt={clean prompt: corrupted prompt} names each of them. Add it, or take corrupt='shuffle'."
         )
     items = [_with_prompt(item, pairs[key]) for item, key in zip(task.items, keys, strict=True)]
-    contexts, own = _tokenised(model, Task(f"{task.name}, corrupted", tuple(items)))
+    contexts, own = _tokenised(model, Task(f"{task.name}, corrupted", tuple(items)), prepend_bos)
     answers = own if task.kind == "pair" else answers
     found = [(*context, *answer[:-1]) for context, answer in zip(contexts, answers, strict=True)]
     uneven = next((at for at, row in enumerate(rows) if len(found[at]) != len(row)), None)

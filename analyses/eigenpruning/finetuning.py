@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
+from math import inf
 from typing import final
 
 import torch
@@ -13,6 +14,8 @@ from analyses.attribution.gradients import logits_of
 from analyses.eigenpruning.examples import examples_of
 from analyses.tasks.task import Task
 from surgery import active
+from surgery.arguments import number, whole
+from surgery.arguments import seed as checked_seed
 
 
 @final
@@ -27,13 +30,16 @@ class FineTuning:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or not self.lr > 0 or not self.weight_decay >= 0:
-            raise ValueError(
-                f"{self!r}: steps and batch are 1 or more, lr above 0, weight_decay 0 or more. Take FineTuning()."
-            )
+        for name in ("steps", "batch"):
+            whole(getattr(self, name), f"FineTuning was given {name}", least=1)
+        checked_seed(self.seed)
+        if not 0 < number(self.lr, "lr") < inf or not 0 <= number(self.weight_decay, "weight_decay") < inf:
+            raise ValueError(f"{self!r}: lr is above 0, weight_decay 0 or more. Take FineTuning().")
 
 
-def fine_tuned(model: nn.Module, task: Task, how: FineTuning, *, progress: bool = True) -> nn.Module:
+def fine_tuned(
+    model: nn.Module, task: Task, how: FineTuning, *, prepend_bos: bool | None = None, progress: bool = True
+) -> nn.Module:
     """A copy of the model, all of its trainable parameters fine-tuned on the task; the model is left as it is.
 
     Raises:
@@ -46,7 +52,7 @@ def fine_tuned(model: nn.Module, task: Task, how: FineTuning, *, progress: bool 
             "(surgery.undo_all(model)), "
             "or commit it."
         )
-    examples = examples_of(model, task, corrupt="previous", seed=0)
+    examples = examples_of(model, task, corrupt="previous", seed=0, prepend_bos=prepend_bos)
     loss = metrics.loss(examples.labels)
     copy = deepcopy(model)
     trained = [p for p in copy.parameters() if p.requires_grad]

@@ -13,11 +13,21 @@ from analyses.attribution.effects import Selection
 from analyses.eigenpruning.examples import Corrupt
 from analyses.eigenpruning.finetuning import FineTuning, fine_tuned
 from analyses.eigenpruning.reducers import Reduce
-from analyses.eigenpruning.scores import Budget, Compensation, ComponentScores, Order, attribute
+from analyses.eigenpruning.scores import (
+    Budget,
+    Compensation,
+    ComponentScores,
+    Order,
+    attribute,
+    check_budget,
+    check_compensation,
+)  # fmt: skip
 from analyses.scoring import Comparison, EncodedTask, Rule, Scores, compare, encode, forward, score_encoded
-from analyses.tasks.task import Splits, Task
+from analyses.tasks.items import Item
+from analyses.tasks.task import Splits, Task, as_task
 from hooks import place_of
 from surgery import Decompositions, Edit
+from surgery.arguments import counted, whole
 
 FRACTIONS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 """What `fraction="validation"` tries: 0 leaves the model as it is, which may be the best."""
@@ -84,10 +94,10 @@ class Pruning:
     def __repr__(self) -> str:
         base = self.scores["base"]
         lines = [
-            f"eigenpruning: {self.chosen.n_components} of {self.attribution.n_components} components removed "
+            f"eigenpruning: {self.chosen.n_components} of {counted(self.attribution.n_components, 'component')} removed "
             f"({self.fraction:.3g}, budget {self.budget}), compensation {self.compensation}",
-            f"scored on {self.attribution.n_examples} items by {self.attribution.reduce}, "
-            f"reported on {len(base)} others; 95 % intervals",
+            f"scored on {counted(self.attribution.n_examples, 'item')} by {self.attribution.reduce}, "
+            f"reported on {counted(len(base), 'other')}; 95 % intervals",
             f"{'variant':<20} {'accuracy':>8}  {'change of accuracy':<27} {'log-loss':>8}  {'p(correct)':>10} "
             f"{'p(wrong)':>8}",
         ]
@@ -103,7 +113,7 @@ class Pruning:
 
 def prune(
     model: nn.Module,
-    task: Task | Splits,
+    task: Task | Splits | Sequence[Item],
     sites: str | Iterable[str] = _KEYS,
     *,
     fraction: float | int | Literal["validation"] = 0.2,
@@ -115,6 +125,7 @@ def prune(
     finetune: FineTuning | None = None,
     random_controls: int = 3,
     rule: Rule | None = None,
+    prepend_bos: bool | None = None,
     seed: int = 0,
     svds: Decompositions | None = None,
     batch_size: int | None = None,
@@ -139,6 +150,7 @@ def prune(
         finetune: also fine-tune a copy on the scored items, and prune that.
         random_controls: how many random removals of the same size to report.
         rule: what counts as right, as in `scoring.score`.
+        prepend_bos: overrides `model.cfg.default_prepend_bos`.
 
     Source: arXiv:2404.03147. The first `fraction` of Phi-2's keys is the paper's setting.
 
@@ -148,23 +160,27 @@ def prune(
         UnscorableItems: if there are items that this model cannot be asked.
         SiteError: if a pattern names no editable matrix.
     """
-    patterns = [sites] if isinstance(sites, str) else list(sites)
+    patterns = sites if isinstance(sites, str | Mapping) else list(sites)
+    check_compensation(compensation)
+    check_budget(budget)
+    whole(random_controls, "random_controls")
     tried, choosing = _fractions(fraction, fractions), fractions is not None or fraction == "validation"
     _check_compensable(model, patterns, compensation)
-    parts = task if isinstance(task, Splits) else _split(task, seed, validate=choosing)
+    parts = task if isinstance(task, Splits) else _split(as_task(task, allowed="a Task, Splits,"), seed, choosing)
     _check_parts(parts, choosing=choosing)
     asked = partial(
-        attribute, task=parts.screen, sites=patterns, reduce=reduce, corrupt=corrupt, seed=seed, batch_size=batch_size,
-        progress=progress,
+        attribute, task=parts.screen, sites=patterns, reduce=reduce, corrupt=corrupt, seed=seed,
+        prepend_bos=prepend_bos, batch_size=batch_size, progress=progress,
     )  # fmt: skip
     attribution = asked(model, svds=svds)
-    size = batch_size or 32
+    size = 32 if batch_size is None else batch_size
+    made = partial(encode, model, rule=rule, batch_size=size, prepend_bos=prepend_bos)
     trial = _Trial(model, attribution, budget, compensation)
     validation, best = None, tried[0]
     if choosing:
-        validation = _tried(trial, encode(model, parts.validation, rule=rule, batch_size=size), tried)
+        validation = _tried(trial, made(parts.validation), tried)
         best = tried[validation["place"].tolist().index(0)]
-    encoded = encode(model, parts.test, rule=rule, batch_size=size)
+    encoded = made(parts.test)
     found = {"base": _scored(model, encoded, {}), "pruned": trial.scored(encoded, best)}
     found |= {
         f"random {n + 1}": trial.scored(encoded, best, by="random", seed=seed + n) for n in range(random_controls)
@@ -174,7 +190,7 @@ def prune(
         found["sign flipped"] = trial.scored(encoded, best, by="flipped")
     tuned = None
     if finetune is not None:
-        copy = fine_tuned(model, parts.screen, finetune, progress=progress)
+        copy = fine_tuned(model, parts.screen, finetune, prepend_bos=prepend_bos, progress=progress)
         again = _Trial(copy, asked(copy, svds=Decompositions(basis=attribution.basis)), budget, compensation)
         tuned = FineTuned(copy, again.spec(best), again.attribution)
         found |= {"fine-tuned": _scored(copy, encoded, {}), "fine-tuned + pruned": _scored(copy, encoded, tuned.spec)}
@@ -184,10 +200,11 @@ def prune(
 
 def published(
     model: nn.Module,
-    task: Task | Splits,
+    task: Task | Splits | Sequence[Item],
     sites: str | Iterable[str] = _KEYS,
     *,
     finetune: FineTuning | None = _FINE_TUNING,
+    prepend_bos: bool | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     progress: bool = True,
@@ -204,7 +221,7 @@ def published(
     """
     return prune(
         model, task, sites, fraction=0.2, reduce="max", corrupt="previous", budget="global", compensation="mean",
-        finetune=finetune, seed=seed, batch_size=batch_size, progress=progress,
+        finetune=finetune, prepend_bos=prepend_bos, seed=seed, batch_size=batch_size, progress=progress,
     )  # fmt: skip
 
 
@@ -244,17 +261,17 @@ def _tried(trial: _Trial, encoded: EncodedTask, fractions: Sequence[float]) -> p
 
 
 def _fractions(fraction: float | int | str, fractions: Sequence[float | int] | None) -> tuple[float, ...]:
-    tried = tuple(fractions) if fractions is not None else FRACTIONS if fraction == "validation" else (fraction,)
-    bad = [f for f in tried if isinstance(f, str) or not 0 <= f <= 1]
-    if bad or not tried:
+    given = fractions if fractions is not None else FRACTIONS if fraction == "validation" else (fraction,)
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    if not several or not given or any(isinstance(f, str | bool) or not 0 <= f <= 1 for f in given):
         raise ValueError(
             f"fraction={fraction!r}, fractions={fractions!r}: a fraction of the components to remove is from 0 to 1, "
             "or 'validation' to choose among fractions. Give for instance 0.2."
         )
-    return tuple(float(f) for f in tried)
+    return tuple(float(f) for f in given)
 
 
-def _split(task: Task, seed: int, *, validate: bool) -> Splits:
+def _split(task: Task, seed: int, validate: bool) -> Splits:
     if validate:
         return task.split(screen=0.4, validation=0.2, test=0.4, seed=seed)
     return task.split(screen=0.5, validation=0.0, test=0.5, seed=seed)
@@ -270,7 +287,7 @@ def _check_parts(parts: Splits, *, choosing: bool) -> None:
         )
 
 
-def _check_compensable(model: nn.Module, patterns: Sequence[str], compensation: Compensation) -> None:
+def _check_compensable(model: nn.Module, patterns: str | Iterable[str], compensation: Compensation) -> None:
     if compensation != "mean":
         return
     without = next((site for site in surgery.sites(model, patterns) if place_of(model, site).bias is None), None)

@@ -128,7 +128,7 @@ def check_reduce(reduce: object) -> Reduce:
     match reduce:
         case "max" | "mean" | "mean_abs" as name:
             return name  # type: ignore[return-value]
-        case ("quantile", float() | int() as q) if 0 <= q <= 1:
+        case ("quantile", float() | int() as q) if 0 <= q <= 1 and not isinstance(q, bool):
             return ("quantile", q)
     raise ValueError(
         f"reduce={reduce!r}: scores are reduced by 'max', 'mean', 'mean_abs' or ('quantile', q) with q from 0 to 1. "

@@ -7,7 +7,7 @@ i it is `g·(WᵀΔx)`. A component that scores low everywhere is one whose inpu
 Vergara-Browne, Soto, Aizawa, "Eigenpruning" (arXiv:2404.03147).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import floor
@@ -26,9 +26,14 @@ from analyses.attribution.gradients import Backward, backward, inputs_of
 from analyses.attribution.question import Question, Target, ask
 from analyses.eigenpruning.examples import Corrupt, ScoredExamples, examples_of
 from analyses.eigenpruning.reducers import Reduce, Running, check_reduce, running
-from analyses.tasks.task import Task
+from analyses.tasks.items import Item
+from analyses.tasks.task import Task, as_task
 from hooks import Site
 from surgery import SVD, Basis, Compensated, Decompositions, Edit
+from surgery import sites as sites_of
+from surgery.arguments import counted
+from surgery.arguments import fraction as checked_fraction
+from surgery.arguments import seed as checked_seed
 from surgery.specs import check_compatible
 
 _SVD = SVD()
@@ -90,8 +95,7 @@ class ComponentScores:
         Raises:
             ValueError: if the fraction is not from 0 to 1, or there is no such budget.
         """
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"fraction={fraction!r}: give the fraction of the components to remove, from 0 to 1.")
+        fraction = checked_fraction(fraction, "fraction")
         value, places = self._order(by, seed), self._places()
         strength = np.concatenate([self.strengths[site].numpy() for site in self.scores])
         order = np.lexsort((strength, value))
@@ -107,7 +111,7 @@ class ComponentScores:
 
     def spec(self, chosen: Selection, *, compensation: Compensation = "mean") -> dict[str, Edit]:
         """The spec that removes the chosen components and, unless "none", puts their mean input in their place."""
-        _check_compensation(compensation)
+        check_compensation(compensation)
         if compensation == "none":
             return chosen.drop()
         return {site: Compensated(edit, self.constants[site].tolist()) for site, edit in chosen.drop().items()}
@@ -130,8 +134,9 @@ class ComponentScores:
         ends = pd.concat([frame.head(3), frame.tail(3)])[["site", "component", "strength", "score"]]
         shown = ends.to_string(index=False)
         return (
-            f"scores of {self.n_components} components of {len(self.sites)} matrices or heads, nats, {self.reduce} "
-            f"over {self.n_examples} examples and their positions, weights {self.weight_state}; lowest and "
+            f"scores of {counted(self.n_components, 'component')} of "
+            f"{counted(len(self.sites), 'matrix or head', 'matrices or heads')}, nats, {self.reduce} "
+            f"over {counted(self.n_examples, 'example')} and their positions, weights {self.weight_state}; lowest and "
             f"highest:\n{shown}"
         )
 
@@ -139,6 +144,9 @@ class ComponentScores:
         return [(site, i) for site, score in self.scores.items() for i in range(len(score))]
 
     def _order(self, by: Order, seed: int) -> np.ndarray:
+        if by not in ("score", "flipped", "strength", "random"):
+            raise ValueError(f"by={by!r}: components are removed by 'score', 'flipped', 'strength' or at 'random'.")
+        checked_seed(seed)
         if by == "random":
             return torch.randperm(self.n_components, generator=torch.Generator().manual_seed(seed)).numpy()
         values = {"score": self.scores, "flipped": self.flipped, "strength": self.strengths}[by]
@@ -147,12 +155,13 @@ class ComponentScores:
 
 def attribute(
     model: nn.Module,
-    task: Task,
+    task: Task | Sequence[Item],
     sites: str | Iterable[str] = "blocks.*.attn.W_K[*]",
     *,
     reduce: Reduce = "max",
     corrupt: Corrupt = "shuffle",
     seed: int = 0,
+    prepend_bos: bool | None = None,
     svds: Decompositions | None = None,
     batch_size: int | None = None,
     progress: bool = True,
@@ -160,7 +169,9 @@ def attribute(
     """The score of every component of the sites on the task, reduced over examples and positions.
 
     Every batch takes one forward and one backward pass on the clean and one forward pass on the corrupted examples (a
-    quantile takes four rounds of it); the memory needed does not depend on the number of examples.
+    quantile takes four rounds of it); the memory needed does not depend on the number of examples. Of an answer of
+    several tokens the mean cross-entropy is taken, so that a long answer weighs no more than a short one.
+    `prepend_bos` overrides `model.cfg.default_prepend_bos`.
 
     Raises:
         ValueError: if there is only one example to shuffle, a pair does not fit, or the reduction is unknown.
@@ -168,9 +179,11 @@ def attribute(
         SiteError: if a pattern names no editable matrix.
     """
     check_reduce(reduce)
-    examples = examples_of(model, task, corrupt=corrupt, seed=seed)
+    task = as_task(task)
+    examples = examples_of(model, task, corrupt=corrupt, seed=checked_seed(seed), prepend_bos=prepend_bos)
     loss = metrics.loss(examples.labels)
-    patterns = [sites] if isinstance(sites, str) else list(sites)
+    patterns = sites if isinstance(sites, str | Mapping) else list(sites)
+    sites_of(model, patterns)  # Every component of the matrices is scored: chosen ones are refused here.
     question = ask(
         model, examples.tokens, loss, patterns, svds=svds, attention_mask=examples.mask, batch_size=batch_size,
         progress=progress,
@@ -241,7 +254,12 @@ def _input(found: Backward, target: Target) -> Tensor:
     return target.place.read_input(found.inputs[target.place.site.joint]).detach()
 
 
-def _check_compensation(compensation: str) -> None:
+def check_compensation(compensation: str) -> None:
+    """Refuse what is no compensation.
+
+    Raises:
+        ValueError: if it is none.
+    """
     if compensation not in ("mean", "none"):
         raise ValueError(
             f"compensation={compensation!r}: what is removed is replaced by its 'mean', or by nothing, 'none'. Give "
@@ -249,15 +267,19 @@ def _check_compensation(compensation: str) -> None:
         )
 
 
+def check_budget(budget: str) -> None:
+    """Refuse what is no budget.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if budget not in ("global", "type", "matrix"):
+        raise ValueError(
+            f"budget={budget!r}: the fraction is counted over all components ('global'), those of a matrix type "
+            "('type'), or in each matrix or head ('matrix')."
+        )
+
+
 def _group(site: str, budget: str) -> str:
-    match budget:
-        case "global":
-            return ""
-        case "type":
-            return Site.parse(site).matrix
-        case "matrix":
-            return site
-    raise ValueError(
-        f"budget={budget!r}: the fraction is counted over all components ('global'), those of a matrix type ('type'), "
-        "or in each matrix or head ('matrix')."
-    )
+    check_budget(budget)
+    return {"global": "", "type": Site.parse(site).matrix, "matrix": site}[budget]

@@ -2,15 +2,17 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, final
 
 import torch
 from torch import nn
 
-from hooks import Place, Site, host_of, match_sites
+from hooks import Place, Site, host_of
 from surgery import Basis, Decompositions, Edit, KeepTop, RandomizedSVD
+from surgery import sites as sites_of
+from surgery.arguments import fraction, shown
 from surgery.bases import SVD
 from surgery.codec import encode
 from surgery.cuts import ByRank
@@ -98,11 +100,12 @@ def candidates(
         TypeError: if something given as an edit is none.
         ValueError: if there is nothing to try, or a ρ is not between 0 and 1.
     """
-    patterns = [sites] if isinstance(sites, str) else list(sites)
+    if isinstance(edits, Edit | Family | type | str | Mapping):
+        raise TypeError(f"edits={edits!r}: give a list of what to try, such as [KeepTop].")
     families = [_family(edit) for edit in edits]
-    matched = sorted({site for pattern in patterns for site in match_sites(model, pattern)})
+    rhos = fractions(rhos)
     host, found = host_of(model), {}
-    for site in matched:
+    for site in map(Site.parse, sites_of(model, sites)):
         for family in families:
             for one in _of_site(host.place(site), family, rhos):
                 found.setdefault(one.key, one)
@@ -112,6 +115,17 @@ def candidates(
             "or more. Give at least one site and one edit, and for edits by ρ at least one ρ."
         )
     return tuple(found.values())
+
+
+def fractions(rhos: object) -> tuple[float, ...]:
+    """The ρ of a search, each from 0 to 1.
+
+    Raises:
+        ValueError: if they are not several numbers, or one is out of range.
+    """
+    if isinstance(rhos, str | bytes | Mapping) or not hasattr(rhos, "__len__"):
+        raise ValueError(f"rhos={shown(rhos)}: give a list of fractions of the full rank, such as (0.5, 0.1).")
+    return tuple(fraction(rho, "rho") for rho in rhos)  # type: ignore[attr-defined]
 
 
 def gains_of(

@@ -18,9 +18,12 @@ from analyses.laser.results import SearchResult
 from analyses.laser.searching import MLP, open_log, splits_of, tested, text_cost
 from analyses.laser.trials import Bench, Trial, trial
 from analyses.scoring import Comparison, Rule
+from analyses.tasks.items import Item
 from analyses.tasks.task import Splits, Task
 from hooks import Site, host_of
 from surgery import Decompositions, Drop, Edit, KeepTop
+from surgery.arguments import counted
+from surgery.arguments import seed as checked_seed
 from surgery.decompositions import decomposed
 
 
@@ -85,10 +88,10 @@ class Composition:
         before = self.unedited.summary
         after = self.accepted[-1].trial.summary if self.accepted else before
         lines = [
-            f"composition for {self.task!r}: {len(self.accepted)} of {len(self.steps)} steps kept, edits of "
-            f"{len(self.spec)} matrices; seed {self.seed}, weights {self.weight_state}",
+            f"composition for {self.task!r}: {len(self.accepted)} of {counted(len(self.steps), 'step')} kept, "
+            f"edits of {counted(len(self.spec), 'matrix', 'matrices')}; seed {self.seed}, weights {self.weight_state}",
             *(f"  {site}: {edit!r}" for site, edit in self.spec.items()),
-            f"validation, {before.n_items} items: accuracy {before.accuracy:.3f} → {after.accuracy:.3f}, "
+            f"validation, {counted(before.n_items, 'item')}: accuracy {before.accuracy:.3f} → {after.accuracy:.3f}, "
             f"log-loss {before.log_loss:.3f} → {after.log_loss:.3f} nats per token",
             *test_report(self.test, self.text),
         ]
@@ -97,7 +100,7 @@ class Composition:
 
 def compose(
     model: nn.Module,
-    task: Task | Splits,
+    task: Task | Splits | Sequence[Item],
     sites: str | Iterable[str] = MLP,
     *,
     rhos: Sequence[float] = PAPER_RHOS,
@@ -140,12 +143,13 @@ def compose(
         progress: whether to show progress bars.
 
     Raises:
-        LogError: if the log belongs to something else, or is damaged.
+        LogError: if the log belongs to something else.
         ValueError: if a matrix is named both whole and by its heads, a split is empty, or as `search`.
 
     Source: arXiv:2312.13558, whose published code accepts every step.
     """
     check_deterministic(model)
+    checked_seed(seed)
     wanted = candidates(model, sites, rhos, edits) if among is None else _helpful(among)
     _check_disjoint(wanted)
     check_possible(model, wanted, svds=svds, progress=progress)

@@ -15,8 +15,11 @@ from analyses.laser.log import Log
 from analyses.laser.reports import name_of
 from analyses.laser.trials import Bench, Trial, trial
 from analyses.scoring import Comparison, Rule, compare
-from analyses.tasks.task import Task
+from analyses.tasks.items import Item
+from analyses.tasks.task import Task, as_task
 from surgery import Decompositions, KeepBottom, KeepTop, RandomBasis, RandomComponents
+from surgery.arguments import counted, whole
+from surgery.arguments import seed as checked_seed
 from surgery.decompositions import decomposed
 from surgery.edits import Edit
 
@@ -86,13 +89,14 @@ class RankCurve:
     def __repr__(self) -> str:
         columns = ["edit", "rho", "kept", "accuracy", "log_loss", "corrected", "broken"]
         before = self.unedited.summary
-        head = f"rank curve of {self.site} on {before.n_items} items; unedited: accuracy {before.accuracy:.3f}, "
-        return f"{head}log-loss {before.log_loss:.3f}\n{self.to_dataframe()[columns].to_string(index=False)}"
+        head = f"rank curve of {self.site} on {counted(before.n_items, 'item')}; unedited: "
+        table = self.to_dataframe()[columns].to_string(index=False)
+        return f"{head}accuracy {before.accuracy:.3f}, log-loss {before.log_loss:.3f}\n{table}"
 
 
 def rank_curve(
     model: nn.Module,
-    task: Task,
+    task: Task | Sequence[Item],
     site: str,
     *,
     rhos: Sequence[float] = FINE_RHOS,
@@ -171,7 +175,7 @@ class Controls:
 
 def random_controls(
     model: nn.Module,
-    task: Task,
+    task: Task | Sequence[Item],
     spec: dict[str, Edit],
     *,
     draws: int = 5,
@@ -202,12 +206,13 @@ def random_controls(
         ValueError: if the spec does not edit exactly one matrix, or `draws` is below 1.
     """
     wanted = [one for site, edit in spec.items() for one in candidates(model, site, (), [edit])]
-    if len(wanted) != 1 or draws < 1:
+    if len(wanted) != 1 or whole(draws, "draws") < 1:
         raise ValueError(
-            f"{len(wanted)} matrices are edited, draws={draws!r}: controls are drawn for the edit of one matrix, one "
-            "or more of each kind. Give one entry of the spec at a time."
+            f"{counted(len(wanted), 'matrix', 'matrices')} edited, draws={draws!r}: controls are drawn for the edit of "
+            "one matrix, one or more of each kind. Give one entry of the spec at a time."
         )
     (chosen,) = wanted
+    checked_seed(seed)
     parts = decomposed(model, [chosen.site], basis=chosen.edit.basis, svds=svds, progress=False)[chosen.site]
     removed = (1 - chosen.edit.gains(parts).values).clamp_min(0)
     count, energy = round(float(removed.sum())), float((removed * parts.energy).sum())
@@ -222,9 +227,10 @@ def random_controls(
 
 
 def _tried(
-    bench: Bench, task: Task, wanted: Sequence[Candidate], seed: int
+    bench: Bench, task: Task | Sequence[Item], wanted: Sequence[Candidate], seed: int
 ) -> tuple[Trial, tuple[Trial, ...], tuple[Comparison, ...]]:
     check_deterministic(bench.model)
+    task = as_task(task)
     asked = bench.evaluator(task, sorted({one.site for one in wanted}, reverse=True))
     total = sum(cost(bench.model, one.site) for one in wanted) * len(task)
     with tqdm(total=total, desc="scoring", unit="block", delay=1, disable=not bench.progress) as bar:

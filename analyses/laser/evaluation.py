@@ -28,6 +28,7 @@ from analyses.tasks.task import Task
 from hooks import Site, host_of
 from hooks.replay import Recording
 from hooks.suffix import Passage, nbytes, record, rerun, run
+from surgery.arguments import whole
 
 MEMORY = 2 * 2**30
 """The stated budget in bytes: what is kept of earlier layers takes at most so much, a pass about a quarter of it."""
@@ -131,9 +132,9 @@ def evaluator(
         UnscorableItems: if there are items that this model cannot be asked.
         ValueError: if the task is empty, the rule is not for its kind, or the memory is not positive.
     """
-    if memory < 1:
-        raise ValueError(f"memory={memory!r}: it is a number of bytes above 0. Take 2 * 2**30 for 2 GiB.")
-    encoded = encode(model, task, rule=rule, batch_size=batch_size or _LARGEST_BATCH, prepend_bos=prepend_bos)
+    whole(memory, "memory", least=1)
+    size = _LARGEST_BATCH if batch_size is None else batch_size
+    encoded = encode(model, task, rule=rule, batch_size=size, prepend_bos=prepend_bos)
     if batch_size is None:
         fitting = _fitting_batch(model, encoded, memory // 4)
         if fitting < _LARGEST_BATCH:

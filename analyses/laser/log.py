@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,18 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from analyses.laser.evaluation import Outcome
-from analyses.scoring import Readings
+from analyses.scoring import EncodedTask, Readings
 from analyses.tasks.task import Task
 from hooks.fingerprints import fingerprint
 from surgery import active
 from surgery.codec import encode
 from surgery.files import whole_file
 
-_FORMAT, _VERSION = "model-surgery search log", 1
+_FORMAT, _VERSION = "model-surgery search log", 2
 
 
 class LogError(ValueError):
-    """A file that is no search log, is damaged, or belongs to another search."""
+    """A file that is no search log, belongs to another search, or holds what this search cannot have found."""
 
 
 @final
@@ -35,8 +36,9 @@ class Log:
     """What has been finished, by key; with a path, also in that file.
 
     The first line says which search it is: a mapping of what the search depends on, such as the model and the task, to
-    a fingerprint of it. Every further line is one finished piece. A last line that was cut short is dropped, since its
-    piece was not finished.
+    a fingerprint of it. Every further line is one finished piece with a checksum. A last line that was cut short is
+    dropped, since its piece was not finished; any other line that is damaged is passed over with a warning, and what it
+    held is found out again.
     """
 
     path: Path | None = None
@@ -53,10 +55,25 @@ class Log:
     def __len__(self) -> int:
         return len(self._pieces)
 
-    def outcome(self, key: str) -> Outcome | None:
-        """What a model said, if that has been found out."""
+    def outcome(self, key: str, encoded: EncodedTask) -> Outcome | None:
+        """What a model said on these items, if that has been found out.
+
+        Raises:
+            LogError: if it was said on another number of items.
+        """
         piece = self._pieces.get(key)
-        return None if piece is None else _unpacked(piece["said"])
+        if piece is None:
+            return None
+        said = _unpacked(piece["said"])
+        columns = [len(said.readings.log_prob), len(said.readings.rank), len(said.readings.top), len(said.generated)]
+        n = encoded.n_targets
+        wanted = [n, n, n, len(encoded.task) if encoded.rule.new_tokens else 0]
+        if columns != wanted:
+            raise LogError(
+                f"{self.path}, the line of {key!r}: its columns have {columns} entries, and this search reads "
+                f"{wanted}. Delete the line, or the file, and search again."
+            )
+        return said
 
     def numbers(self, key: str) -> dict[str, float] | None:
         """Named numbers, if they have been found out."""
@@ -75,7 +92,7 @@ class Log:
         self._pieces[key] = piece
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, **piece}) + "\n")
+                file.write(_line({"key": key, **piece}))
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -83,9 +100,9 @@ class Log:
         if not path.exists() or path.stat().st_size == 0:
             _replace(path, json.dumps({"format": _FORMAT, "version": _VERSION, **self.header}) + "\n")
             return
-        lines = _lines(path)
-        _check_header(path, lines[0] if lines else {}, self.header)
-        self._pieces = {line["key"]: line for line in lines[1:]}
+        header, lines = _lines(path)
+        _check_header(path, header, self.header)
+        self._pieces = {line["key"]: line for line in lines}
 
 
 def search_header(
@@ -126,29 +143,53 @@ def _replace(path: Path, text: str) -> None:
         file.write_text(text, encoding="utf-8")
 
 
-def _lines(path: Path) -> list[dict]:
-    """The whole lines of a log; a last one without its end is taken off the file."""
+def _line(piece: dict) -> str:
+    return json.dumps({**piece, "check": _digest(json.dumps(piece))}) + "\n"
+
+
+def _lines(path: Path) -> tuple[dict, list[dict]]:
+    """The header of a log and its whole lines; a last one without its end is taken off the file."""
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    found = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    first, *rest = whole.split(b"\n")[:-1] or [b"{}"]
+    header = _header(path, first)
+    found, damaged = [], []
+    for number, line in enumerate(rest, start=2):
         try:
-            found.append(_entry(line, is_header=number == 1))
-        except (ValueError, KeyError, TypeError, zlib.error) as error:
-            raise LogError(
-                f"{path}, line {number} cannot be read ({error}): a search log has a JSON object on every line. "
-                "Delete the file, or the lines from there on, and search again."
-            ) from None
-    if found and found[0].get("format") == _FORMAT and len(whole) < len(data):
+            found.append(_entry(line))
+        except (ValueError, KeyError, TypeError, zlib.error):
+            damaged.append(number)
+    if damaged:
+        numbers = ", ".join(map(str, damaged[:10])) + (" and more" if len(damaged) > 10 else "")
+        warnings.warn(
+            f"{path}: damaged and passed over: {numbers} (numbers of lines). What they held is found out again.",
+            stacklevel=2,
+        )
+    if header.get("format") == _FORMAT and len(whole) < len(data):
         os.truncate(path, len(whole))
-    return found
+    return header, found
 
 
-def _entry(line: bytes, *, is_header: bool) -> dict:
+def _header(path: Path, line: bytes) -> dict:
+    try:
+        held = json.loads(line)
+    except ValueError:
+        held = None
+    if not isinstance(held, dict):
+        raise LogError(
+            f"{path}, line 1 cannot be read: a search log begins with a JSON object that says which search it is. "
+            "Give the path of a new file."
+        )
+    return held
+
+
+def _entry(line: bytes) -> dict:
     held = json.loads(line)
-    if not isinstance(held, dict) or (not is_header and not isinstance(held.get("key"), str)):
-        raise ValueError("it is not an entry")
-    if not is_header and "numbers" not in held:
+    if not isinstance(held, dict) or held.pop("check", None) != _digest(json.dumps(held)):
+        raise ValueError("it is not an entry, or not as it was written")
+    if not isinstance(held["key"], str):
+        raise ValueError("it has no key")
+    if "numbers" not in held:
         _unpacked(held["said"])
     return held
 
@@ -163,7 +204,8 @@ def _check_header(path: Path, held: Mapping[str, object], header: Mapping[str, s
     if differing:
         raise LogError(
             f"{path} is the log of another search, with another {', '.join(differing)}: only the same search goes on "
-            "from a log. Give the path of a new file, or repeat the search that this one belongs to."
+            "from a log, and one with more or other candidates begins anew. Give the path of a new file, or repeat the "
+            "search that this one belongs to."
         )
 
 

@@ -24,6 +24,7 @@ from analyses.laser.trials import Bench, Trial, joined, trial
 from analyses.scoring import Scores
 from analyses.tasks.task import Task
 from hooks import Site
+from surgery.arguments import fraction, whole
 
 _MOST, _NET = "promises at most", "promises net"
 _UNDECIDED = 0.6
@@ -56,11 +57,10 @@ class Screened:
     finalists: int = 6
 
     def __post_init__(self) -> None:
-        whole = (self.items, self.at_least, self.first_round, self.finalists)
-        if min(whole) < 1 or not 0 < self.keep <= 1 or not 0 < self.survive <= 1:
-            raise ValueError(
-                f"{self!r}: every number is 1 or more, every fraction above 0 and at most 1. Start from Screened()."
-            )
+        for name in ("items", "at_least", "first_round", "finalists"):
+            whole(getattr(self, name), f"Screened was given {name}", least=1)
+        if fraction(self.keep, "keep") == 0 or fraction(self.survive, "survive") == 0:
+            raise ValueError(f"{self!r}: the fractions are above 0 and at most 1. Start from Screened().")
 
 
 @final

@@ -12,6 +12,7 @@ from analyses.laser.reports import TextCost, comparison_rows, test_report, trial
 from analyses.laser.trials import UNEDITED, Trial
 from analyses.scoring import Comparison
 from surgery import Edit
+from surgery.arguments import counted
 
 
 @final
@@ -78,8 +79,9 @@ class SearchResult:
         n = self.unedited.summary.n_items
         whole = [one for one in self.trials if one.summary.n_items == n]
         lines = [
-            f"LASER search of {self.task!r}, {self.strategy}: {len(self.trials)} candidates tried, {len(whole)} of "
-            f"them on all {n} validation items; seed {self.seed}, weights {self.weight_state}",
+            f"LASER search of {self.task!r}, {self.strategy}: {counted(len(self.trials), 'candidate')} tried, "
+            f"{len(whole)} of them on all of {counted(n, 'validation item')}; seed {self.seed}, "
+            f"weights {self.weight_state}",
             f"chosen on validation: {_choice(self.unedited, self.chosen)}",
             *test_report(self.test, self.text),
         ]

@@ -18,9 +18,11 @@ from analyses.laser.reports import TextCost
 from analyses.laser.results import SearchResult
 from analyses.laser.trials import Bench, Trial, best, trial
 from analyses.scoring import Comparison, Rule, compare
-from analyses.tasks.task import Splits, Task
+from analyses.tasks.items import Item
+from analyses.tasks.task import Splits, Task, as_task
 from hooks import host_of, match_sites
 from surgery import Decompositions, KeepTop, Spec
+from surgery.arguments import seed as checked_seed
 
 MLP = "blocks.*.mlp.W_{in,out}"
 """The matrices that LASER's search reduces."""
@@ -28,7 +30,7 @@ MLP = "blocks.*.mlp.W_{in,out}"
 
 def search(
     model: nn.Module,
-    task: Task | Splits,
+    task: Task | Splits | Sequence[Item],
     sites: str | Iterable[str] = MLP,
     *,
     rhos: Sequence[float] = PAPER_RHOS,
@@ -48,7 +50,7 @@ def search(
 
     Args:
         model: a HookedTransformer or a TransformerBridge; as it was when this returns, or is interrupted.
-        task: a task, which is split 10 % screen, 20 % validation, 70 % test; or splits of your own.
+        task: a task or a list of items, which is split 10 % screen, 20 % validation, 70 % test; or splits of your own.
         sites: a pattern of matrices, or several.
         rhos: fractions of the full rank.
         edits: what to try: cuts such as `KeepTop` or `DropTop` and families such as `ByRho(KeepTop, RowBlocks(4))` or
@@ -62,11 +64,12 @@ def search(
         svds: decompositions made before; new ones are added.
         batch_size: sequences a pass; as the memory allows by default.
         memory: bytes for activations: what is kept of earlier layers takes at most so much, and a pass about a quarter.
-        log: a file to which results go as they are finished, and from which the same search goes on.
+        log: a file to which results go as they are finished, and from which the same search goes on; one with more or
+            other candidates begins anew.
         progress: whether to show progress bars.
 
     Raises:
-        LogError: if the log belongs to another search, or is damaged.
+        LogError: if the log belongs to another search.
         SiteError: if a pattern names no editable matrix.
         UnscorableItems: if there are items that this model cannot be asked.
         ValueError: if a split is empty, an edit or a setting is impossible, or the model has active dropout.
@@ -74,6 +77,7 @@ def search(
     Source: arXiv:2312.13558; for `screened`, arXiv:2510.20800.
     """
     check_deterministic(model)
+    checked_seed(seed)
     settings = _settings(strategy)
     wanted = candidates(model, sites, rhos, edits)
     parts = splits_of(task, seed, needs_screen=settings is not None)
@@ -109,13 +113,13 @@ def choice(unedited: Trial, trials: Sequence[Trial]) -> Trial | None:
     return None if winner is unedited else winner
 
 
-def splits_of(task: Task | Splits, seed: int, *, needs_screen: bool = False) -> Splits:
+def splits_of(task: Task | Splits | Sequence[Item], seed: int, *, needs_screen: bool = False) -> Splits:
     """The parts of a task: the user's own, or shuffled ones.
 
     Raises:
         ValueError: if a part that is needed has no items.
     """
-    parts = task if isinstance(task, Splits) else task.split(seed=seed)
+    parts = task if isinstance(task, Splits) else as_task(task, allowed="a Task, Splits,").split(seed=seed)
     needed = {"validation": parts.validation, "test": parts.test} | ({"screen": parts.screen} if needs_screen else {})
     empty = [name for name, part in needed.items() if not len(part)]
     if empty:

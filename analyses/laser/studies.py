@@ -2,20 +2,23 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import final
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from analyses.laser.candidates import PAPER_RHOS, Published
+from analyses.laser.candidates import PAPER_RHOS, Published, fractions
 from analyses.laser.results import SearchResult
 from analyses.laser.searching import MLP
 from analyses.scoring import Change, Comparison, bootstrap
 from analyses.tasks.items import Item, Text
-from hooks import host_of, match_sites
+from hooks import Site, host_of
 from hooks.editor import editor_of
 from surgery import SVD, Decompositions
+from surgery import sites as sites_of
+from surgery.arguments import counted, number, whole
 from surgery.decompositions import decomposed
 from surgery.ranks import effective_rank, rank_from_rho, stable_rank
 
@@ -44,7 +47,7 @@ class Robustness:
 
     def __repr__(self) -> str:
         return (
-            f"{self.groups} groups of paraphrases: all right {self.before[0]:.3f} → {self.after[0]:.3f}, "
+            f"{counted(self.groups, 'group')} of paraphrases: all right {self.before[0]:.3f} → {self.after[0]:.3f}, "
             f"{self.all_right}; all alike {self.before[1]:.3f} → {self.after[1]:.3f}, {self.consistent}"
         )
 
@@ -91,8 +94,7 @@ def by_frequency(comparison: Comparison, frequency: Frequency, *, bins: int = 5)
 
     Source: arXiv:2312.13558: what is corrected is rare in the training data.
     """
-    if bins < 1:
-        raise ValueError(f"bins={bins!r}: at least one range is needed. Take 5.")
+    whole(bins, "bins", least=1)
     frame = pd.DataFrame(
         {
             "frequency": _frequencies(comparison, frequency),
@@ -116,8 +118,7 @@ def effective_ranks(
     Raises:
         SiteError: if a pattern names no editable matrix.
     """
-    patterns = [sites] if isinstance(sites, str) else list(sites)
-    matched = sorted({site for pattern in patterns for site in match_sites(model, pattern)})
+    matched = [Site.parse(site) for site in sites_of(model, sites)]
     rows = []
     for site, parts in decomposed(model, matched, basis=SVD(), svds=svds, progress=progress).items():
         effective = effective_rank(parts.S)
@@ -190,8 +191,8 @@ def published_distance(
     Raises:
         SiteError: if a pattern names no editable matrix.
     """
-    patterns = [sites] if isinstance(sites, str) else list(sites)
-    matched = sorted({site for pattern in patterns for site in match_sites(model, pattern)})
+    matched = [Site.parse(site) for site in sites_of(model, sites)]
+    rhos = fractions(rhos)
     exact = decomposed(model, matched, basis=SVD(), svds=svds, progress=progress)
     rows = []
     for site, parts in exact.items():
@@ -227,7 +228,7 @@ def _relative(difference: Tensor, of: Tensor) -> float:
 def _frequencies(comparison: Comparison, frequency: Frequency) -> list[float]:
     items = comparison.before.task.items
     if callable(frequency):
-        return [float(frequency(item)) for item in items]
+        return [_finite(frequency(item)) for item in items]
     if isinstance(frequency, Mapping):
         missing = next((item.right[0] for item in items if item.right[0] not in frequency), None)
         if missing is not None:
@@ -235,10 +236,17 @@ def _frequencies(comparison: Comparison, frequency: Frequency) -> list[float]:
                 f"the frequency of {missing!r} is not given: every item's reference answer needs one. Add it, or "
                 "give a function of the item."
             )
-        return [float(frequency[item.right[0]]) for item in items]  # type: ignore[index]
+        return [_finite(frequency[item.right[0]]) for item in items]  # type: ignore[index]
     if len(frequency) != len(items):
-        raise ValueError(f"{len(frequency)} frequencies for {len(items)} items: every item needs one. Give one each.")
-    return [float(value) for value in frequency]
+        given = counted(len(frequency), "frequency", "frequencies")
+        raise ValueError(f"{given} for {counted(len(items), 'item')}: every item needs one. Give one each.")
+    return [_finite(value) for value in frequency]
+
+
+def _finite(value: object) -> float:
+    if not isfinite(number(value, "frequency")):
+        raise ValueError(f"frequency={value!r}: every item needs a finite one. Leave out items that have none.")
+    return number(value, "frequency")
 
 
 def _bin_row(part: pd.DataFrame) -> dict[str, float | int]:

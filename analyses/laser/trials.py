@@ -96,7 +96,7 @@ class Bench:
 
     def unedited(self, asked: Evaluator, part: str) -> Outcome:
         """What the model says as it is."""
-        known = self.log.outcome(f"{part} {UNEDITED}")
+        known = self.log.outcome(f"{part} {UNEDITED}", asked.encoded)
         return self.keep_unedited(asked, part, asked.outcome()) if known is None else known
 
     def keep_unedited(self, asked: Evaluator, part: str, outcome: Outcome) -> Outcome:
@@ -109,7 +109,7 @@ class Bench:
         self, asked: Evaluator, part: str, spec: Spec, key: str, *, first: Site, under: Spec | None = None
     ) -> Outcome:
         """What the model says under a spec whose first matrix that is not in `under` too is at `first`."""
-        known = self.log.outcome(f"{part} {key}")
+        known = self.log.outcome(f"{part} {key}", asked.encoded)
         if known is not None:
             return known
         with surgery.apply(self.model, under or {}, svds=self.svds, progress=False):
@@ -127,7 +127,7 @@ class Bench:
         for site in asked.sites:
             here = [one for one in wanted if one.site == site]
             if all(f"{part} {one.key}" in self.log for one in here):
-                found |= {one: self._known(part, one) for one in here}
+                found |= {one: self._known(asked, part, one) for one in here}
             else:
                 found |= self._try_site(asked, part, here)
             bar.update(len(here) * cost(self.model, site) * len(asked.encoded.task))
@@ -147,8 +147,8 @@ class Bench:
                 _keep(self.log, asked, part, one.key, found[one], edit={str(one.site): repr(one.edit)})
         return found
 
-    def _known(self, part: str, one: Candidate) -> Outcome:
-        known = self.log.outcome(f"{part} {one.key}")
+    def _known(self, asked: Evaluator, part: str, one: Candidate) -> Outcome:
+        known = self.log.outcome(f"{part} {one.key}", asked.encoded)
         assert known is not None, "it is in the log"
         return known
 

@@ -13,7 +13,7 @@ from analyses.tasks.files import TaskFileError
 from analyses.tasks.formats import from_bigbench, from_blimp, from_counterfact, from_truthfulqa
 from analyses.tasks.generators import addition, greater_than, ioi, multiplication, recall
 from analyses.tasks.items import AnswerItem, ChoiceItem, Item, MinimalPair, Text, Unscorable
-from analyses.tasks.readers import from_csv, from_datasets, from_jsonl
+from analyses.tasks.readers import from_csv, from_datasets, from_jsonl, from_records
 from analyses.tasks.task import Splits, Task
 from analyses.tasks.tokens import UnscorableItems, scorable
 
@@ -35,6 +35,7 @@ __all__ = [
     "from_csv",
     "from_datasets",
     "from_jsonl",
+    "from_records",
     "from_truthfulqa",
     "greater_than",
     "ioi",

@@ -6,17 +6,18 @@ takes `Batch.tokens` and `Batch.mask` in and gives the logits at `Batch.row`, `B
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from analyses.tasks.items import Text
+from analyses.tasks.items import Item, Text
 from analyses.tasks.rules import Rule, rule_for
 from analyses.tasks.spelling import Ids, Vocabulary, vocabulary
-from analyses.tasks.task import Task
+from analyses.tasks.task import Task, as_task
 from analyses.tasks.tokens import Continuation, TokenisedItem, UnscorableItems, tokenise
+from surgery.arguments import whole
 
 PaddingSide: TypeAlias = Literal["right", "left"]
 
@@ -85,7 +86,9 @@ class EncodedTask:
         task: the task.
         rule: what counts as right.
         vocabulary: of the model.
-        contexts: of each item, the tokens before its continuations.
+        prompts: of each item, the tokens of its prompt as it is given, which generation goes on from.
+        contexts: of each item, the tokens before its continuations: the prompt, without the spaces at its end where
+            strings continue it.
         continuations: what is asked about.
         batches: what the model reads, on its device.
     """
@@ -93,6 +96,7 @@ class EncodedTask:
     task: Task
     rule: Rule
     vocabulary: Vocabulary
+    prompts: tuple[Ids, ...]
     contexts: tuple[Ids, ...]
     continuations: Continuations
     batches: tuple[Batch, ...]
@@ -105,7 +109,7 @@ class EncodedTask:
 
 def encode(
     model: nn.Module,
-    task: Task,
+    task: Task | Sequence[Item],
     *,
     rule: Rule | None = None,
     batch_size: int = 32,
@@ -116,7 +120,7 @@ def encode(
 
     Args:
         model: a HookedTransformer or a TransformerBridge; only its tokenizer, configuration and device are used.
-        task: any task.
+        task: any task, or a list of items.
         rule: what counts as right; by default `StartsWith()` for answers, `Likeliest()` for choices and pairs.
         batch_size: sequences a batch. Sequences of similar length go together.
         padding: the side to pad on; the numbers do not depend on it.
@@ -124,8 +128,13 @@ def encode(
 
     Raises:
         UnscorableItems: if there are items that this model cannot be asked.
-        ValueError: if the task is empty, or the rule is not for items of its kind.
+        TypeError: if the task is none, such as Splits, of which one part is scored at a time.
+        ValueError: if the task is empty, the rule is not for items of its kind, or a setting is impossible.
     """
+    task = as_task(task)
+    if padding not in get_args(PaddingSide):
+        raise ValueError(f"padding={padding!r}: sequences are padded on the 'right' or on the 'left'. Give one.")
+    whole(batch_size, "batch_size", least=1)
     words = vocabulary(model, prepend_bos=prepend_bos)
     rule = rule_for(task, rule)
     found, problems = tokenise(words, task, new_tokens=rule.new_tokens)
@@ -145,6 +154,7 @@ def encode(
         task=task,
         rule=rule,
         vocabulary=words,
+        prompts=tuple(item.prompt for item in items),
         contexts=tuple(item.context for item in items),
         continuations=_table(items),
         batches=tuple(batch.to(device) for batch in batches),
@@ -179,8 +189,6 @@ def _batches(
     rows: Sequence[Ids], targets: Sequence[tuple[int, int, int]], batch_size: int, padding: PaddingSide, filler: int
 ) -> Iterable[Batch]:
     """Batches of rows of similar length; a target is its row, the position before it, and the token."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: a batch has at least one sequence. Give 1 or more.")
     asked: list[list[tuple[int, int, int]]] = [[] for _ in rows]
     for index, (row, pos, token) in enumerate(targets):
         asked[row].append((pos, token, index))

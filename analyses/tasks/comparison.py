@@ -1,6 +1,7 @@
 """Two scorings of the same items compared: what was corrected, what was broken, and whether it is chance."""
 
 from dataclasses import dataclass
+from math import inf
 
 import pandas as pd
 import torch
@@ -8,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.tasks.scores import Scores
+from surgery.arguments import counted, number, whole
+from surgery.arguments import seed as checked_seed
 
 _CHUNK = 2**22
 
@@ -59,7 +62,8 @@ class Comparison:
         return (
             f"accuracy {self.before.accuracy:.3f} → {self.after.accuracy:.3f}, {self.accuracy} "
             f"at {self.confidence:.0%}, which {verdict}; {len(self.corrected)} corrected, {len(self.broken)} broken, "
-            f"McNemar p = {self.p_value:.3g}; log-loss {self.log_loss} nats per token; {len(self.before)} items"
+            f"McNemar p = {self.p_value:.3g}; log-loss {self.log_loss} nats per token; "
+            f"{counted(len(self.before), 'item')}"
         )
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -96,7 +100,7 @@ def compare(
     Raises:
         ValueError: if the items or the rules differ, or the confidence or the number of resamples is impossible.
     """
-    _check(before, after, confidence, n_resamples)
+    _check(before, after)
     was, now = before.correct, after.correct
     corrected, broken = (~was & now).nonzero().flatten().tolist(), (was & ~now).nonzero().flatten().tolist()
     changes = torch.stack([now.double() - was.double(), after.log_loss - before.log_loss])
@@ -145,12 +149,21 @@ def bootstrap(
         n_resamples: how many times as many clusters as there are get drawn.
         seed: of the draws.
 
+    One cluster alone says nothing of how others would vary: then the intervals are everything.
+
+    Raises:
+        ValueError: if the confidence or the number of resamples is impossible, or there is nothing to draw from.
+
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", chapters 8 and 13.
     """
+    _check_bootstrap(cluster, confidence, n_resamples)
+    means_of_all = values.double().mean(1).tolist()
     n = int(cluster.max()) + 1
+    if n == 1:
+        return tuple(Change(mean, -inf, inf) for mean in means_of_all)
     sizes = torch.bincount(cluster, minlength=n).double()
     sums = torch.zeros(len(values), n, dtype=torch.double).index_add(1, cluster, values.double())
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checked_seed(seed))
     columns, means = torch.cat([sums, sizes[None]]), []
     for start in range(0, n_resamples, max(1, _CHUNK // n)):
         count = min(max(1, _CHUNK // n), n_resamples - start)
@@ -162,19 +175,25 @@ def bootstrap(
         means.append(totals[:, :-1] / totals[:, -1:])
     tail = (1 - confidence) / 2
     low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.double), dim=0)
-    return tuple(
-        Change(*triple) for triple in zip(values.double().mean(1).tolist(), low.tolist(), high.tolist(), strict=True)
-    )
+    return tuple(Change(*triple) for triple in zip(means_of_all, low.tolist(), high.tolist(), strict=True))
 
 
 def _cluster_of(scores: Scores) -> Int[Tensor, " item"]:
     cluster = torch.empty(len(scores), dtype=torch.long)
-    for number, members in enumerate(scores.task.clusters()):
-        cluster[list(members)] = number
+    for at, members in enumerate(scores.task.clusters()):
+        cluster[list(members)] = at
     return cluster
 
 
-def _check(before: Scores, after: Scores, confidence: float, n_resamples: int) -> None:
+def _check_bootstrap(cluster: Int[Tensor, " item"], confidence: object, n_resamples: object) -> None:
+    if not 0 < number(confidence, "confidence") < 1:
+        raise ValueError(f"confidence={confidence!r}: it lies between 0 and 1. Give for instance 0.95.")
+    whole(n_resamples, "n_resamples", least=1)
+    if not len(cluster):
+        raise ValueError("there are no values to draw from: give those of one item or more.")
+
+
+def _check(before: Scores, after: Scores) -> None:
     if before.task is not after.task and before.task.items != after.task.items:
         raise ValueError(
             f"the scores are of {before.task!r} and {after.task!r}, whose items differ: only the same items in the "
@@ -184,9 +203,4 @@ def _check(before: Scores, after: Scores, confidence: float, n_resamples: int) -
         raise ValueError(
             f"the scores are by {before.encoded.rule!r} and {after.encoded.rule!r}: only scores by the same rule "
             "can be compared. Score both with one."
-        )
-    if not 0 < confidence < 1 or n_resamples < 1:
-        raise ValueError(
-            f"confidence={confidence}, n_resamples={n_resamples}: the confidence lies between 0 and 1, and there is at "
-            "least one resample. Give for instance 0.95 and 10000."
         )

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from bisect import bisect_right
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -14,23 +15,31 @@ from typing import NoReturn
 FilePath = str | PathLike[str]
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-_DECODER = json.JSONDecoder()
 
 
 class TaskFileError(ValueError):
     """A file that cannot be read as a task; the text names the file and the line."""
 
 
+class OddRecord(TaskFileError):
+    """One record that makes no item, while others may; `reason` is the text without the place."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"{where}: {reason}")
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What one place of a file holds: named fields, and `file:line`."""
+    """What one place of a file holds: named fields, and `file:line`; `repeated` is a name that stood there twice."""
 
     where: str
     fields: Mapping[str, object]
+    repeated: str | None = None
 
-    def error(self, given: str, allowed: str, remedy: str) -> TaskFileError:
+    def error(self, given: str, allowed: str, remedy: str) -> OddRecord:
         """An error that begins with the record's place."""
-        return TaskFileError(f"{self.where}: {given}: {allowed}. {remedy}.")
+        return OddRecord(self.where, f"{given}: {allowed}. {remedy}.")
 
 
 def read_text(path: FilePath) -> str:
@@ -40,6 +49,11 @@ def read_text(path: FilePath) -> str:
         TaskFileError: if it is empty or not UTF-8.
     """
     data = Path(path).read_bytes()
+    if data[:2] in (BOM_UTF16_LE, BOM_UTF16_BE):
+        raise TaskFileError(
+            f"{path}:1: the file begins with the mark of UTF-16: task files are UTF-8 text. "
+            "Convert the file, for instance with iconv -f UTF-16 -t UTF-8."
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -56,18 +70,27 @@ def read_text(path: FilePath) -> str:
 
 
 def read_json_lines(path: FilePath) -> Iterator[Record]:
-    """The objects of a JSON-lines file, one a line; blank lines are skipped."""
+    """The objects of a JSON-lines file, one a line, or of any JSON: one array, or objects over several lines."""
+    text = read_text(path)
     # Not splitlines(): it also splits at characters that JSON allows inside a string.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            value = _Scanner(path, line, first_line=number).whole()
-            yield _record(path, number, value)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if text.lstrip().startswith("["):
+        yield from read_json_array(path)
+    elif not _is_json(lines[0][1]):
+        scanner = _Scanner(path, text)
+        while scanner.peek():
+            line = scanner.line(scanner.at)
+            yield scanner.record(line, scanner.value())
+    else:
+        for number, line in lines:
+            scanner = _Scanner(path, line, first_line=number)
+            yield scanner.record(number, scanner.whole())
 
 
 def read_json_array(path: FilePath) -> list[Record]:
     """The objects of a JSON file that is one array."""
     scanner = _Scanner(path, read_text(path))
-    records = [_record(path, line, value) for line, value in scanner.array()]
+    records = [scanner.record(line, value) for line, value in scanner.array()]
     scanner.end()
     return records
 
@@ -79,7 +102,7 @@ def read_json_object(path: FilePath, array: str) -> tuple[dict[str, object], lis
     records: list[Record] = []
     for key in scanner.keys():  # noqa: SIM118  (a scanner is not a mapping: it stops at each value)
         if key == array:
-            records = [_record(path, line, value) for line, value in scanner.array()]
+            records = [scanner.record(line, value) for line, value in scanner.array()]
         else:
             header[key] = scanner.value()
     scanner.end()
@@ -115,6 +138,11 @@ def read_csv(path: FilePath, *, delimiter: str = ",") -> Iterator[Record]:
             if row:
                 yield Record(f"{path}:{line}", dict(zip(header, row, strict=True)))
     except csv.Error as error:
+        if "field larger than field limit" in str(error):
+            raise TaskFileError(
+                f"{path}:{line}: a field of this row has more than {csv.field_size_limit()} characters: Python's csv "
+                "reads no longer ones. If no quote is missing, allow them with csv.field_size_limit(10**9)."
+            ) from None
         raise TaskFileError(
             f"{path}:{line}: this row is not CSV ({error}): a quoted field ends with a quote and a delimiter. "
             "Is the file complete?"
@@ -127,7 +155,26 @@ class _Scanner:
     def __init__(self, path: FilePath, text: str, *, first_line: int = 1) -> None:
         self.path, self.text, self.at = path, text, 0
         self.first_line = first_line
+        self.decoder = json.JSONDecoder(object_pairs_hook=self.named)
+        self.repeated: str | None = None
         self.breaks = [match.start() for match in re.finditer("\n", text)]
+
+    def named(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
+        """An object; a name that it has twice is noted until the next value."""
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            self.repeated = next(name for name in names if names.count(name) > 1)
+        return found
+
+    def record(self, line: int, value: object) -> Record:
+        """The value that was just read, as a record."""
+        if not isinstance(value, dict):
+            raise TaskFileError(
+                f"{self.path}:{line}: this is of type {type(value).__name__}: an item is an object of named fields. "
+                "Is the file of this format?"
+            )
+        return Record(f"{self.path}:{line}", value, self.repeated)
 
     def line(self, at: int) -> int:
         return self.first_line + bisect_right(self.breaks, at - 1)
@@ -141,7 +188,8 @@ class _Scanner:
     def value(self) -> object:
         self.peek()
         try:
-            value, self.at = _DECODER.raw_decode(self.text, self.at)
+            self.repeated = None
+            value, self.at = self.decoder.raw_decode(self.text, self.at)
         except json.JSONDecodeError as error:
             self.fail(error.pos, error.msg)
         except RecursionError:
@@ -198,10 +246,10 @@ class _Scanner:
                 return
 
 
-def _record(path: FilePath, line: int, value: object) -> Record:
-    if not isinstance(value, dict):
-        raise TaskFileError(
-            f"{path}:{line}: this is of type {type(value).__name__}: an item is an object of named fields. "
-            "Is the file of this format?"
-        )
-    return Record(f"{path}:{line}", value)
+def _is_json(text: str) -> bool:
+    """Whether the text begins with a whole JSON value."""
+    try:
+        json.JSONDecoder().raw_decode(text.strip())
+    except (json.JSONDecodeError, RecursionError):
+        return False
+    return True

@@ -1,13 +1,27 @@
 """Tasks from published files: CounterFact, BIG-bench, TruthfulQA and BLiMP."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from math import isfinite
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
-from analyses.tasks.files import FilePath, Record, read_csv, read_json_array, read_json_lines, read_json_object
-from analyses.tasks.items import AnswerItem, ChoiceItem, Item, Unscorable
-from analyses.tasks.records import Schema, build, file_task, joined
+from analyses.tasks.files import (
+    FilePath,
+    Record,
+    TaskFileError,
+    read_csv,
+    read_json_array,
+    read_json_lines,
+    read_json_object,
+    read_text,
+)
+from analyses.tasks.items import AnswerItem, ChoiceItem, Item
+from analyses.tasks.records import Schema, build, file_task, joined, once, sift
 from analyses.tasks.task import Task
+from surgery.arguments import seed
 
 CounterFactPrompt: TypeAlias = Literal["rewrite", "paraphrase", "neighborhood"]
 TruthfulQAForm: TypeAlias = Literal["best", "binary", "statements"]
@@ -34,37 +48,48 @@ def from_counterfact(
         prompts: which of CounterFact's prompts to take. The default is LASER's: a statement and its paraphrases.
         separator: what goes between a prompt and its answer.
 
+    A record that makes no item goes to `unscorable`.
+
     Source: Meng et al., "Locating and Editing Factual Associations in GPT" (arXiv:2202.05262).
 
     Raises:
         TaskFileError: if the file is not of either form; it names file and line.
+        ValueError: if there are no such prompts.
     """
-    records = read_json_array(path)
-    items = (item for record in records for item in _facts(record, prompts, separator))
-    return file_task(path, name, items)
+    wanted = () if isinstance(prompts, str) else tuple(dict.fromkeys(prompts))
+    unknown = [one for one in wanted if one not in get_args(CounterFactPrompt)]
+    if unknown or not wanted:
+        raise ValueError(f"prompts={prompts!r}: CounterFact has {get_args(CounterFactPrompt)}. Give a list of them.")
+    return file_task(path, name, sift(read_json_array(path), partial(_facts, prompts=wanted, separator=separator)))
 
 
-def from_bigbench(path: FilePath, *, name: str | None = None, separator: str = " ") -> Task:
+def from_bigbench(
+    path: FilePath, *, name: str | None = None, separator: str = " ", shuffle_seed: int | None = 0
+) -> Task:
     """The task in a BIG-bench `task.json`: a choice where the examples score their targets, else an answer.
 
     The prompt is the file's own: task prefix, input prefix, input, the choices if the file wants them in the prompt,
-    and output prefix. An example that scores all its targets alike has no right label: it goes to `unscorable`.
+    and output prefix. The choices of every example are shuffled, in the prompt and as labels alike: in some files the
+    right one always comes first. BIG-bench's own code does so too, with other random numbers. An example that makes no
+    item, such as one that scores all its targets alike, goes to `unscorable`.
 
     Args:
         path: the file, in UTF-8.
         name: what to call the task; the name in the file by default.
         separator: what goes between the prompt and a target, unless the prompt ends in white space.
+        shuffle_seed: of the order of the choices; None leaves them as in the file.
 
     Source: Srivastava et al., "Beyond the Imitation Game" (arXiv:2206.04615) and its JSON task format.
 
     Raises:
         TaskFileError: if the file is not of this form; it names file and line.
     """
+    if shuffle_seed is not None:
+        seed(shuffle_seed, "shuffle_seed")
     header, records = read_json_object(path, "examples")
-    unscorable: list[Unscorable] = []
-    items = _sift(records, lambda record: _bigbench_item(header, record, separator), unscorable)
-    metadata = {"source": str(path), "description": header.get("description", "")}
-    return build(name or str(header.get("name", Path(path).stem)), items, metadata, unscorable)
+    found = sift(records, lambda record: _bigbench_items(header, record, separator, shuffle_seed))
+    metadata = {"source": str(path), "description": header.get("description", ""), "shuffle_seed": shuffle_seed}
+    return build(name or str(header.get("name", Path(path).stem)), found, metadata)
 
 
 def from_truthfulqa(
@@ -85,27 +110,38 @@ def from_truthfulqa(
         template: the prompt, with `{question}` and, for statements, `{answer}` in it.
         separator: what goes between a prompt and a label.
 
-    A question without an incorrect answer goes to `unscorable`. Statements about the same question form a group.
+    A question goes to `unscorable` if it has no incorrect answer, or one that is listed as correct too. Statements
+    about the same question form a group.
 
     Source: Lin, Hilton, Evans, "TruthfulQA" (arXiv:2109.07958); LASER (arXiv:2312.13558).
 
     Raises:
         TaskFileError: if the file lacks a column; it names file and line.
+        ValueError: if there is no such form, or the template lacks a field.
     """
-    default = _STATEMENT if form == "statements" else _QUESTION
-    unscorable: list[Unscorable] = []
-
-    items = _sift(read_csv(path), lambda record: _question(record, form, template or default, separator), unscorable)
-    return build(name or Path(path).stem, items, {"source": str(path), "form": form}, unscorable)
+    if form not in get_args(TruthfulQAForm):
+        raise ValueError(f"form={form!r}: the forms are {', '.join(map(repr, get_args(TruthfulQAForm)))}. Give one.")
+    if template is None:
+        template = _STATEMENT if form == "statements" else _QUESTION
+    _check_template(template, ["{question}", "{answer}"] if form == "statements" else ["{question}"])
+    if read_text(path).lstrip()[:1] in ("[", "{"):
+        raise TaskFileError(
+            f"{path}:1: this is a JSON file, such as TruthfulQA's mc_task.json: from_truthfulqa reads its table "
+            "TruthfulQA.csv. Give that one, or make records of this one and read them with tasks.from_records."
+        )
+    found = sift(read_csv(path), lambda record: _question(record, form, template, separator))
+    return build(name or Path(path).stem, found, {"source": str(path), "form": form})
 
 
 def from_blimp(path: FilePath, *, name: str | None = None) -> Task:
     """The minimal pairs of a BLiMP JSON-lines file, or of all such files in a folder.
 
+    Pairs of two equal sentences, of which the published files have seven, go to `unscorable`.
+
     Source: Warstadt et al., "BLiMP" (arXiv:1912.00582).
 
     Raises:
-        TaskFileError: if a line lacks a sentence; it names file and line.
+        TaskFileError: if no line of a file is a pair; it names file and line.
         FileNotFoundError: if the folder holds no JSON-lines file.
     """
     paths: Sequence[FilePath] = sorted(Path(path).glob("*.jsonl")) if Path(path).is_dir() else [path]
@@ -113,24 +149,21 @@ def from_blimp(path: FilePath, *, name: str | None = None) -> Task:
         raise FileNotFoundError(
             f"{path}: no *.jsonl in this folder: BLiMP has one such file a phenomenon. Give its `data` folder."
         )
-    schema = Schema()
-    return file_task(
-        path, name, (schema.item(record) for file in paths for record in map(_sentences, read_json_lines(file)))
-    )
+    found = [sift(read_json_lines(file), lambda record: Schema().item(_sentences(record))) for file in paths]
+    items, unscorable = (tuple(chain.from_iterable(parts)) for parts in zip(*found, strict=True))
+    return file_task(path, name, (items, unscorable))
 
 
-def _sift(
-    records: Iterable[Record], read: Callable[[Record], list[Item] | str], unscorable: list[Unscorable]
-) -> list[Item]:
-    """The items of the records; where there is a reason instead, it is noted."""
-    items: list[Item] = []
-    for record in records:
-        match read(record):
-            case str(reason):
-                unscorable.append(Unscorable(record.where, reason))
-            case found:
-                items.extend(found)
-    return items
+def _check_template(template: str, fields: Sequence[str]) -> None:
+    try:
+        template.format(**{field[1:-1]: "" for field in fields})
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        given = f"template={template!r} cannot be filled ({type(error).__name__}: {error})"
+    else:
+        if all(field in template for field in fields):
+            return
+        given = f"template={template!r}"
+    raise ValueError(f"{given}: it has {' and '.join(fields)}, and no other field. Double every other brace.")
 
 
 def _string(record: Record, fields: Mapping[str, object], *path: str) -> str:
@@ -164,6 +197,8 @@ def _facts(record: Record, prompts: Sequence[CounterFactPrompt], separator: str)
         return
     subject = _string(record, fields, "requested_rewrite", "subject")
     pattern = _string(record, fields, "requested_rewrite", "prompt")
+    if "{}" not in pattern:
+        raise record.error(f"the prompt is {pattern!r}", "it holds {} where the subject belongs", "Correct it")
     answer = _string(record, fields, "requested_rewrite", "target_true", "str")
     rival = _string(record, fields, "requested_rewrite", "target_new", "str")
     rewrite = fields["requested_rewrite"]
@@ -203,7 +238,9 @@ def _known_fact(record: Record, separator: str) -> AnswerItem:
     )
 
 
-def _bigbench_item(header: Mapping[str, object], record: Record, separator: str) -> list[Item] | str:
+def _bigbench_items(
+    header: Mapping[str, object], record: Record, separator: str, shuffle_seed: int | None
+) -> list[Item]:
     fields = record.fields
     scores = fields.get("target_scores")
     metadata = {name: value for name, value in fields.items() if name not in ("input", "target", "target_scores")}
@@ -213,14 +250,17 @@ def _bigbench_item(header: Mapping[str, object], record: Record, separator: str)
         targets = _strings(record, fields, "target") if isinstance(value, list) else [_string(record, fields, "target")]
         answers = tuple(dict.fromkeys(joined(prompt, target, separator) for target in targets))
         return [AnswerItem(prompt, answers, metadata=metadata, source=record.where)]
-    if not isinstance(scores, Mapping) or not all(isinstance(score, int | float) for score in scores.values()):
+    if not isinstance(scores, Mapping) or not all(isinstance(s, int | float) and isfinite(s) for s in scores.values()):
         raise record.error(f"'target_scores' is {scores!r}", "it maps each label to a number", "Correct it")
+    shown = tuple(scores)
+    if shuffle_seed is not None:
+        shown = tuple(random.Random(f"{shuffle_seed} {fields.get('input')}").sample(sorted(scores), len(scores)))
     best = max(scores.values(), default=0)
-    correct = tuple(index for index, score in enumerate(scores.values()) if score == best)
-    if len(correct) == len(scores):
-        return f"all {len(scores)} labels have the same score, so that none is right"
-    prompt = _bigbench_prompt(header, record, tuple(scores))
-    labels = tuple(joined(prompt, label, separator) for label in scores)
+    right = [at for at, label in enumerate(shown) if scores[label] == best]
+    if len(right) == len(shown):
+        raise record.error(f"the labels score {scores!r}", "none of them is right, since all are alike", "Leave it out")
+    prompt = _bigbench_prompt(header, record, shown)
+    labels, correct = once(record, [joined(prompt, label, separator) for label in shown], right)
     return [ChoiceItem(prompt, labels, correct, metadata=metadata, source=record.where)]
 
 
@@ -239,43 +279,46 @@ def _bigbench_prompt(header: Mapping[str, object], record: Record, labels: tuple
     return f"{parts['task_prefix']}{parts['example_input_prefix']}{question}{choices}{parts['example_output_prefix']}"
 
 
-def _question(record: Record, form: TruthfulQAForm, template: str, separator: str) -> list[Item] | str:
-    question, best = (_string(record, record.fields, name) for name in ("Question", "Best Answer"))
+def _question(record: Record, form: TruthfulQAForm, template: str, separator: str) -> list[Item]:
+    question, best = (_string(record, record.fields, name).strip() for name in ("Question", "Best Answer"))
+    right = list(dict.fromkeys([best, *_answers(record, "Correct Answers")])) if form != "binary" else [best]
     if form == "binary":
-        wrong = [_string(record, record.fields, "Best Incorrect Answer")]
+        wrong = [_string(record, record.fields, "Best Incorrect Answer").strip()]
     else:
         wrong = _answers(record, "Incorrect Answers")
-    wrong = [answer for answer in wrong if answer != best]
-    if not wrong:
-        return "the question has no incorrect answer that differs from the best one"
+    both = next((answer for answer in wrong if answer in right), None)
+    if both is not None or not wrong:
+        given = "there is no incorrect answer" if both is None else f"{both!r} is listed as correct and as incorrect"
+        raise record.error(given, "a question has both, and they differ", "Correct it, or leave it out")
+    metadata = {"type": record.fields.get("Type"), "category": record.fields.get("Category")}
     if form == "statements":
-        return _statements(record, question, best, wrong, template, separator)
+        return _statements(record, template, question, (right, wrong), separator, metadata)
     prompt = template.format(question=question)
     labels = tuple(joined(prompt, answer, separator) for answer in [best, *wrong])
-    return [ChoiceItem(prompt, labels, (0,), metadata=_about(record), source=record.where)]
+    return [ChoiceItem(prompt, labels, (0,), metadata=metadata, source=record.where)]
 
 
 def _statements(
-    record: Record, question: str, best: str, wrong: list[str], template: str, separator: str
+    record: Record,
+    template: str,
+    question: str,
+    answers: tuple[list[str], list[str]],
+    separator: str,
+    metadata: Mapping[str, object],
 ) -> list[Item]:
-    right = list(dict.fromkeys([best, *_answers(record, "Correct Answers")]))
     items: list[Item] = []
-    for answer in dict.fromkeys([*right, *wrong]):
-        prompt = template.format(question=question, answer=answer)
-        labels = tuple(joined(prompt, label, separator) for label in ("true", "false"))
-        truth = 0 if answer in right else 1
-        group = (f"question {question}",)
-        items.append(ChoiceItem(prompt, labels, (truth,), groups=group, metadata=_about(record), source=record.where))
+    for truth, side in enumerate(answers):
+        for answer in side:
+            prompt = template.format(question=question, answer=answer)
+            labels = tuple(joined(prompt, label, separator) for label in ("true", "false"))
+            group = (f"question {question}",)
+            items.append(ChoiceItem(prompt, labels, (truth,), groups=group, metadata=metadata, source=record.where))
     return items
 
 
 def _answers(record: Record, column: str) -> list[str]:
     parts = (part.strip() for part in _string(record, record.fields, column).split(";"))
     return list(dict.fromkeys(part for part in parts if part))
-
-
-def _about(record: Record) -> dict[str, object]:
-    return {"type": record.fields.get("Type"), "category": record.fields.get("Category")}
 
 
 def _sentences(record: Record) -> Record:

@@ -11,6 +11,8 @@ from torch import Tensor
 from analyses.tasks.items import AnswerItem, Text
 from analyses.tasks.records import joined
 from analyses.tasks.task import Task
+from surgery.arguments import counted, whole
+from surgery.arguments import seed as checked_seed
 
 NAMES = (
     *(
@@ -104,6 +106,7 @@ def ioi(
     Raises:
         ValueError: if there are fewer than n such items.
     """
+    _several(names=names, templates=templates, places=places, things=things)
     pairs = [(first, second) for first, second in product(names, names) if first != second]
     drawn = _draw(2 * len(pairs) * len(templates) * len(places) * len(things), n, seed, unit=2)
     items = []
@@ -152,6 +155,7 @@ def greater_than(
     Raises:
         ValueError: if there are fewer than n such items.
     """
+    _several(nouns=nouns)
     cases = list(product(nouns, centuries, range(2, 99)))
     items = []
     for number in _draw(len(cases), n, seed):
@@ -237,8 +241,8 @@ def recall(
     asked = answers >= 0 if scored is None else (answers >= 0) & scored
     if not asked.any():
         raise ValueError(
-            f"none of the {answers.numel()} positions has an answer that is scored: a task has at least one item. "
-            "Give the right next token, 0 or more, wherever one is asked."
+            f"none of the {counted(answers.numel(), 'position')} has an answer that is scored: a task has at least one "
+            "item. Give the right next token, 0 or more, wherever one is asked."
         )
     rows = [tuple(row) for row in tokens.tolist()]
     items = []
@@ -259,6 +263,7 @@ def recall(
 def _arithmetic(
     name: str, operation: Callable[[int, int], int], limit: int, n: int | None, seed: int, template: str, separator: str
 ) -> Task:
+    whole(limit, "limit", least=1)
     numbers = range(limit**2) if n is None else _draw(limit**2, n, seed)
     items = []
     for i, j in (divmod(number, limit) for number in numbers):
@@ -276,9 +281,18 @@ def _arithmetic(
 
 def _draw(total: int, n: int, seed: int, *, unit: int = 1) -> list[int]:
     """n different numbers below total, in runs of `unit` that begin at its multiples."""
+    whole(n, "n", least=1)
     if not 0 < n <= total:
         raise ValueError(
-            f"n={n}: this task has {total} different items, so n is 1 to {total}. Ask for fewer, or add material."
+            f"n={n}: this task has {counted(total, 'different item')}, so n is 1 to {total}. Ask for fewer, or add "
+            "material."
         )
-    starts = random.Random(seed).sample(range(total // unit), -(-n // unit))
+    starts = random.Random(checked_seed(seed)).sample(range(total // unit), -(-n // unit))
     return [unit * start + step for start in starts for step in range(unit)][:n]
+
+
+def _several(**lists: object) -> None:
+    """Refuse one string where several are meant: its characters would be taken for them."""
+    for name, given in lists.items():
+        if isinstance(given, str):
+            raise ValueError(f"{name}={given!r} is one string: give a list of strings, such as [{given!r}].")

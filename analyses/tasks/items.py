@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, final
 
+from surgery.arguments import shown
+
 Text: TypeAlias = str | tuple[int, ...]
 """What a model reads or says: a string, which the model's tokenizer will split, or token ids, which are taken as they
 are."""
@@ -45,9 +47,9 @@ class Item(ABC):
         """The continuations that are looked at and count as wrong."""
 
     @property
-    def identity(self) -> tuple[Text, ...]:
-        """The text that two items have in common if they ask the same; empty for ids, where only groups say so."""
-        return (self.context,) if isinstance(self.context, str) and self.context else ()
+    def identity(self) -> tuple[str, ...]:
+        """The texts of which two items share one if they ask the same; empty for ids, where only groups say so."""
+        return _texts_of(self.context)
 
 
 @final
@@ -66,13 +68,15 @@ class AnswerItem(Item):
     distractors: tuple[Text, ...] = ()
 
     def __post_init__(self) -> None:
+        _check_rest(self)
         _check_texts(self, "answers", self.answers, at_least=1)
         _check_texts(self, "distractors", self.distractors, at_least=0)
         both = set(self.answers) & set(self.distractors)
         if both:
-            raise ValueError(
-                f"{_place(self)}{sorted(map(repr, both))[0]} is both an accepted answer and a distractor: "
-                "an answer is one or the other. Remove it from one of them."
+            raise ImpossibleItem(
+                self,
+                f"{sorted(map(repr, both))[0]} is both an accepted answer and a distractor: an answer is one or the "
+                "other. Remove it from one of them.",
             )
 
     @property
@@ -112,12 +116,15 @@ class ChoiceItem(Item):
     correct: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        _check_rest(self)
         _check_texts(self, "labels", self.labels, at_least=2)
-        outside = [index for index in self.correct if not 0 <= index < len(self.labels)]
-        if outside or len(set(self.correct)) != len(self.correct) or not 0 < len(self.correct) < len(self.labels):
-            raise ValueError(
-                f"{_place(self)}correct={self.correct} with {len(self.labels)} labels: it names different positions "
-                f"from 0 to {len(self.labels) - 1}, at least one and not all. Give the positions of the right labels."
+        n, correct = len(self.labels), self.correct
+        whole = isinstance(correct, tuple) and _is_text(correct) and len(set(correct)) == len(correct)
+        if not whole or not 0 < len(correct) < n or not 0 <= min(correct) <= max(correct) < n:
+            raise ImpossibleItem(
+                self,
+                f"correct={shown(correct)} with {n} labels: it is a tuple of different positions from 0 to {n - 1}, at "
+                "least one and not all. Give the positions of the right labels.",
             )
 
     @property
@@ -153,6 +160,7 @@ class MinimalPair(Item):
     bad: Text
 
     def __post_init__(self) -> None:
+        _check_rest(self)
         _check_texts(self, "sentences", (self.good, self.bad), at_least=2)
 
     @property
@@ -176,9 +184,9 @@ class MinimalPair(Item):
         return (self.bad,)
 
     @property
-    def identity(self) -> tuple[Text, ...]:
+    def identity(self) -> tuple[str, ...]:
         """Both sentences, if they are text."""
-        return (self.good, self.bad) if isinstance(self.good, str) else ()
+        return _texts_of(self.good) + _texts_of(self.bad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,17 +200,51 @@ class Unscorable:
         return f"{self.where}: {self.reason}"
 
 
-def _place(item: Item) -> str:
-    return f"{item.source}: " if item.source else ""
+class ImpossibleItem(ValueError):
+    """An item that no model can be asked; `reason` says why, the text also where it was read."""
+
+    def __init__(self, item: Item, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"{item.source}: {reason}" if item.source else reason)
 
 
-def _check_texts(item: Item, what: str, texts: tuple[Text, ...], *, at_least: int) -> None:
+def _texts_of(text: Text) -> tuple[str, ...]:
+    """The text without the spaces around it, unless it is ids or nothing is left."""
+    return (text.strip(),) if isinstance(text, str) and text.strip() else ()
+
+
+def _check_texts(item: Item, what: str, texts: object, *, at_least: int) -> None:
+    if not isinstance(texts, tuple) or not all(map(_is_text, texts)):
+        raise ImpossibleItem(
+            item,
+            f"the {what} are {shown(texts)}: they are a tuple of texts, each a string or a tuple of token ids. "
+            "A single one is (text,).",
+        )
     if len(texts) < at_least:
-        raise ValueError(
-            f"{_place(item)}{len(texts)} {what} given: an item of kind {item.kind!r} has at least {at_least}. "
-            f"Give the {what} as a tuple of strings or of tuples of token ids."
+        raise ImpossibleItem(
+            item,
+            f"{len(texts)} {what if len(texts) != 1 else what[:-1]} given: an item of kind {item.kind!r} has at least "
+            f"{at_least}. Give the {what} as a tuple of strings or of tuples of token ids.",
         )
     if any(len(text) == 0 for text in texts):
-        raise ValueError(f"{_place(item)}one of the {what} is empty: it needs a token to be scored. Remove or fill it.")
+        raise ImpossibleItem(item, f"one of the {what} is empty: it needs a token to be scored. Remove or fill it.")
     if len(set(texts)) != len(texts):
-        raise ValueError(f"{_place(item)}the {what} {texts!r} are not all different: give each one once.")
+        raise ImpossibleItem(item, f"the {what} {texts!r} are not all different: give each one once.")
+
+
+def _check_rest(item: Item) -> None:
+    if not _is_text(item.context):
+        raise ImpossibleItem(
+            item, f"the prompt is {shown(item.context)}: it is a string, or a tuple of token ids. Give one of these."
+        )
+    groups: object = item.groups
+    if not isinstance(groups, tuple) or not all(isinstance(group, str) for group in groups):
+        raise ImpossibleItem(
+            item, f"the groups are {shown(groups)}: they are a tuple of names. A single one is ('name',)."
+        )
+
+
+def _is_text(text: object) -> bool:
+    if isinstance(text, str):
+        return True
+    return isinstance(text, tuple) and all(isinstance(id, int) and not isinstance(id, bool) for id in text)

@@ -11,7 +11,7 @@ from torch import Tensor
 from analyses.tasks.batches import Continuations, EncodedTask
 from analyses.tasks.items import Text
 from analyses.tasks.readings import Readings
-from analyses.tasks.rules import Contains, Likeliest, Per
+from analyses.tasks.rules import Contains, Likeliest, Per, StartsWith
 from analyses.tasks.scores import NO_CLASS, UNDECIDED, Scores
 from analyses.tasks.spelling import Ids
 
@@ -27,8 +27,10 @@ def judge(encoded: EncodedTask, readings: Readings, generated: Sequence[Ids] = (
             verdict = _likeliest(table, _per(summed, table, per))
         case Contains() as rule:
             verdict = _contains(encoded, rule, generated, _starts_with(table, readings, right.exp(), wrong.exp()))
-        case _:
+        case StartsWith():
             verdict = _starts_with(table, readings, right.exp(), wrong.exp())
+        case rule:
+            raise TypeError(f"rule={rule!r}: only StartsWith, Contains and Likeliest can be judged. Give one of them.")
     return Scores(
         encoded=encoded,
         log_probs=summed,

@@ -93,17 +93,17 @@ def read(encoded: EncodedTask, run: Forward) -> Readings:
 
 
 def generate(encoded: EncodedTask, run: Forward, *, batch_size: int) -> tuple[Ids, ...]:
-    """The tokens that follow each item's context greedily, up to the end of text or the number that the rule asks for.
+    """The tokens that follow each item's prompt greedily, up to the end of text or the number that the rule asks for.
 
     Sequences are padded on the right and grow into their padding, so that no position or cache has to be kept right.
     The text has ended when the model says so; a sequence that has ended waits for the others of its batch.
     """
-    contexts = sorted(set(encoded.contexts), key=lambda ids: (len(ids), ids), reverse=True)
+    prompts = sorted(set(encoded.prompts), key=lambda ids: (len(ids), ids), reverse=True)
     said: dict[Ids, Ids] = {}
-    for start in range(0, len(contexts), batch_size):
-        chosen = contexts[start : start + batch_size]
+    for start in range(0, len(prompts), batch_size):
+        chosen = prompts[start : start + batch_size]
         said.update(zip(chosen, _continue(chosen, encoded, run), strict=True))
-    return tuple(said[context] for context in encoded.contexts)
+    return tuple(said[prompt] for prompt in encoded.prompts)
 
 
 def _continue(contexts: list[Ids], encoded: EncodedTask, run: Forward) -> list[Ids]:

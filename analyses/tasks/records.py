@@ -1,15 +1,17 @@
 """From a record of named fields to an item, with every complaint at the record's place."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeGuard
+from typing import Literal, TypeAlias, TypeGuard
 
-from analyses.tasks.files import FilePath, Record, TaskFileError
-from analyses.tasks.items import AnswerItem, ChoiceItem, Item, MinimalPair, Text, Unscorable
+from analyses.tasks.files import FilePath, OddRecord, Record, TaskFileError
+from analyses.tasks.items import AnswerItem, ChoiceItem, ImpossibleItem, Item, MinimalPair, Text, Unscorable
 from analyses.tasks.task import Task
+from surgery.arguments import shown
 
 _ALIASES = {"answers": "answer", "groups": "group", "sentence_good": "good", "sentence_bad": "bad"}
+CorrectIs: TypeAlias = Literal["label", "position"]
 _OURS = ("prompt", "answer", "alternatives", "distractors", "labels", "correct", "good", "bad", "group")
 
 
@@ -23,6 +25,7 @@ class Schema:
         labels: the labels of every item, where a record does not bring its own.
         separator: what goes between a prompt and a string that continues it, unless one of them brings white space.
         list_separator: splits strings into lists, for formats that have no lists.
+        correct_is: how `correct` is to be read where it can be both, a label and the position of another one.
     """
 
     rename: Mapping[str, str] = field(default_factory=dict)
@@ -30,23 +33,31 @@ class Schema:
     labels: tuple[str, ...] | None = None
     separator: str = " "
     list_separator: str | None = None
+    correct_is: CorrectIs | None = None
 
-    def item(self, record: Record) -> Item:
+    def __post_init__(self) -> None:
+        if self.correct_is not in (None, "label", "position"):
+            raise ValueError(
+                f"correct_is={self.correct_is!r}: 'correct' is a 'label' or a 'position'. Give one of them."
+            )
+        labels: object = self.labels
+        if labels is not None and (not isinstance(labels, tuple) or not all(isinstance(one, str) for one in labels)):
+            raise ValueError(f"labels={shown(labels)}: give a list of strings, such as ['yes', 'no'].")
+
+    def item(self, record: Record) -> list[Item]:
         """The item that the record describes.
 
         Raises:
-            TaskFileError: if a field is missing or of the wrong type.
+            OddRecord: if a field is missing or of the wrong type.
+            ImpossibleItem: if the item cannot be scored.
+            TaskFileError: if a field can be read in two ways.
         """
         reader = _Reader(self, record, self._ours(record))
-        try:
-            if "good" in reader.fields or "bad" in reader.fields:
-                return reader.pair()
-            if "labels" in reader.fields or "correct" in reader.fields:
-                return reader.choice()
-            return reader.answer()
-        except ValueError as error:
-            # What the item itself refuses already begins with its place.
-            raise TaskFileError(str(error)) from None
+        if "good" in reader.fields or "bad" in reader.fields:
+            return [reader.pair()]
+        if "labels" in reader.fields or "correct" in reader.fields:
+            return [reader.choice()]
+        return [reader.answer()]
 
     def _ours(self, record: Record) -> dict[str, object]:
         missing = [name for name in self.rename if name not in record.fields]
@@ -81,6 +92,12 @@ class _Reader:
     def answer(self) -> AnswerItem:
         prompt = self.prompt()
         value = self.need("answer")
+        self.only("prompt", "answer", "alternatives", "distractors")
+        if isinstance(prompt, str) and _is_ids(value):
+            raise TaskFileError(
+                f"{self.record.where}: 'answer' is {shown(value)} after a prompt that is text: it may be one answer in "
+                "token ids, or several numbers. Write [[5, 6]] for token ids, and strings for numbers."
+            )
         given = list(value) if _is_list(value) and not _is_ids(value) else [value]
         answers = [*given, *self.listed("alternatives")]
         return AnswerItem(
@@ -97,17 +114,23 @@ class _Reader:
         self.need("labels")
         labels = self.listed("labels")
         given = self.need("correct")
-        correct = [self.position(value, labels) for value in (given if _is_list(given) else [given])]
+        self.only("prompt", "labels", "correct")
+        right = [self.position(value, labels) for value in self.each(given, labels)]
+        # A label that is repeated is right wherever it stands.
+        right += [at for at, label in enumerate(labels) if label in [labels[place] for place in right]]
+        texts = [joined(prompt, self.text("labels", label), self.schema.separator) for label in labels]
+        labels_once, correct = once(self.record, texts, right)
         return ChoiceItem(
             prompt=prompt,
-            labels=self.continuations("labels", prompt, labels),
-            correct=tuple(correct),
+            labels=labels_once,
+            correct=correct,
             groups=self.groups(),
             metadata=self.metadata(),
             source=self.record.where,
         )
 
     def pair(self) -> MinimalPair:
+        self.only("good", "bad")
         return MinimalPair(
             good=self.text("good", self.need("good")),
             bad=self.text("bad", self.need("bad")),
@@ -120,7 +143,9 @@ class _Reader:
         if self.schema.template is None:
             return self.text("prompt", self.need("prompt"))
         try:
-            return self.schema.template.format_map(self.record.fields)
+            return self.schema.template.format_map(
+                {name: value for name, value in self.record.fields.items() if value is not None}
+            )
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise self.record.error(
                 f"the template {self.schema.template!r} cannot be filled ({type(error).__name__}: {error})",
@@ -140,7 +165,11 @@ class _Reader:
             return str(value)
         if not isinstance(value, str):
             raise self.record.error(
-                f"field {name!r} is {value!r}", "a text is a string, or a list of token ids", f"Correct {name!r}"
+                f"field {name!r} is {shown(value)}", "a text is a string, or a list of token ids", f"Correct {name!r}"
+            )
+        if not value:
+            raise self.record.error(
+                f"a text in {name!r} is empty", "it needs a token to be scored", "Fill or remove it"
             )
         try:
             value.encode()
@@ -155,24 +184,67 @@ class _Reader:
         if value is None or value == "":
             return []
         if isinstance(value, str) and self.schema.list_separator is not None:
-            return [part for part in value.split(self.schema.list_separator) if part]
+            parts = value.split(self.schema.list_separator)
+            # An empty label is not dropped: the positions of those after it would be others.
+            return list(parts) if name == "labels" else [part for part in parts if part]
         if not _is_list(value) or _is_ids(value):
             raise self.record.error(
                 f"field {name!r} is {value!r}", "it is a list of strings, or of lists of token ids", f"Correct {name!r}"
             )
         return list(value)
 
+    def each(self, given: object, labels: Sequence[object]) -> Sequence[object]:
+        """The right labels one by one; a list of numbers may be a single label in token ids."""
+        if not _is_list(given):
+            return [given]
+        if self.schema.correct_is == "position" or not _is_ids(given) or tuple(given) not in map(_written, labels):
+            return given
+        if self.schema.correct_is is None and all(0 <= at < len(labels) for at in given):
+            raise self.two_readings(given, labels, given)
+        return [given]
+
     def position(self, value: object, labels: Sequence[object]) -> int:
-        """Where the right label is; a string that is no label is read as a position."""
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if value in labels:
-            return labels.index(value)
-        if isinstance(value, str) and value.isdecimal():
-            return int(value)
+        """Where the right label is, which is given as itself or by its position.
+
+        Raises:
+            TaskFileError: if it may be the one or the other, and they differ.
+            OddRecord: if it is neither.
+        """
+        readings: dict[str, int] = {}
+        written = [_written(label) for label in labels]
+        if self.schema.correct_is != "position" and _written(value) in written:
+            readings["label"] = written.index(_written(value))
+        if self.schema.correct_is != "label" and str(_written(value)).isdecimal():
+            at = int(str(_written(value)))
+            readings |= {"position": at} if at < len(labels) else {}
+        if len({written[at] for at in readings.values()}) == 2:
+            raise self.two_readings(value, labels, [readings["position"]])
+        for at in readings.values():
+            return at
         raise self.record.error(
-            f"'correct' is {value!r}", f"the labels are {labels!r}", "Give one of the labels, or its position from 0"
+            f"'correct' is {value!r}",
+            f"the {len(labels)} labels are {shown(labels)}",
+            "Give one of the labels, or its position from 0",
         )
+
+    def two_readings(self, given: object, labels: Sequence[object], at: Sequence[int]) -> TaskFileError:
+        """An error for what is one label, and the position of another."""
+        there = ", ".join(repr(labels[place]) for place in at)
+        return TaskFileError(
+            f"{self.record.where}: 'correct' is {given!r}: that is one of the labels {shown(labels)}, and it is the "
+            f"position of {there}. Say what it is with correct_is='label' or correct_is='position'."
+        )
+
+    def only(self, *names: str) -> None:
+        """Refuse fields that mean something for items of another kind, and would be passed over here."""
+        found = [name for name in _OURS if self.fields.get(name) not in (None, "", []) and name != "group"]
+        other = next((name for name in found if name not in names), None)
+        if other is not None and not (other == "prompt" and self.schema.template is not None):
+            raise self.record.error(
+                f"there are {', '.join(map(repr, found))} together",
+                "an item has 'prompt' and 'answer', or 'prompt', 'labels' and 'correct', or 'good' and 'bad'",
+                f"Remove {other!r}, or rename it",
+            )
 
     def groups(self) -> tuple[str, ...]:
         value = self.fields.get("group")
@@ -204,24 +276,76 @@ def joined(prompt: Text, continuation: Text, separator: str = " ") -> Text:
     return separator + continuation
 
 
+def once(record: Record, texts: Sequence[Text], right: Iterable[int]) -> tuple[tuple[Text, ...], tuple[int, ...]]:
+    """The labels, each once, and the positions of the right ones among these.
+
+    Raises:
+        OddRecord: if a right and a wrong label are the same text.
+    """
+    at_right = dict.fromkeys(right)
+    chosen = dict.fromkeys(texts[at] for at in at_right)
+    both = next((text for at, text in enumerate(texts) if at not in at_right and text in chosen), None)
+    if both is not None:
+        raise record.error(
+            f"a right and a wrong label are the same text {both!r}",
+            "the model's choice between them could not be told",
+            "Make them differ",
+        )
+    labels = tuple(dict.fromkeys(texts))
+    return labels, tuple(labels.index(text) for text in chosen)
+
+
+def sift(
+    records: Iterable[Record], read: Callable[[Record], Iterable[Item]]
+) -> tuple[tuple[Item, ...], tuple[Unscorable, ...]]:
+    """The items of the records, and apart from them the records that make none, with their reasons.
+
+    Raises:
+        TaskFileError: if no record makes an item: then it is the file that is of another form.
+    """
+    items: list[Item] = []
+    aside: list[Unscorable] = []
+    for record in records:
+        try:
+            if record.repeated is not None:
+                raise record.error(
+                    f"{record.repeated!r} stands there twice", "only the last would count", "Give every name once"
+                )
+            items.extend(list(read(record)))
+        except (OddRecord, ImpossibleItem) as problem:
+            aside.append(Unscorable(record.where, problem.reason))
+    if aside and not items:
+        others = f" None of the other {len(aside) - 1} records makes an item either." if len(aside) > 1 else ""
+        raise TaskFileError(f"{aside[0]}{others}")
+    return tuple(items), tuple(aside)
+
+
 def build(
-    name: str, items: Iterable[Item], metadata: Mapping[str, object], unscorable: Iterable[Unscorable] = ()
+    name: str,
+    found: tuple[tuple[Item, ...], tuple[Unscorable, ...]],
+    metadata: Mapping[str, object],
 ) -> Task:
-    """The task of these items.
+    """The task of what was sifted.
 
     Raises:
         ValueError: if there is nothing in it.
     """
-    task = Task(name, tuple(items), metadata, tuple(unscorable))
-    if not task.items:
-        left_out = f"; left out: {task.unscorable[0]}" if task.unscorable else ""
-        raise ValueError(f"{name!r} holds no item that can be scored{left_out}. Look at the file or the filter.")
-    return task
+    items, unscorable = found
+    if not items:
+        raise ValueError(f"{name!r} holds no item that can be scored. Look at the file or the filter.")
+    return Task(name, items, metadata, unscorable)
 
 
-def file_task(path: FilePath, name: str | None, items: Iterable[Item]) -> Task:
+def file_task(path: FilePath, name: str | None, found: tuple[tuple[Item, ...], tuple[Unscorable, ...]]) -> Task:
     """The task of a file's items, called after the file unless it is given a name."""
-    return build(name or Path(path).stem, items, {"source": str(path)})
+    return build(name or Path(path).stem, found, {"source": str(path)})
+
+
+def _written(label: object) -> object:
+    """A label as it is compared: a number is the text that it becomes."""
+    if _is_list(label):
+        return tuple(label)
+    return str(label) if isinstance(label, int) and not isinstance(label, bool) else label
 
 
 def _is_list(value: object) -> TypeGuard[list[object] | tuple[object, ...]]:

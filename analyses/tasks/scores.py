@@ -12,6 +12,7 @@ from analyses.tasks.batches import EncodedTask
 from analyses.tasks.items import Text
 from analyses.tasks.spelling import Ids
 from analyses.tasks.task import Task
+from surgery.arguments import counted, whole
 
 NO_CLASS = -1
 """A prediction that is none of the task's classes."""
@@ -104,7 +105,7 @@ class Scores:
     def __repr__(self) -> str:
         short = self.summary()
         scored = f"accuracy {short.accuracy:.3f}, log-loss {short.log_loss:.3f} nats per token"
-        return f"Scores({self.task.name!r}, {len(self)} items, {scored})"
+        return f"Scores({self.task.name!r}, {counted(len(self), 'item')}, {scored})"
 
     @property
     def accuracy(self) -> float:
@@ -113,7 +114,7 @@ class Scores:
 
     def top(self, k: int) -> float:
         """The fraction of items whose rank is below k."""
-        return (self.rank < k).double().mean().item()
+        return (self.rank < whole(k, "k", least=1)).double().mean().item()
 
     @property
     def predictions(self) -> tuple[str, ...]:

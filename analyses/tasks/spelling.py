@@ -57,6 +57,8 @@ def vocabulary(model: nn.Module, *, prepend_bos: bool | None = None) -> Vocabula
         model: a HookedTransformer or a TransformerBridge.
         prepend_bos: overrides `model.cfg.default_prepend_bos`.
     """
+    if prepend_bos not in (None, True, False):
+        raise ValueError(f"prepend_bos={prepend_bos!r}: give True, False, or None for the model's own setting.")
     cfg, tokenizer = model.cfg, getattr(model, "tokenizer", None)
     if prepend_bos is None:
         prepend_bos = bool(getattr(cfg, "default_prepend_bos", True))

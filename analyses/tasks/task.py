@@ -7,9 +7,13 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import overload
 
+import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from analyses.tasks.items import Item, Kind, Unscorable
+from surgery.arguments import counted, number, shown, whole
+from surgery.arguments import seed as checked_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,12 @@ class Task:
     unscorable: tuple[Unscorable, ...] = ()
 
     def __post_init__(self) -> None:
+        items: object = self.items
+        if not isinstance(items, tuple) or not all(isinstance(item, Item) for item in items):
+            raise TypeError(
+                f"task {self.name!r} is given items={shown(items)}: they are a tuple of AnswerItem, ChoiceItem or "
+                "MinimalPair. Read others with tasks.from_records."
+            )
         kinds = sorted({item.kind for item in self.items})
         if len(kinds) > 1:
             raise ValueError(
@@ -60,7 +70,7 @@ class Task:
     def __repr__(self) -> str:
         kind = f" of kind {self.kind!r}" if self.items else ""
         left_out = f", {len(self.unscorable)} unscorable left out" if self.unscorable else ""
-        return f"Task({self.name!r}, {len(self.items)} items{kind}{left_out})"
+        return f"Task({self.name!r}, {counted(len(self.items), 'item')}{kind}{left_out})"
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -72,8 +82,14 @@ class Task:
         return self.items[index]
 
     def take(self, indices: Iterable[int]) -> "Task":
-        """The items at these positions, in this order."""
-        return replace(self, items=tuple(self.items[index] for index in indices))
+        """The items at these positions, in this order.
+
+        Raises:
+            ValueError: if one is not a whole number, as in a mask of True and False, or there is no such item.
+        """
+        plain = indices.tolist() if isinstance(indices, np.ndarray | Tensor) else indices
+        at = [whole(index, "a position to take", most=len(self) - 1) for index in plain]
+        return replace(self, items=tuple(self.items[index] for index in at))
 
     def filter(self, keep: Callable[[Item], bool]) -> "Task":
         """The items for which `keep` is true."""
@@ -86,7 +102,8 @@ class Task:
     def clusters(self) -> tuple[tuple[int, ...], ...]:
         """The positions of the items that belong together, in order of their first item.
 
-        Items belong together if they share a group, have the same text as prompt, or are linked through others that do.
+        Items belong together if they share a group, have the same text as prompt (spaces around it do not count), are
+        pairs that share a sentence, or are linked through others that do.
         """
         first_with: dict[object, int] = {}
         parent = list(range(len(self.items)))
@@ -97,7 +114,7 @@ class Task:
             return index
 
         for index, item in enumerate(self.items):
-            keys = [("group", group) for group in item.groups] + [("same", item.identity)] * bool(item.identity)
+            keys = [("group", group) for group in item.groups] + [("text", text) for text in item.identity]
             for key in keys:
                 low, high = sorted((root(first_with.setdefault(key, index)), root(index)))
                 parent[high] = low
@@ -120,16 +137,17 @@ class Task:
             seed: the same seed gives the same parts on every machine.
 
         Raises:
-            ValueError: if the fractions do not sum to 1, or one above 0 would get no items.
+            ValueError: if the fractions do not sum to 1, or one above 0 would get no items, or the seed is none.
         """
         fractions = {"screen": screen, "validation": validation, "test": test}
-        if min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-9:
+        fractions = {name: number(value, name) for name, value in fractions.items()}
+        if not min(fractions.values()) >= 0 or not abs(sum(fractions.values()) - 1) <= 1e-9:
             raise ValueError(
                 f"the fractions screen={screen}, validation={validation}, test={test} sum to "
                 f"{sum(fractions.values()):g}: they are 0 or more and sum to 1. Change one of them."
             )
         clusters = list(self.clusters())
-        random.Random(seed).shuffle(clusters)
+        random.Random(checked_seed(seed)).shuffle(clusters)
         parts = _cut(clusters, list(fractions.values()))
         empty = [
             f"{name}={fractions[name]}"
@@ -171,6 +189,42 @@ class Splits:
     screen: Task
     validation: Task
     test: Task
+
+    def __post_init__(self) -> None:
+        for name in ("screen", "validation", "test"):
+            part: object = getattr(self, name)
+            if not isinstance(part, Task):
+                raise TypeError(f"{name}={shown(part)}: each part is a Task. Split one with task.split(seed=0).")
+        for one, other in (("screen", "validation"), ("screen", "test"), ("validation", "test")):
+            both = _texts(getattr(self, one)) & _texts(getattr(self, other))
+            if both:
+                raise ValueError(
+                    f"{counted(len(both), 'item')} of {one} are in {other} too, such as {shown(min(both, key=repr))}: "
+                    "an item that something was chosen on does not test it. Split with task.split(seed=0)."
+                )
+
+
+def _texts(part: Task) -> set[Item]:
+    """The items of text: of ids equal ones may be asked apart."""
+    return {item for item in part.items if item.identity}
+
+
+def as_task(given: object, *, allowed: str = "a Task") -> Task:
+    """The task, also where it is given as a list of items; `allowed` is what else the caller takes, in words.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    match given:
+        case Task():
+            return given
+        case list() | tuple() if given and all(isinstance(item, Item) for item in given):
+            return Task("items", tuple(given))
+        case Splits():
+            remedy = "Choose one of its parts, such as parts.test"
+        case _:
+            remedy = "Read a file with tasks.from_jsonl or tasks.from_csv, or records with tasks.from_records"
+    raise TypeError(f"task={shown(given)}: give {allowed} or a list of items. {remedy}.")
 
 
 def _cut(clusters: list[tuple[int, ...]], fractions: list[float]) -> list[list[int]]:

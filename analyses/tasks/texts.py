@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from analyses.tasks.batches import Batch, pad
 from analyses.tasks.spelling import Ids, text_ids, vocabulary
+from surgery.arguments import shown, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ def encode_text(
     Raises:
         ValueError: if there is nothing to predict, or a window is longer than the model reads.
     """
+    whole(batch_size, "batch_size", least=1)
+    _check_form(text, context)
     words = vocabulary(model, prepend_bos=prepend_bos)
     width = min(512, words.n_ctx) if context is None else context
     if isinstance(text, Tensor) and text.ndim == 2:
@@ -58,11 +61,26 @@ def encode_text(
     else:
         windows = _windows(text_ids(words, text), width, words.bos)
     _check(windows, width, words.size, words.n_ctx)
-    batches = [
-        _batch(windows[start : start + batch_size], words.pad) for start in range(0, len(windows), max(1, batch_size))
-    ]
+    batches = [_batch(windows[start : start + batch_size], words.pad) for start in range(0, len(windows), batch_size)]
     device = next(model.parameters()).device
     return EncodedText(tuple(batch.to(device) for batch in batches), sum(len(window) - 1 for window in windows))
+
+
+def _check_form(text: object, context: object) -> None:
+    match text:
+        case str():
+            pass
+        case Tensor() if text.ndim in (1, 2) and not text.is_floating_point() and text.dtype != torch.bool:
+            pass
+        case _:
+            raise ValueError(f"text={shown(text)}: give a string, a tensor of token ids [pos], or rows of them.")
+    if context is not None:
+        whole(context, "context", least=2)
+        if isinstance(text, Tensor) and text.ndim == 2:
+            raise ValueError(
+                f"context={context!r} is given with rows of {text.shape[1]} token ids, which are windows already. "
+                "Leave it out, or give one long row."
+            )
 
 
 def _windows(ids: Ids, width: int, bos: int | None) -> list[Ids]:

@@ -1,13 +1,14 @@
 """From texts to token ids: where a sequence begins, and where a prompt ends and its answer begins."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from analyses.tasks.items import Item, MinimalPair, Text, Unscorable
 from analyses.tasks.spelling import Ids, Speller, Unspellable, Vocabulary, vocabulary
-from analyses.tasks.task import Task
+from analyses.tasks.task import Task, as_task
+from surgery.arguments import counted, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,12 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class TokenisedItem:
-    """What the model reads first, and the continuations it is asked about: the right ones before the wrong ones."""
+    """The prompt as it is given, what the continuations continue, and these: the right ones before the wrong ones.
 
+    Prompt and context differ where the prompt ends in spaces and the continuations are strings, which take these over.
+    """
+
+    prompt: Ids
     context: Ids
     continuations: tuple[Continuation, ...]
 
@@ -41,8 +46,8 @@ class UnscorableItems(ValueError):
         shown = "\n".join(f"  {item}" for item in items[:5])
         more = f"\n  and {len(items) - 5} more" if len(items) > 5 else ""
         super().__init__(
-            f"{len(items)} of the {len(task)} items of task {task.name!r} cannot be scored with this model:\n"
-            f"{shown}{more}\nEvery item of a task is scored. "
+            f"{len(items)} of the {counted(len(task), 'item')} of task {task.name!r} cannot be scored with this "
+            f"model:\n{shown}{more}\nEvery item of a task is scored. "
             "Correct them, or leave them out in the open with tasks.scorable(model, task)."
         )
 
@@ -52,9 +57,10 @@ def tokenise(
 ) -> tuple[tuple[TokenisedItem | None, ...], tuple[Unscorable, ...]]:
     """The task's items as token ids, and the items that have none; the latter are None among the former.
 
-    A prompt and its continuation are split where the tokenizer itself splits them: spaces at the prompt's end go to the
-    continuation, both are tokenised as one text, and what comes after the prompt's own tokens is the continuation.
-    Where the tokenizer would merge the two, the continuation is tokenised apart, if that spells the same text.
+    A prompt and a string that continues it are split where the tokenizer itself splits them: spaces at the prompt's end
+    go to the continuation, both are tokenised as one text, and what comes after the prompt's own tokens is the
+    continuation. Where the tokenizer would merge the two, the continuation is tokenised apart, if that spells the same
+    text. Ids, and what is generated, continue the prompt exactly as it is given.
 
     Args:
         words: of the model.
@@ -75,15 +81,19 @@ def tokenise(
     return tuple(found), tuple(problems)
 
 
-def scorable(model: nn.Module, task: Task, *, prepend_bos: bool | None = None, new_tokens: int = 0) -> Task:
+def scorable(
+    model: nn.Module, task: Task | Sequence[Item], *, prepend_bos: bool | None = None, new_tokens: int = 0
+) -> Task:
     """The task without the items that this model cannot be asked, which are listed in its `unscorable`.
 
     Args:
         model: a HookedTransformer or a TransformerBridge.
-        task: any task.
+        task: any task, or a list of items.
         prepend_bos: overrides `model.cfg.default_prepend_bos`.
         new_tokens: how many tokens will be generated after a prompt and have to fit.
     """
+    task = as_task(task)
+    whole(new_tokens, "new_tokens")
     tokenised, problems = tokenise(vocabulary(model, prepend_bos=prepend_bos), task, new_tokens=new_tokens)
     kept = task.take(index for index, item in enumerate(tokenised) if item is not None)
     return replace(kept, unscorable=task.unscorable + problems)
@@ -92,8 +102,9 @@ def scorable(model: nn.Module, task: Task, *, prepend_bos: bool | None = None, n
 def _texts(task: Task) -> Iterable[str]:
     for item in task.items:
         context, spaces = _trimmed(item.context)
-        if isinstance(context, str):
-            yield context
+        if isinstance(item.context, str):
+            yield item.context
+            yield item.context.rstrip(" ")
         for text in (*item.right, *item.wrong):
             if isinstance(text, str):
                 yield context + spaces + text if isinstance(context, str) else text
@@ -111,18 +122,26 @@ def _tokenised(spell: Speller, item: Item) -> TokenisedItem:
     asked = [(text, True) for text in item.right] + [(text, False) for text in item.wrong]
     if isinstance(item, MinimalPair):
         found = [_sentence(spell, text, right) for text, right in asked]
-        context = found[0].context
-    else:
-        trimmed, spaces = _trimmed(item.context)
-        context = _checked(
-            spell, spell.begin(spell.ids(trimmed)) if isinstance(trimmed, str) else trimmed, item.context
+        return TokenisedItem(found[0].context, found[0].context, _merged(found))
+    trimmed, spaces = _trimmed(item.context)
+    given, before = (_checked(spell, _read(spell, text), item.context) for text in (item.context, trimmed))
+    strings = [isinstance(text, str) for text, _ in asked]
+    context = before if any(strings) else given
+    if not context:
+        raise Unspellable(
+            "nothing comes before the answer: the prompt is empty, and texts begin without a special token"
         )
-        if not context:
-            raise Unspellable(
-                "nothing comes before the answer: the prompt is empty, and texts begin without a special token"
-            )
-        found = [_continuation(spell, trimmed, spaces, context, text, right) for text, right in asked]
-    return TokenisedItem(context, _merged(found))
+    if given != before and any(strings) and not all(strings):
+        raise Unspellable(
+            f"the prompt ends in {item.context[-20:]!r}: a string takes the spaces at its end over, token ids come "
+            "after them, so that the two are not asked at the same place; give all texts as strings, or all as ids"
+        )
+    found = [_continuation(spell, trimmed, spaces, context, text, right) for text, right in asked]
+    return TokenisedItem(given, context, _merged(found))
+
+
+def _read(spell: Speller, prompt: Text) -> Ids:
+    return spell.begin(spell.ids(prompt)) if isinstance(prompt, str) else prompt
 
 
 def _merged(found: list[Continuation]) -> tuple[Continuation, ...]:
@@ -211,6 +230,6 @@ def _checked(spell: Speller, ids: Ids, text: Text) -> Ids:
 def _check_length(words: Vocabulary, item: TokenisedItem, new_tokens: int) -> None:
     longest = max(len(one.row) for one in item.continuations)
     if new_tokens:
-        longest = max(longest, len(item.context) + new_tokens - 1)
+        longest = max(longest, len(item.prompt) + new_tokens - 1)
     if longest > words.n_ctx:
         raise Unspellable(f"it takes {longest} tokens, and the model reads {words.n_ctx}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import surgery
+from analyses.tasks.items import Item
 from analyses.tasks.task import Task
 from analyses.truncation.prompts import CORRECT, Prompts, Tracked, prompts
 from hooks import Site, host_of
@@ -22,8 +23,9 @@ from hooks.replay import Recording, Rows, has_hooks, recorded, replayed
 from hooks.temporary import Temporary, together
 from hooks.unembedding import unembedding_only
 from surgery import Decompositions, DropTop, Edit, KeepTop, Zero
+from surgery.arguments import counted, shown, whole
 
-Source: TypeAlias = Prompts | Task | Sequence[str] | Int[Tensor, "example pos"]
+Source: TypeAlias = Prompts | Task | str | Sequence[str] | Sequence[Item] | Int[Tensor, "example pos"]
 """Prompts made before, or what `prompts` makes them from."""
 End = Literal["full", "keep top", "drop top", "top component dropped", "MLP dropped"]
 """What was cut: nothing, all but the top ρ, the top ρ, the strongest component alone, or everything an MLP writes."""
@@ -80,8 +82,9 @@ class Curve:
         return rows.sort_values(["site", "rho"]).reset_index(drop=True)
 
     def __repr__(self) -> str:
-        shown = self.frame.pivot_table(index=["site", "end", "rho"], columns="name", values="p", sort=False)
-        return f"probabilities after {self.n_prompts} prompts\n{shown.to_string(float_format='{:.3f}'.format)}"
+        wide = self.frame.pivot_table(index=["site", "end", "rho"], columns="name", values="p", sort=False)
+        table = wide.to_string(float_format="{:.3f}".format)
+        return f"probabilities after {counted(self.n_prompts, 'prompt')}\n{table}"
 
 
 def curve(
@@ -92,6 +95,7 @@ def curve(
     rhos: Sequence[float | int] = RHOS,
     *,
     generic: str | int | None = None,
+    prepend_bos: bool | None = None,
     svds: Decompositions | None = None,
     batch_size: int = 32,
     progress: bool = True,
@@ -108,16 +112,23 @@ def curve(
         track: names and tokens, such as `{"correct": " Paris", "generic": " the"}`.
         rhos: fractions of the full rank, 0 to 1.
         generic: short for `track={"generic": ...}`.
+        prepend_bos: overrides `model.cfg.default_prepend_bos`.
 
     Raises:
         ValueError: if a ρ is not from 0 to 1, or as `prompts`.
         SiteError: if a pattern names no editable matrix.
     """
-    asked = source if isinstance(source, Prompts) else prompts(model, source, track, generic=generic)
-    if isinstance(source, Prompts) and (track or generic is not None):
+    if isinstance(source, Prompts) and (track or generic is not None or prepend_bos is not None):
         raise ValueError(
-            "track and generic are part of prompts made before: give them to truncation.prompts(...), or pass texts."
+            "track, generic and prepend_bos are part of prompts made before: give them to truncation.prompts(...), or "
+            "pass texts."
         )
+    asked = (
+        source
+        if isinstance(source, Prompts)
+        else prompts(model, source, track, generic=generic, prepend_bos=prepend_bos)
+    )
+    whole(batch_size, "batch_size", least=1)
     asked.check(int(model.cfg.d_vocab))  # type: ignore[union-attr, arg-type]
     cuts = list(cuts_of(surgery.sites(model, site), rhos))
     readings: list[list[_Reading]] = [[] for _ in cuts]
@@ -139,11 +150,9 @@ def cuts_of(sites: Sequence[str], rhos: Sequence[float | int]) -> Iterator[Cut]:
     Raises:
         ValueError: if a ρ is not from 0 to 1, or there is none.
     """
-    bad = [rho for rho in rhos if not 0 <= rho <= 1]
-    if bad or not rhos:
-        raise ValueError(
-            f"rhos={tuple(rhos)!r}: give one or more fractions of the full rank, from 0 to 1, such as 0.05."
-        )
+    several = isinstance(rhos, Sequence) and not isinstance(rhos, str)
+    if not several or not rhos or any(isinstance(rho, str | bool) or not 0 <= rho <= 1 for rho in rhos):
+        raise ValueError(f"rhos={shown(rhos)}: give one or more fractions of the full rank, from 0 to 1, such as 0.05.")
     yield Cut("full", "", 1.0, None)
     for mlp in dict.fromkeys(site.rpartition(".")[0] for site in sites if ".mlp." in site):
         yield Cut("MLP dropped", f"{mlp}.W_out", 0.0, Zero())

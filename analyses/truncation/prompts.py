@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from analyses.tasks.batches import encode, pad
-from analyses.tasks.items import AnswerItem, Text
-from analyses.tasks.task import Task
+from analyses.tasks.items import AnswerItem, Item, Text
+from analyses.tasks.task import Task, as_task
+from surgery.arguments import counted
 
 CORRECT, DISTRACTOR = "correct", "distractor"
 Tracked = int | str | Sequence[int] | Sequence[Text] | Tensor
@@ -42,12 +44,18 @@ def facts(
     Items of a subject form a group.
 
     Raises:
-        ValueError: if there are fewer than two different answers.
+        ValueError: if there are fewer than two different answers, or a template has no place for the subject.
     """
+    if isinstance(templates, str):
+        raise ValueError(f"templates={templates!r} is one string: give a list of strings, such as [{templates!r}].")
+    without = next((template for template in templates if "{subject}" not in template), None)
+    if without is not None or not templates:
+        raise ValueError(f"templates={templates!r}: give one or more, each with {{subject}} in it.")
     names = list(dict.fromkeys(answer for _, answer in places))
     if len(names) < 2:
         raise ValueError(
-            f"places hold {len(names)} different answers: every fact needs another one as its rival. Give 2 or more."
+            f"places hold {counted(len(names), 'different answer')}: every fact needs another one as its rival. "
+            "Give 2 or more."
         )
     items = []
     for subject, answer in places:
@@ -97,54 +105,81 @@ class Prompts:
             same = (ids == self.track[CORRECT]).nonzero().flatten().tolist()
             if name != CORRECT and same:
                 raise ValueError(
-                    f"{CORRECT!r} and {name!r} are the same token after prompt {same[0]} (and {len(same) - 1} others): "
-                    "nothing tells them apart there. Choose words that differ in their first token, or leave these "
-                    "prompts out."
+                    f"{CORRECT!r} and {name!r} are the same token after prompt {same[0]} (and "
+                    f"{counted(len(same) - 1, 'other')}): nothing tells them apart there. Choose words that differ in "
+                    "their first token, or leave these prompts out."
                 )
 
 
 def prompts(
     model: nn.Module,
-    source: Task | Sequence[str] | Int[Tensor, "example pos"],
+    source: Task | str | Sequence[str] | Sequence[Item] | Int[Tensor, "example pos"],
     track: Mapping[str, Tracked] | None = None,
     *,
     generic: str | int | None = None,
+    prepend_bos: bool | None = None,
 ) -> Prompts:
     """The prompts as tokens of this model, with what is tracked after each.
+
+    Ids are asked after the prompt exactly as it is given. Texts take over the spaces at its end, as in scoring.
 
     Args:
         model: only its tokenizer, configuration and device are used.
         source: a task of answers, whose first right answer is tracked as "correct" and, if every item has one, whose
-            first distractor as "distractor"; or texts; or token ids, all of a length.
+            first distractor as "distractor"; or one text or several; or token ids, all of a length.
         track: names and tokens. Of a text the first token counts, as it continues the prompt.
         generic: short for `track={"generic": ...}`, for instance " the".
+        prepend_bos: overrides `model.cfg.default_prepend_bos`.
 
     Raises:
-        ValueError: if there are no prompts, or what is tracked is missing, outside the vocabulary, or not one token a
-            prompt.
+        ValueError: if there are no prompts, or what is tracked is missing, outside the vocabulary, not one token a
+            prompt, asked at another place than the rest, or a text that begins with a token for white space only.
         UnscorableItems: if a text cannot be read or said by this model.
     """
+    if generic is not None and "generic" in (track or {}):
+        raise ValueError(f"'generic' is given twice, as generic={generic!r} and in track: give it once.")
     wanted: dict[str, Tracked] = dict(track or {}) | ({} if generic is None else {"generic": generic})
-    if isinstance(source, Tensor):
-        contexts: list[Text] = [tuple(row) for row in source.tolist()]
-    elif isinstance(source, Task):
-        contexts = [item.context for item in source.items]
-        wanted = _of_task(source, wanted)
-    else:
-        contexts = list(source)
+    contexts, own = _read(source)
+    wanted = {**own, **wanted}
     if not contexts:
         raise ValueError("there are no prompts: give at least one text, row of tokens, or item.")
     texts = {name: _spread(name, given, len(contexts)) for name, given in wanted.items()}
-    found = {name: _tokens_after(model, contexts, given) for name, given in texts.items()}
-    rows = _tokens_after(model, contexts, [(0,)] * len(contexts))[0]
+    after = {name: _tokens_after(model, contexts, given, prepend_bos) for name, given in texts.items()}
+    rows = next(iter(after.values()))[0] if after else [(0,)] * len(contexts)
+    for name, (others, _) in after.items():
+        apart = next((at for at, row in enumerate(rows) if others[at] != row), None)
+        if apart is not None:
+            raise ValueError(
+                f"the prompt {contexts[apart]!r} ends in spaces, which a text takes over and token ids do not, so that "
+                f"{next(iter(after))!r} and {name!r} are not asked at the same place. Track texts only or ids only, or "
+                "leave out the spaces."
+            )
     tokens, mask = pad(rows, "right", 0)
-    made = Prompts(tokens, mask, {name: torch.tensor(ids) for name, (_, ids) in found.items()})
+    made = Prompts(tokens, mask, {name: torch.tensor(ids) for name, (_, ids) in after.items()})
     made.check(int(model.cfg.d_vocab))  # type: ignore[union-attr, arg-type]
     return made
 
 
-def _of_task(task: Task, wanted: dict[str, Tracked]) -> dict[str, Tracked]:
-    """The task's own answers and distractors beside what is asked for."""
+def _read(source: object) -> tuple[list[Text], dict[str, Tracked]]:
+    """The prompts, and what a task brings to track."""
+    match source:
+        case str():
+            return [source], {}
+        case Tensor() if source.ndim == 2 and not source.is_floating_point() and source.dtype != torch.bool:
+            return [tuple(row) for row in source.tolist()], {}
+        case Tensor():
+            raise ValueError(
+                f"the prompts are a tensor of shape {tuple(source.shape)} and {source.dtype}: give token ids, whole "
+                "numbers [example pos]."
+            )
+        case list() | tuple() if not any(isinstance(one, Item) for one in source):
+            return list(source), {}
+    task = as_task(source)
+    return [item.context for item in task.items], _of_task(task)
+
+
+def _of_task(task: Task) -> dict[str, Tracked]:
+    """The task's own answers and distractors."""
     if task.kind != "answer":
         raise ValueError(
             f"task {task.name!r} holds items of kind {task.kind!r}: a token is tracked after prompts with answers. "
@@ -159,28 +194,41 @@ def _of_task(task: Task, wanted: dict[str, Tracked]) -> dict[str, Tracked]:
         )
     if not without:
         own[DISTRACTOR] = [item.wrong[0] for item in task.items]
-    return {**own, **wanted}
+    return own
 
 
 def _spread(name: str, given: object, n: int) -> list[Text]:
     """One continuation for each prompt."""
-    if isinstance(given, str):
-        return [given] * n
-    if isinstance(given, Tensor):
-        given = given.flatten().tolist()
-    if isinstance(given, int):
-        return [(given,)] * n
-    texts = [(one,) if isinstance(one, int) else one for one in given]  # type: ignore[attr-defined]
+    if isinstance(given, Tensor | np.ndarray | np.generic):
+        given = given.tolist()
+    texts: list[Text] = []
+    for one in given if isinstance(given, list | tuple) else [given] * n:
+        text = (one,) if isinstance(one, int) and not isinstance(one, bool) else one
+        if not isinstance(text, str | tuple):
+            raise ValueError(
+                f"track[{name!r}] holds {one!r}: a token is named by its id, or by a text that begins with it. Give "
+                "one for all prompts, or a list of one for each."
+            )
+        texts.append(text)
     if len(texts) != n:
-        raise ValueError(f"track[{name!r}] has {len(texts)} tokens for {n} prompts: give one for all, or one for each.")
+        raise ValueError(
+            f"track[{name!r}] has {counted(len(texts), 'token')} for {counted(n, 'prompt')}: give one for all, or one "
+            "for each."
+        )
     return texts
 
 
 def _tokens_after(
-    model: nn.Module, contexts: Sequence[Text], texts: Sequence[Text]
+    model: nn.Module, contexts: Sequence[Text], texts: Sequence[Text], prepend_bos: bool | None
 ) -> tuple[list[tuple[int, ...]], list[int]]:
     """The token rows of the prompts, and the first token of each text after its prompt."""
     items = [AnswerItem(context, (text,)) for context, text in zip(contexts, texts, strict=True)]
-    encoded = encode(model, Task("prompts", tuple(items)))
+    encoded = encode(model, Task("prompts", tuple(items)), prepend_bos=prepend_bos)
     firsts = [encoded.continuations.ids[at][0] for at in encoded.continuations.first[:-1].tolist()]
+    for context, text, first in zip(contexts, texts, firsts, strict=True):
+        if isinstance(text, str) and text.strip() and not encoded.vocabulary.decode((first,)).strip():
+            raise ValueError(
+                f"{text!r} after {context[-20:]!r} begins with token {first}, which is white space only: its "
+                "probability is not that of the word. Leave out a space that is there twice, or give the token's id."
+            )
     return list(encoded.contexts), firsts

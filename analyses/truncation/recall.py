@@ -6,6 +6,7 @@ and only what comes after it is computed again, at the scored positions.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import final
 
 import pandas as pd
@@ -23,6 +24,8 @@ from hooks import Site
 from hooks.fingerprints import fingerprint
 from surgery import SVD, Decomposition, factorise
 from surgery import sites as sites_of
+from surgery.arguments import counted, number, whole
+from surgery.arguments import seed as checked_seed
 from surgery.specs import recompose
 
 Weights = Mapping[str, Float[Tensor, "row column"]]
@@ -89,10 +92,11 @@ def gradient_steps(
     Raises:
         ValueError: if there are no checkpoints, or a number is out of its range.
     """
-    if not checkpoints or not lr > 0 or batch < 1:
+    checked_seed(seed)
+    if not checkpoints or not 0 < number(lr, "lr") < inf or whole(batch, "batch") < 1:
         raise ValueError(
-            f"{len(checkpoints)} checkpoints, lr={lr!r}, batch={batch!r}: give one or more, a learning rate above 0 "
-            "and a batch of 1 or more; take 0.03 and 256."
+            f"{counted(len(checkpoints), 'checkpoint')}, lr={lr!r}, batch={batch!r}: give one or more, a learning "
+            "rate above 0 and a batch of 1 or more; take 0.03 and 256."
         )
     rows: list[tuple] = []
     for step in sorted(checkpoints):

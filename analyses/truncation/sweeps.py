@@ -19,10 +19,11 @@ from analyses import recall
 from analyses.recall.task import RecallTask
 from analyses.recall.training import TrainingRun
 from analyses.truncation.curves import RHOS, Curve, Source, curve
-from analyses.truncation.prompts import Prompts, Tracked
+from analyses.truncation.prompts import Tracked
 from analyses.truncation.recall import swept
 from hooks import place_of
 from surgery import sites as sites_of
+from surgery.arguments import shown
 
 Weights: TypeAlias = Mapping[str, Float[Tensor, "row column"]]
 Checkpoints: TypeAlias = TrainingRun | Mapping[int, Weights | nn.Module | Callable[[], nn.Module]]
@@ -128,6 +129,7 @@ def sweep(
     *,
     track: Mapping[str, Tracked] | None = None,
     generic: str | int | None = None,
+    prepend_bos: bool | None = None,
     sequences: int = 128,
     seed: int = 0,
     batch_size: int = 64,
@@ -149,6 +151,7 @@ def sweep(
         rhos: fractions of the full rank, 0 to 1.
         track: what is tracked after prompts.
         generic: short for `track={"generic": ...}`.
+        prepend_bos: of prompts; overrides `model.cfg.default_prepend_bos`.
         sequences: of the recall experiment.
 
     Raises:
@@ -161,6 +164,13 @@ def sweep(
         raise ValueError(
             "there are no checkpoints: give {training step: weights or model}, or train with checkpoints=(0, 50, ...)."
         )
+    if isinstance(task, RecallTask) and (track or generic is not None or prepend_bos is not None):
+        raise ValueError(
+            "track, generic and prepend_bos are given with a RecallTask, which says by itself what is tracked: they go "
+            "with prompts. Leave them out."
+        )
+    if isinstance(sites, Mapping):
+        raise TypeError(f"sites={shown(sites)}: give a pattern of matrices, or a list of patterns.")
     patterns = [sites] if isinstance(sites, str) else list(sites)
     shapes: dict[int, dict[str, tuple[int, int]]] = {}
     frames = []
@@ -173,7 +183,7 @@ def sweep(
             model = _model(held[step], step)
             places = {site: place_of(model, site) for site in sites_of(model, patterns)}
             _same_shapes(shapes, step, {site: (place.d_in, place.d_out) for site, place in places.items()})
-            settings = {} if isinstance(task, Prompts) else {"track": track, "generic": generic}
+            settings = {"track": track, "generic": generic, "prepend_bos": prepend_bos}
             frame = _long(curve(model, task, patterns, rhos=rhos, batch_size=batch_size, progress=False, **settings))
         frames.append(frame.assign(step=step))
     columns = ["step", "end", "site", "rho", "metric", "value", "stderr"]
@@ -203,8 +213,8 @@ def study(
     Raises:
         ValueError: if there are no seeds, or as `recall.train` and `sweep`.
     """
-    if not seeds:
-        raise ValueError("there are no seeds: give one or more, for instance (0, 1, 2).")
+    if isinstance(seeds, int | str) or not seeds:
+        raise ValueError(f"seeds={seeds!r}: give one or more in a list, for instance (0, 1, 2).")
     wanted = sorted({step for step in checkpoints if step <= steps} | {steps})
     chosen = sites if sites is not None else [s for s in RECALL_SITES if any(mlps) or ".mlp." not in s]
     sweeps, losses = {}, {}
