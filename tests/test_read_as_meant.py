@@ -165,7 +165,7 @@ edits = st.one_of(
     st.integers(0, RANK).map(lambda k: (KeepBottom(rank=k), np.arange(RANK) >= RANK - k)),
     st.integers(0, RANK).map(lambda k: (KeepTop(rho=k / RANK), np.arange(RANK) < k)),
     st.sets(st.integers(0, RANK - 1)).map(lambda c: (Drop(sorted(c)), ones_but(sorted(c), 0.0))),
-    index.map(lambda i: (Drop(i), ones_but(i, 0.0))),
+    index.map(lambda i: (Drop([i]), ones_but(i, 0.0))),
     spans.map(lambda b: (Drop(written(b)), ones_but(slice(*b), 0.0))),
     spans.map(lambda b: (Keep(written(b)), 1 - ones_but(slice(*b), 0.0))),
     st.tuples(index, gain).map(lambda g: (Scale({g[0]: g[1]}), ones_but(*g))),
