@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from analyses import scoring, tasks
 from analyses.scoring import Batch, Contains, Likeliest, StartsWith
+from analyses.scoring.batches import _share
+from analyses.scoring.scores import UNDECIDED
 from analyses.tasks import AnswerItem, ChoiceItem, MinimalPair, Task
-from analyses.tasks.batches import _share
-from analyses.tasks.scores import UNDECIDED
 
 N = 50
 HOSTS: dict[str, Callable[[], nn.Module]] = {
@@ -639,7 +639,7 @@ def test_one_cluster_alone_is_no_evidence_of_a_change() -> None:
 def test_a_list_of_items_is_scored_as_a_task() -> None:
     model, task = bridge_with(None), answers_for(bridge_with(None))
     assert scoring.score(model, list(task.items)).log_probs.tolist() == scoring.score(model, task).log_probs.tolist()
-    assert len(tasks.scorable(model, list(task.items))) == len(task)
+    assert len(scoring.scorable(model, list(task.items))) == len(task)
 
 
 # Plain text
@@ -676,7 +676,7 @@ def test_the_loss_on_a_text_predicts_every_token_once(host: object) -> None:
 
 @given(st.integers(2, 40), st.integers(2, 12), st.booleans())
 def test_windows_cover_a_text_exactly(length: int, context: int, begins: bool) -> None:
-    from analyses.tasks.texts import _windows
+    from analyses.scoring.texts import _windows
 
     ids = tuple(range(10, 10 + length))
     windows = _windows(ids, context, 1 if begins else None)
@@ -794,5 +794,5 @@ def test_a_story_model_tells_its_story_and_knows_its_grammar() -> None:
     pairs = Task("grammar", tuple(map(MinimalPair, good, bad)))
     assert scoring.score(model, pairs).accuracy == 1.0
     assert scoring.text_loss(model, " ".join(good)) < scoring.text_loss(model, " ".join(bad))
-    facts = tasks.scorable(model, tasks.ioi(20, seed=0))
+    facts = scoring.scorable(model, tasks.ioi(20, seed=0))
     assert len(facts) + len(facts.unscorable) == 20

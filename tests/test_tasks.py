@@ -21,9 +21,9 @@ from tiny_tokenizers import (
 from torch import nn
 
 from analyses import tasks
+from analyses.scoring.tokenizer import vocabulary
+from analyses.scoring.tokens import tokenise
 from analyses.tasks import AnswerItem, ChoiceItem, MinimalPair, Task
-from analyses.tasks.spelling import vocabulary
-from analyses.tasks.tokens import tokenise
 
 HOSTS = [bridge_with, pytest.param(hooked_with, marks=pytest.mark.hooked)]
 
@@ -443,7 +443,7 @@ def test_nothing_unscorable_is_dropped_in_silence() -> None:
 
     model = bridge_with(wrapped(whole_words("a b c")))
     task = Task("t", tuple(answer("a", f" {word}", source=f"f:{n}") for n, word in enumerate("bzcyxwvuq")))
-    with pytest.raises(tasks.UnscorableItems) as error:
+    with pytest.raises(scoring.UnscorableItems) as error:
         scoring.score(model, task)
     assert str(error.value).startswith(
         "7 of the 9 items of task 't' cannot be scored with this model:\n  f:1: the tokenizer"
@@ -452,11 +452,11 @@ def test_nothing_unscorable_is_dropped_in_silence() -> None:
         error.value
     )
     assert [item.where for item in error.value.items] == ["f:1", "f:3", "f:4", "f:5", "f:6", "f:7", "f:8"]
-    rest = tasks.scorable(model, task)
+    rest = scoring.scorable(model, task)
     assert [item.source for item in rest] == ["f:0", "f:2"] and rest.unscorable == error.value.items
     summary = scoring.score(model, rest).summary()
     assert (summary.n_items, summary.n_unscorable) == (2, 7)
-    assert tasks.scorable(model, rest) == rest
+    assert scoring.scorable(model, rest) == rest
 
 
 @pytest.mark.skipif("SURGERY_STORY_MODEL" not in os.environ, reason="SURGERY_STORY_MODEL names no model")

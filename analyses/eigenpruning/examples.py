@@ -15,9 +15,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from analyses import metrics
-from analyses.tasks.batches import encode, pad
+from analyses.scoring.batches import encode, pad
+from analyses.scoring.tokenizer import Ids
 from analyses.tasks.items import AnswerItem, Item, MinimalPair, Text
-from analyses.tasks.spelling import Ids
 from analyses.tasks.task import Task
 
 Corrupt = Literal["shuffle", "previous"] | Mapping[Text, Text] | Sequence[tuple[Text, Text]]

@@ -23,7 +23,7 @@ from analyses.scoring import (
     read,
     text_loss_encoded,
 )  # fmt: skip
-from analyses.tasks.spelling import Ids
+from analyses.scoring.tokenizer import Ids
 from analyses.tasks.task import Task
 from hooks import Site, host_of
 from hooks.replay import Recording

@@ -15,7 +15,6 @@ from analyses.tasks.generators import addition, greater_than, ioi, multiplicatio
 from analyses.tasks.items import AnswerItem, ChoiceItem, Item, MinimalPair, Text, Unscorable
 from analyses.tasks.readers import from_csv, from_datasets, from_jsonl, from_records
 from analyses.tasks.task import Splits, Task
-from analyses.tasks.tokens import UnscorableItems, scorable
 
 __all__ = [
     "AnswerItem",
@@ -27,7 +26,6 @@ __all__ = [
     "TaskFileError",
     "Text",
     "Unscorable",
-    "UnscorableItems",
     "addition",
     "from_bigbench",
     "from_blimp",
@@ -41,5 +39,4 @@ __all__ = [
     "ioi",
     "multiplication",
     "recall",
-    "scorable",
 ]

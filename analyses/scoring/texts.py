@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from analyses.tasks.batches import Batch, pad
-from analyses.tasks.spelling import Ids, text_ids, vocabulary
+from analyses.scoring.batches import Batch, pad
+from analyses.scoring.tokenizer import Ids, text_ids, vocabulary
 from surgery.arguments import shown, whole
 
 

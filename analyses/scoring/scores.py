@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses.tasks.batches import EncodedTask
+from analyses.scoring.batches import EncodedTask
+from analyses.scoring.tokenizer import Ids
 from analyses.tasks.items import Text
-from analyses.tasks.spelling import Ids
 from analyses.tasks.task import Task
 from surgery.arguments import counted, whole
 

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses.tasks.batches import Continuations, EncodedTask
+from analyses.scoring.batches import Continuations, EncodedTask
+from analyses.scoring.logit_readings import Readings
+from analyses.scoring.rules import Contains, Likeliest, Per, StartsWith
+from analyses.scoring.scores import NO_CLASS, UNDECIDED, Scores
+from analyses.scoring.tokenizer import Ids
 from analyses.tasks.items import Text
-from analyses.tasks.readings import Readings
-from analyses.tasks.rules import Contains, Likeliest, Per, StartsWith
-from analyses.tasks.scores import NO_CLASS, UNDECIDED, Scores
-from analyses.tasks.spelling import Ids
 
 
 def judge(encoded: EncodedTask, readings: Readings, generated: Sequence[Ids] = ()) -> Scores:

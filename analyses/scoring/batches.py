@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from analyses.scoring.rules import Rule, rule_for
+from analyses.scoring.tokenizer import Ids, Vocabulary, vocabulary
+from analyses.scoring.tokens import Continuation, TokenisedItem, UnscorableItems, tokenise
 from analyses.tasks.items import Item, Text
-from analyses.tasks.rules import Rule, rule_for
-from analyses.tasks.spelling import Ids, Vocabulary, vocabulary
 from analyses.tasks.task import Task, as_task
-from analyses.tasks.tokens import Continuation, TokenisedItem, UnscorableItems, tokenise
 from surgery.arguments import whole
 
 PaddingSide: TypeAlias = Literal["right", "left"]

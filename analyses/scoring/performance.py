@@ -1,9 +1,4 @@
-"""How well a model does a task, and what it loses elsewhere.
-
-Three steps, each usable alone: `encode` turns a task into batches once for a model; a *forward* gives the logits at a
-batch's places; `read` and `judge` turn logits into scores. Whoever can compute the same logits more cheaply passes
-their own forward to `score_encoded`. The models are causal: what begins another sequence is read off that one.
-"""
+"""Scores of a task and the loss on a text: encode, run, judge."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,48 +7,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from analyses.tasks.batches import Batch, EncodedTask, PaddingSide, encode
-from analyses.tasks.comparison import Change, Comparison, bootstrap, compare, mcnemar
+from analyses.scoring.batches import EncodedTask, PaddingSide, encode
+from analyses.scoring.logit_readings import Forward, forward, generate, log_probs, read
+from analyses.scoring.rules import Rule
+from analyses.scoring.scores import Scores
+from analyses.scoring.texts import EncodedText, encode_text
+from analyses.scoring.verdicts import judge
 from analyses.tasks.items import Item
-from analyses.tasks.judgement import judge
-from analyses.tasks.readings import Forward, Readings, forward, generate, log_probs, ranks, read
-from analyses.tasks.rules import Contains, Likeliest, Rule, StartsWith
-from analyses.tasks.scores import Scores, Summary
 from analyses.tasks.task import Task
-from analyses.tasks.texts import EncodedText, encode_text
-from analyses.tasks.tokens import UnscorableItems
-
-__all__ = [
-    "Batch",
-    "Change",
-    "Comparison",
-    "Contains",
-    "EncodedTask",
-    "EncodedText",
-    "Forward",
-    "Likeliest",
-    "Readings",
-    "Rule",
-    "Scores",
-    "StartsWith",
-    "Summary",
-    "UnscorableItems",
-    "bootstrap",
-    "compare",
-    "encode",
-    "encode_text",
-    "forward",
-    "generate",
-    "judge",
-    "log_probs",
-    "mcnemar",
-    "ranks",
-    "read",
-    "score",
-    "score_encoded",
-    "text_loss",
-    "text_loss_encoded",
-]
 
 
 def score(
@@ -76,7 +37,7 @@ def score(
         prepend_bos: overrides `model.cfg.default_prepend_bos`.
 
     Raises:
-        UnscorableItems: if there are items that this model cannot be asked; `tasks.scorable` leaves them out in the
+        UnscorableItems: if there are items that this model cannot be asked; `scoring.scorable` leaves them out in the
             open.
         TypeError: if the task is none, such as Splits, of which one part is scored at a time.
         ValueError: if the task is empty, the rule is not for items of its kind, or a setting is impossible.

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from analyses.scoring.tokenizer import Ids, Speller, Unspellable, Vocabulary, vocabulary
 from analyses.tasks.items import Item, MinimalPair, Text, Unscorable
-from analyses.tasks.spelling import Ids, Speller, Unspellable, Vocabulary, vocabulary
 from analyses.tasks.task import Task, as_task
 from surgery.arguments import counted, whole
 
@@ -48,7 +48,7 @@ class UnscorableItems(ValueError):
         super().__init__(
             f"{len(items)} of the {counted(len(task), 'item')} of task {task.name!r} cannot be scored with this "
             f"model:\n{shown}{more}\nEvery item of a task is scored. "
-            "Correct them, or leave them out in the open with tasks.scorable(model, task)."
+            "Correct them, or leave them out in the open with scoring.scorable(model, task)."
         )
 
 

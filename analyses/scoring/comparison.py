@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.tasks.scores import Scores
+from analyses.scoring.scores import Scores
 from surgery.arguments import counted, number, whole
 from surgery.arguments import seed as checked_seed
 

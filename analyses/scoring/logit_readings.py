@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from analyses.tasks.batches import Batch, EncodedTask, pad
-from analyses.tasks.spelling import Ids
+from analyses.scoring.batches import Batch, EncodedTask, pad
+from analyses.scoring.tokenizer import Ids
 
 Forward: TypeAlias = Callable[[Batch], Tensor]
 """From a batch to logits `[place, d_vocab]`."""
