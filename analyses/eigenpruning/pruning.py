@@ -94,8 +94,8 @@ class Pruning:
     def __repr__(self) -> str:
         base = self.scores["base"]
         lines = [
-            f"eigenpruning: {self.chosen.n_components} of {counted(self.attribution.n_components, 'component')} removed "
-            f"({self.fraction:.3g}, budget {self.budget}), compensation {self.compensation}",
+            f"eigenpruning: {self.chosen.n_components} of {counted(self.attribution.n_components, 'component')} "
+            f"removed ({self.fraction:.3g}, budget {self.budget}), compensation {self.compensation}",
             f"scored on {counted(self.attribution.n_examples, 'item')} by {self.attribution.reduce}, "
             f"reported on {counted(len(base), 'other')}; 95 % intervals",
             f"{'variant':<20} {'accuracy':>8}  {'change of accuracy':<27} {'log-loss':>8}  {'p(correct)':>10} "
@@ -160,7 +160,7 @@ def prune(
         UnscorableItems: if there are items that this model cannot be asked.
         SiteError: if a pattern names no editable matrix.
     """
-    patterns = sites if isinstance(sites, str | Mapping) else list(sites)
+    patterns = list(sites) if isinstance(sites, Iterable) and not isinstance(sites, str | Mapping) else sites
     check_compensation(compensation)
     check_budget(budget)
     whole(random_controls, "random_controls")
