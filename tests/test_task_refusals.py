@@ -134,6 +134,16 @@ CASES = {
     "arithmetic.ArithmeticTask(alpha='half')": "alpha='half': give a number.",
     "arithmetic.train(model, arithmetic.ArithmeticTask(), steps=2.5)": "steps=2.5: give a whole number",
     "arithmetic.bridge(arithmetic.ArithmeticTask(), seed=None)": "seed=None: give a whole number",
+    # Chosen components, where all of a matrix are meant
+    "laser.search(model, task, {W: [0]})": "{'blocks.0.mlp.W_out': [0]} is not a pattern but of type dict",
+    "laser.compose(model, task, Selection({W: [0]}))": "Selection of 1 component",
+    "laser.effective_ranks(model, {W: [0]})": "{'blocks.0.mlp.W_out': [0]} is not a pattern but of type dict",
+    "eigenpruning.attribute(model, task, {W: [0]})": "{'blocks.0.mlp.W_out': [0]} is not a pattern but of type dict",
+    "eigenpruning.prune(model, task, Selection({W: [0]}))": "Selection of 1 component",
+    "eigenpruning.prune(model, task, 3)": "3 is not a pattern but of type int",
+    "eigenpruning.attribute(model, task, 3)": "3 is not a pattern but of type int",
+    "truncation.curve(model, task, {W: [0]})": "{'blocks.0.mlp.W_out': [0]} is not a pattern but of type dict",
+    "truncation.sweep({0: model}, task, 3)": "sites=3: give a pattern of matrices, or a list of patterns.",
     # What can be read in one way only is read.
     "len(scoring.score(model, list(items)))": "12",
     "len(task.take(torch.tensor([2, 0])))": "2",
@@ -146,6 +156,7 @@ import numpy, torch
 sys.path.insert(0, "tests")
 from tiny_tokenizers import bridge_with
 from analyses import arithmetic, eigenpruning, laser, recall, scoring, tasks, truncation
+from analyses.attribution.effects import Selection
 from analyses.tasks import AnswerItem, ChoiceItem, MinimalPair, Splits, Task
 from surgery import KeepTop
 

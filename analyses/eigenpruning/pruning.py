@@ -160,7 +160,7 @@ def prune(
         UnscorableItems: if there are items that this model cannot be asked.
         SiteError: if a pattern names no editable matrix.
     """
-    patterns = sites if isinstance(sites, str | Mapping) else list(sites)
+    patterns = list(sites) if isinstance(sites, Iterable) and not isinstance(sites, str | Mapping) else sites
     check_compensation(compensation)
     check_budget(budget)
     whole(random_controls, "random_controls")

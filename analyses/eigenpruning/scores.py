@@ -182,7 +182,7 @@ def attribute(
     task = as_task(task)
     examples = examples_of(model, task, corrupt=corrupt, seed=checked_seed(seed), prepend_bos=prepend_bos)
     loss = metrics.loss(examples.labels)
-    patterns = sites if isinstance(sites, str | Mapping) else list(sites)
+    patterns = list(sites) if isinstance(sites, Iterable) and not isinstance(sites, str | Mapping) else sites
     sites_of(model, patterns)  # Every component of the matrices is scored: chosen ones are refused here.
     question = ask(
         model, examples.tokens, loss, patterns, svds=svds, attention_mask=examples.mask, batch_size=batch_size,

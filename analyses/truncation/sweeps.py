@@ -169,7 +169,7 @@ def sweep(
             "track, generic and prepend_bos are given with a RecallTask, which says by itself what is tracked: they go "
             "with prompts. Leave them out."
         )
-    if isinstance(sites, Mapping):
+    if isinstance(sites, Mapping) or not isinstance(sites, Iterable):
         raise TypeError(f"sites={shown(sites)}: give a pattern of matrices, or a list of patterns.")
     patterns = [sites] if isinstance(sites, str) else list(sites)
     shapes: dict[int, dict[str, tuple[int, int]]] = {}
