@@ -7,6 +7,7 @@ nobody catch what strikes before the first line of `__exit__`; `remove_left_behi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import current_thread
 from types import TracebackType
 from typing import Generic, Literal, TypeVar, final
 
@@ -69,9 +70,11 @@ class Temporary(Generic[T]):
     def __init__(self, things: Sequence[Hook | Forward], value: T = None) -> None:
         self.things = tuple(things)
         self.value = value
+        self._thread = current_thread()
 
     def __enter__(self) -> T:
         try:
+            self._thread = current_thread()
             if self.things:
                 _in_use[id(self)] = self
             for thing in self.things:
@@ -94,10 +97,11 @@ class Temporary(Generic[T]):
             thing.take_off()
         _in_use.pop(id(self), None)
 
-    def is_on(self, model: nn.Module) -> bool:
-        """Whether something of this was put on a part of the model."""
+    def is_left_on(self, model: nn.Module) -> bool:
+        """Whether this was put on a part of the model, by this thread or by one that has ended."""
         parts = set(map(id, model.modules()))
-        return any(id(thing.module) in parts for thing in self.things)
+        elsewhere = self._thread is not current_thread() and self._thread.is_alive()
+        return not elsewhere and any(id(thing.module) in parts for thing in self.things)
 
 
 def together(*several: Temporary) -> Temporary[None]:
@@ -108,7 +112,7 @@ def together(*several: Temporary) -> Temporary[None]:
 def remove_left_behind(model: nn.Module) -> None:
     """Take everything temporary off the model: what an interrupt at the first line of an `__exit__` has left there."""
     for temporary in list(_in_use.values()):
-        if temporary.is_on(model):
+        if temporary.is_left_on(model):
             temporary.__exit__(None, None, None)
 
 
