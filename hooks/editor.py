@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hooks.hosts import host_of
 from hooks.places import Place
-from hooks.slots import EditedModelError, Shadow, Slot, check_fits, refuse_moved_shadow
+from hooks.slots import EditedModelError, Shadow, Slot, check_fits, refuse_loading, refuse_moved_shadow
 from hooks.temporary import remove_hooks
 
 _REPROCESSING = (
@@ -75,6 +75,8 @@ class Editor:
         reader = _reader(slot)
         if refuse_moved_shadow not in reader._forward_pre_hooks.values():
             reader.register_forward_pre_hook(refuse_moved_shadow)
+        if not _loading_hooks(slot.owner):
+            slot.owner.register_load_state_dict_pre_hook(refuse_loading)
         shadow.install()
 
     def is_shown(self, slot: Slot) -> bool:
@@ -87,12 +89,12 @@ class Editor:
         return slot.mirrors is None and slot.key not in self._shadows and isinstance(over, Tensor)
 
     def is_another_models(self, slot: Slot) -> bool:
-        """Whether the editor of another model, which shares the module, has laid something over the slot."""
-        return any(editor is not self and editor.has_laid(slot) for editor in list(_editors.values()))
+        """Whether the editor of another model, which shares the module, has edited the slot."""
+        return any(editor is not self and editor.has_edited(slot) for editor in list(_editors.values()))
 
-    def has_laid(self, slot: Slot) -> bool:
-        """Whether a shadow of this editor lies over the slot."""
-        return slot.key in self._shadows and self._shadows[slot.key].is_in_place
+    def has_edited(self, slot: Slot) -> bool:
+        """Whether this editor shows something over the slot, or has written into it."""
+        return slot.key in self._originals or (slot.key in self._shadows and self._shadows[slot.key].is_in_place)
 
     def hide(self, slot: Slot) -> None:
         """Take back what `show` laid over the slot, if anything."""
@@ -103,6 +105,8 @@ class Editor:
         reader = _reader(slot)
         if not any(key != slot.key and _reader(other.slot) is reader for key, other in self._shadows.items()):
             remove_hooks(reader, "input", refuse_moved_shadow)
+        if not any(key != slot.key and key[0] == slot.key[0] for key in self._shadows):
+            _allow_loading(slot.owner)
         del self._shadows[slot.key]
 
     def write(self, new: Iterable[tuple[Slot, Tensor]]) -> None:
@@ -185,6 +189,7 @@ def strip(model: nn.Module) -> None:
             if not editor.is_another_models(slot):
                 slot.strip()
                 remove_hooks(_reader(slot), "input", refuse_moved_shadow)
+                _allow_loading(slot.owner)
     unguard(model)
 
 
@@ -204,6 +209,16 @@ def _slots(place: Place) -> Iterable[Slot]:
 
 def _reader(slot: Slot) -> nn.Module:
     return slot.owner if slot.reader is None else slot.reader
+
+
+def _loading_hooks(owner: nn.Module) -> list[int]:
+    hooks = owner._load_state_dict_pre_hooks
+    return [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is refuse_loading]
+
+
+def _allow_loading(owner: nn.Module) -> None:
+    for key in _loading_hooks(owner):
+        owner._load_state_dict_pre_hooks.pop(key, None)
 
 
 def _guarded(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:

@@ -128,6 +128,15 @@ def refuse_moved_shadow(module: nn.Module, args: object) -> None:
                 )
 
 
+def refuse_loading(module: nn.Module, *_args: object) -> None:
+    """Hook of every module that holds an edited weight: what is loaded beneath a shadow would not be seen."""
+    raise EditedModelError(
+        f"load_state_dict() would rewrite the weights of a {type(module).__name__} under an active edit, which "
+        "was made for the weights as they are; modules before it have been loaded. Undo the edit first "
+        "(operation.undo() or surgery.undo_all(model)), load the weights, and apply it again."
+    )
+
+
 def check_fits(slot: Slot, tensor: Tensor) -> None:
     """Refuse a tensor that cannot stand in for what the slot holds.
 

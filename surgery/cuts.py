@@ -81,7 +81,7 @@ def _total(decomposition: Decomposition) -> int:
 
 
 @final
-@by_name_only("rank=10 or rho=0.1")
+@by_name_only("rank=10")
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class KeepTop(ByRank):
     """Keep the strongest components: the low-rank approximation of LASER (arXiv:2312.13558).
@@ -103,7 +103,7 @@ class KeepTop(ByRank):
 
 
 @final
-@by_name_only("rank=10 or rho=0.1")
+@by_name_only("rank=10")
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DropTop(ByRank):
     """Remove the components that `KeepTop` with the same arguments keeps: its exact complement."""
@@ -131,7 +131,7 @@ class _Bottom(ByRank):
 
 
 @final
-@by_name_only("rank=10 or rho=0.1")
+@by_name_only("rank=10")
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class KeepBottom(_Bottom):
     """Keep the weakest components only: as many as the same arguments of `KeepTop` would keep of the strongest.
@@ -151,7 +151,7 @@ class KeepBottom(_Bottom):
 
 
 @final
-@by_name_only("rank=10 or rho=0.1")
+@by_name_only("rank=10")
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DropBottom(_Bottom):
     """Remove the components that `KeepBottom` with the same arguments keeps: its exact complement."""

@@ -215,7 +215,7 @@ def _put_in_force(
             warn_of_repeated(operation.changes, _changes(active(model)))
             if written:
                 refuse_learned(operation.changes)
-                check_not_tied(model, operation.changes)
+                check_writable(model, operation.changes)
             after = [*active(model), operation]
             edited = _state(model, operation, after)
             _remember(model, after)  # before anything is changed: what is remembered can be undone
@@ -267,16 +267,22 @@ def check_in_force(model: nn.Module, new: Sequence[Change]) -> None:
                 )
 
 
-def check_not_tied(model: nn.Module, new: Sequence[Change]) -> None:
-    """Refuse to write into parameters that another matrix of the model shares, which would change along.
+def check_writable(model: nn.Module, new: Sequence[Change]) -> None:
+    """Refuse parameters that cannot be written to, or that another matrix of the model shares and would change along.
 
     Raises:
-        ValueError: naming both matrices.
+        ValueError: naming the matrices.
     """
     host = host_of(model)
     touched = {change.site.joint for change in new}
     slots = [(site, slot) for site in host.joint_sites() for slot in host.place(site).slots]
     for site, slot in slots:
+        held = slot.registered()
+        if site in touched and held is not None and held.is_inference():
+            raise ValueError(
+                f"the parameter of '{site}' was made in inference mode, and cannot be written to: use surgery.apply, "
+                "or load the model outside torch.inference_mode()."
+            )
         for other, another in slots:
             if site in touched and other != site and slot.is_tied_to(another):
                 raise ValueError(

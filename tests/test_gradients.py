@@ -2,6 +2,7 @@ import models
 import pytest
 import removal
 import torch
+from models import borrowed, build, tokens
 
 import surgery
 from analyses import attribution, metrics
@@ -170,3 +171,34 @@ def test_logits_are_computed_only_where_the_metric_reads_them(kind: str):
         attribution.by_ablation(model, tokens, difference(), "blocks.0.mlp.W_out", progress=False)
         watch.remove()
     assert set(unembedded) == {1}
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_computed_whatever_the_caller_s_mode(around) -> None:
+    with borrowed("bridge gpt2") as model:
+        labels = metrics.next_token_labels(tokens())
+        asked = (model, tokens(), metrics.loss(labels), "blocks.0.mlp.W_out")
+        methods = (attribution.by_gradient, attribution.by_fisher, attribution.by_curvature)
+        plain = [method(*asked, progress=False)[asked[3]] for method in methods]
+        with around():
+            here = [method(*asked, progress=False)[asked[3]] for method in methods]
+            path = attribution.by_path(*asked[:3], {asked[3]: Drop([0])}, progress=False)
+        for one, other in zip(plain, here, strict=True):
+            torch.testing.assert_close(one, other)
+        assert path.residual < 0.1
+        assert torch.is_grad_enabled()
+
+
+def test_parameters_made_in_inference_mode_are_refused_in_words() -> None:
+    with torch.inference_mode():
+        model = build("bridge gpt2")
+    with pytest.raises(ValueError, match="made in inference mode, where torch computes no gradients: use by_ablation"):
+        attribution.by_gradient(model, tokens(), metrics.logit(3), "blocks.0.mlp.W_out", progress=False)
+
+
+def test_the_fisher_diagonal_of_what_is_no_loss_is_refused_in_words() -> None:
+    with (
+        borrowed("bridge gpt2") as model,
+        pytest.raises(ValueError, match="the Fisher diagonal is that of a loss"),
+    ):
+        attribution.by_fisher(model, tokens(), metrics.logit(3), "blocks.0.mlp.W_out")

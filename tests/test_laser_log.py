@@ -146,7 +146,7 @@ def test_the_log_of_another_search_is_refused(tmp_path: Path, changed: dict, wha
     log = tmp_path / "log"
     search(log)
     before = log.read_bytes()
-    with pytest.raises(LogError, match=f"is the log of another search, with another {what}: only the same search"):
+    with pytest.raises(LogError, match=f"is the log of another search, which differs in {what}: only the same search"):
         search(log, **changed)
     assert log.read_bytes() == before
 
@@ -157,7 +157,7 @@ def test_a_race_in_another_order_is_another_search(tmp_path: Path) -> None:
         first = laser.search(model, parts, rhos=RHOS, strategy="screened", seed=0, log=log, **QUIET)
         again = laser.search(model, parts, rhos=RHOS, strategy="screened", seed=0, log=log, **QUIET)
         assert again.to_dataframe().equals(first.to_dataframe())
-        with pytest.raises(LogError, match="with another seed"):
+        with pytest.raises(LogError, match="which differs in seed"):
             laser.search(model, parts, rhos=RHOS, strategy="screened", seed=1, log=log, **QUIET)
         exhaustive = [laser.search(model, parts, rhos=RHOS, seed=n, log=tmp_path / "other", **QUIET) for n in (0, 1)]
     assert exhaustive[0].spec == exhaustive[1].spec
@@ -184,12 +184,12 @@ def test_another_task_or_another_model_is_another_search(tmp_path: Path) -> None
     log = tmp_path / "log"
     search(log)
     with borrowed("bridge gpt2") as model:
-        with pytest.raises(LogError, match=r"with another task: .* Give the path of a new file"):
+        with pytest.raises(LogError, match=r"which differs in task: .* Give the path of a new file"):
             laser.search(model, parts_of(made(seed=1)), rhos=RHOS, log=log, **QUIET)
         mark = model_fingerprint(model)
         with surgery.apply(model, {"blocks.0.mlp.W_in": KeepTop(rho=0.5)}, progress=False):
             assert model_fingerprint(model) != mark
-            with pytest.raises(LogError, match="with another model"):
+            with pytest.raises(LogError, match="which differs in model"):
                 laser.search(model, parts_of(made()), rhos=RHOS, log=log, **QUIET)
         bias = model.ln_final.original_component.bias
         was = bias[0].item()

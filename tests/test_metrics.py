@@ -452,3 +452,13 @@ def test_check_returns_good_values_and_infinite_ones() -> None:
     assert metrics.check(values, 2) is values
     with pytest.raises(ValueError, match=r"^the metric returned torch.float32 of shape \(2,\): .* shape \(3,\)"):
         metrics.check(values, 3)
+
+
+def test_a_reference_computed_without_the_mask_of_left_padding_is_refused() -> None:
+    tokens, mask = torch.ones(2, 4, dtype=torch.long), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    reference = torch.randn(2, 4, 9)
+    with pytest.raises(ValueError, match="or computed without the mask of the padding before them"):
+        metrics.kl_from(reference).bind(torch.nn.Identity(), tokens, mask)
+    metrics.kl_from(reference, attention_mask=mask).bind(torch.nn.Identity(), tokens, mask)
+    last = torch.tensor([1, 3])  # padding on the right changes nothing before it
+    metrics.kl_from(reference, position=last).bind(torch.nn.Identity(), tokens, mask.flip(1))

@@ -37,6 +37,12 @@ class Paper(Host):
     def weight_state(self) -> str:
         return "raw"
 
+    def _missing(self, site: Site) -> str | None:
+        return None
+
+    def _stored(self, site: Site) -> tuple:
+        raise NotImplementedError
+
     def _joint_place(self, site: Site) -> Place:
         raise NotImplementedError
 

@@ -136,7 +136,7 @@ def test_ids_are_asked_for_where_the_prompt_ends(make: Callable, prompt: str, to
     ids = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if model.tokenizer.unk_token_id in ids:
         return  # refused, and tested elsewhere
-    scores = scoring.score(model, Task("t", (AnswerItem(prompt, ((token,),)),)), prepend_bos=False, progress=False)
+    scores = scoring.score(model, Task("t", (AnswerItem(prompt, ((token,),)),)), prepend_bos=False)
     with torch.no_grad():
         expected = model.original_model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)[token]
     assert scores.log_probs.item() == pytest.approx(float(expected), abs=1e-4)

@@ -37,9 +37,8 @@ CASES = {
     "Drop(torch.tensor(2))": "Drop(2) could mean component 2 or 2 components: write Drop([2]) for the one, "
     "DropTop(rank=2) for the strongest 2.",
     "Drop('3-6')": "Drop was given '3-6' as a component: components are integers or slices such as '5:8'.",
-    "KeepTop(10)": "KeepTop(10) does not say what 10 is: give it by name, such as KeepTop(rank=10 or rho=0.1).",
-    "DropBottom(.1)": "DropBottom(0.1) does not say what 0.1 is: give it by name, such as DropBottom(rank=10 or "
-    "rho=0.1).",
+    "KeepTop(10)": "KeepTop(10) does not say what 10 is: give it by name, such as KeepTop(rank=10).",
+    "DropBottom(.1)": "DropBottom(0.1) does not say what 0.1 is: give it by name, such as DropBottom(rank=10).",
     "RandomComponents(0, 5)": "RandomComponents(0, 5) does not say what 0 is: give it by name, such as "
     "RandomComponents(seed=0, count=10).",
     "KeepTop(energy=95)": "KeepTop was given energy=95: give a fraction, from 0 to 1.",

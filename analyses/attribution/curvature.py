@@ -26,7 +26,14 @@ from tqdm.auto import tqdm
 
 from analyses import metrics
 from analyses.attribution.effects import Effects
-from analyses.attribution.gradients import backward, check_connected, check_differentiable, metric_of, units_of
+from analyses.attribution.gradients import (
+    arithmetic,
+    backward,
+    check_connected,
+    check_differentiable,
+    metric_of,
+    units_of,
+)
 from analyses.attribution.question import Examples, Question, Sites, Target, ask
 from analyses.metrics import Metric
 from analyses.metrics.measures import Loss
@@ -36,7 +43,7 @@ from hooks import Site
 from hooks.temporary import Temporary, together
 from surgery import Decompositions
 from surgery.arguments import seed as whole_seed
-from surgery.arguments import whole
+from surgery.arguments import shown, whole
 
 Share = Literal["matrix", "type", "all"]
 FISHER_DRAWS = 4
@@ -136,7 +143,7 @@ def by_exact_curvature(
 def by_fisher(
     model: nn.Module,
     tokens: Tokens,
-    labels: Tensor,
+    labels: Tensor | Metric,
     sites: Sites = "*",
     *,
     draws: int = 4,
@@ -157,8 +164,13 @@ def by_fisher(
         SiteError: if a pattern names no editable matrix.
     """
     draws, seed = whole(draws, "draws", least=1), whole_seed(seed)
+    if not isinstance(labels, Tensor | Loss):
+        raise ValueError(
+            f"labels={shown(labels)}: the Fisher diagonal is that of a loss. Give labels [example pos], such as "
+            "metrics.next_token_labels(tokens), or metrics.loss(labels); for another metric use by_curvature."
+        )
     question = ask(
-        model, tokens, metrics.loss(labels), sites,
+        model, tokens, labels if isinstance(labels, Loss) else metrics.loss(labels), sites,
         svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
     )  # fmt: skip
     return _fisher(question, draws, seed, progress=progress)
@@ -214,17 +226,18 @@ def _second_order(question: Question, method: str, diagonal: Diagonal, *, passes
     baselines = []
     for chosen in tqdm(list(question.batches()), desc="curvature", unit="batch", delay=1, disable=not progress):
         part = question.take(chosen)
-        with _with_gains(question, len(chosen)) as gains:
-            values = metric_of(question, part, differentiable=True)
-        check_connected(question, values)
-        if part.metric.whole_batch:
-            _check_separate(part.metric, values, list(gains.values()))
-        baselines.append(values.detach())
-        found = torch.autograd.grad(values.sum(), list(gains.values()), create_graph=True, materialize_grads=True)
-        slopes = dict(zip(gains, found, strict=True))
-        for site, drawn in diagonal(slopes, gains):
-            rows[site].append((0.5 * drawn.mean(0) - slopes[site].detach()).cpu())
-            draws[site].append(0.5 * drawn.sum(1).cpu())
+        with arithmetic(True):
+            with _with_gains(question, len(chosen)) as gains:
+                values = metric_of(question, part, differentiable=True)
+            check_connected(question, values)
+            if part.metric.whole_batch:
+                _check_separate(part.metric, values, list(gains.values()))
+            baselines.append(values.detach())
+            found = torch.autograd.grad(values.sum(), list(gains.values()), create_graph=True, materialize_grads=True)
+            slopes = dict(zip(gains, found, strict=True))
+            for site, drawn in diagonal(slopes, gains):
+                rows[site].append((0.5 * drawn.mean(0) - slopes[site].detach()).cpu())
+                draws[site].append(0.5 * drawn.sum(1).cpu())
     noise = {
         str(site): (sum(parts) / question.n_examples).std(0) / len(parts[0]) ** 0.5  # type: ignore[union-attr]
         for site, parts in draws.items()

@@ -140,10 +140,11 @@ def backward(question: Question, part: Examples, *, direct: bool = False) -> Bac
         _tapped(joint, places[joint], narrow_input and not direct, found, wanted)
         for joint, narrow_input in _routes(question).items()
     )
-    with together(*taps):
+    _check_trainable(question.model)
+    with together(*taps), arithmetic(True):
         found.values = metric_of(question, part, differentiable=True)
-    check_connected(question, found.values)
-    gradients = torch.autograd.grad(found.values.sum(), [tensor for _, _, tensor in wanted], allow_unused=True)
+        check_connected(question, found.values)
+        gradients = torch.autograd.grad(found.values.sum(), [tensor for _, _, tensor in wanted], allow_unused=True)
     for (store, joint, tensor), gradient in zip(wanted, gradients, strict=True):
         store[joint] = torch.zeros_like(tensor) if gradient is None else gradient
     found.values = found.values.detach()
@@ -171,8 +172,23 @@ def logits_of(
 @contextmanager
 def arithmetic(differentiable: bool) -> Iterator[None]:
     """With or without a graph, whatever the caller's mode; attention in the form that can be differentiated twice."""
-    with torch.inference_mode(False), torch.set_grad_enabled(differentiable), sdpa_kernel(SDPBackend.MATH):
+    # The outer block changes nothing on the way in; on the way out it restores the mode where an interrupt strikes
+    # within the exit of the inner one, which would leave autograd off for good.
+    with (
+        torch.set_grad_enabled(torch.is_grad_enabled()),
+        torch.inference_mode(False),
+        torch.set_grad_enabled(differentiable),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         yield
+
+
+def _check_trainable(model: nn.Module) -> None:
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            "the model's parameters were made in inference mode, where torch computes no gradients: use by_ablation, "
+            "or load the model outside torch.inference_mode()."
+        )
 
 
 def inputs_of(question: Question, part: Examples) -> dict[Site, Float[Tensor, "example pos d_in"]]:

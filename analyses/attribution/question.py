@@ -82,6 +82,7 @@ class Question:
         together = self.examples.metric.whole_batch or has_hooks(self.model)
         yield from torch.arange(self.n_examples).split(self.n_examples if together else self.rows_per_pass())
 
+    @torch.inference_mode(False)
     def take(self, chosen: Int[Tensor, " row"]) -> Examples:
         """Some examples, in any order and as often as wanted."""
         here = self.examples

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.attribution.effects import Effects, Selection
+from analyses.attribution.question import Components, selection_of
 from surgery.arguments import counted, whole
 from surgery.arguments import seed as whole_seed
 
@@ -34,7 +35,9 @@ def by_strength(effects: Effects, k: int) -> Selection:
     return Selection(chosen, basis=effects.basis)
 
 
-def random_selection(effects: Effects, chosen: Selection, *, match: Match = "count", seed: int) -> Selection:
+def random_selection(
+    effects: Effects, chosen: Selection | Components, *, match: Match = "count", seed: int
+) -> Selection:
     """Other components of the same matrices, drawn at random: as many of each, or with as much energy.
 
     Energy is `Σ s_i²`: components are taken in random order, each if it brings the sum nearer to that of the chosen,
@@ -44,6 +47,7 @@ def random_selection(effects: Effects, chosen: Selection, *, match: Match = "cou
     Raises:
         ValueError: if a chosen matrix was not attributed, or not in this basis, or `match` is something else.
     """
+    chosen = selection_of(chosen, effects.basis, "chosen")
     _check_basis(effects, chosen)
     generator = torch.Generator().manual_seed(whole_seed(seed))
     drawn: dict[str, list[int]] = {}

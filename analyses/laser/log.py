@@ -203,9 +203,9 @@ def _check_header(path: Path, held: Mapping[str, object], header: Mapping[str, s
     differing = [name for name in header if held.get(name) != header[name]]
     if differing:
         raise LogError(
-            f"{path} is the log of another search, with another {', '.join(differing)}: only the same search goes on "
-            "from a log, and one with more or other candidates begins anew. Give the path of a new file, or repeat the "
-            "search that this one belongs to."
+            f"{path} is the log of another search, which differs in {', '.join(differing)}: only the same search "
+            "goes on from a log, and one with more or other candidates begins anew. Give the path of a new file, or "
+            "repeat the search that this one belongs to."
         )
 
 

@@ -18,7 +18,7 @@ from analyses.metrics.measures import (
     WordMetric,
 )
 from analyses.metrics.placement import Chosen, Mask, Position, Positions, kept, numbers, positions, rows_in
-from analyses.prompts import Tokens, mask_of, read
+from analyses.prompts import Tokens, mask_of, read, warn_if_padded
 from surgery.arguments import shown, whole
 
 Answer = int | str | Sequence[int] | Sequence[str] | Tensor
@@ -165,6 +165,8 @@ def kl_from_run(
             tokens, mask = read(cast(nn.Module, model), tokens, attention_mask)
         elif attention_mask is not None:
             mask = mask_of(attention_mask, tokens.shape).to(tokens.device)
+        elif isinstance(model, nn.Module):
+            warn_if_padded(model, tokens)
         chosen = positions(position, mask).resolve(tokens.shape[1])
         rows_in("the tokens and the positions", tokens, rows=chosen.n_examples)
         for at in torch.arange(len(tokens)).split(size or len(tokens)):

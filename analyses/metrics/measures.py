@@ -358,10 +358,13 @@ class KLDivergence(Metric):
             mask = attention_mask.to(chosen.index.device)
             index, weight = (x.expand(len(mask), -1) for x in (chosen.index, chosen.weight))
             wrong = (weight & ~mask.gather(1, index)).any(1)
+            if self.mask is None:  # padding before a text changes its logits, where nothing told the model of it
+                wrong |= ~mask[:, 0]
             if bool(wrong.any()):
                 raise ValueError(
-                    f"{self.name}: the reference of examples {numbers(wrong)} was read at padding. Make it with the "
-                    "attention_mask, metrics.kl_from(logits, attention_mask=...)."
+                    f"{self.name}: the reference of examples {numbers(wrong)} was read at padding, or computed without "
+                    "the mask of the padding before them. Make it with the attention_mask, "
+                    "metrics.kl_from_run(model, tokens, attention_mask=...)."
                 )
         return self
 

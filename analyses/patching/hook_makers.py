@@ -136,6 +136,9 @@ def scaling_hooks(
             f"{counted(len(axes.strengths), 'component')}. Give a column for each, or name the components."
         )
 
+    if not bool(gains.isfinite().all()):
+        raise ValueError(f"the gains of '{axes.place.site}' hold NaN or infinity: give finite numbers.")
+
     def scaled(now: Tensor) -> Tensor:
         if len(gains) not in (1, len(now)):
             raise ValueError(
