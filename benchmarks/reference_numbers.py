@@ -89,7 +89,7 @@ def of_the_papers() -> Iterator[tuple[str, list[float]]]:
         yield f"rank curve: {column}", curve[column].fillna(0.0).astype(float).tolist()
     pruned = eigenpruning.prune(model, items, progress=False)
     for name, scores in pruned.scores.items():
-        yield f"eigenpruning: {name}", [scores.accuracy, scores.log_loss]
+        yield f"eigenpruning: {name}", [scores.summary().accuracy, scores.summary().log_loss]
     with surgery.apply(model, {"blocks.*.mlp.W_*": KeepTop(rho=0.5)}, progress=False) as operation:
         report = operation.to_dataframe().select_dtypes("number")
     for column in report:

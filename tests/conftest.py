@@ -25,6 +25,7 @@ HAS_HOOKED_TRANSFORMER = int(version("transformer-lens").split(".")[0]) < 4
 # The same examples in every run, so that a failure is always met again: HYPOTHESIS_PROFILE=explore looks for new ones.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 

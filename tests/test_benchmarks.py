@@ -116,3 +116,28 @@ def test_peak_memory_sees_what_was_freed_again(benchmark) -> None:
 )
 def test_verdicts(benchmark, value: float, aim: float, at_most: bool, text: str) -> None:
     assert benchmark("timing").verdict(value, aim, at_most=at_most) == text
+
+
+def test_the_soak_counts_what_it_tried_and_stops_at_what_is_wrong(
+    benchmark, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soak = benchmark("soak")
+    soak.main(["--minutes", "0.01"])
+    printed = capsys.readouterr().out
+    for kind in ("operations", "edits from threads", "blocks under fire", "interrupts"):
+        assert re.search(rf"^ +[1-9]\d*  {kind}$", printed, re.MULTILINE), kind
+    monkeypatch.setattr(soak.surgery, "undo_all", lambda model: None)
+    with pytest.raises(soak.Wrong):
+        soak.soak(0.01, 0, "bridge")
+
+
+def test_reference_numbers_name_everything_that_is_not_the_same(benchmark) -> None:
+    before = {"same": [1.0, 2e6], "changed": [1.0, 2.0], "gone": [0.0], "longer": [1.0], "not a number": [1.0]}
+    now = {"same": [1 + 5e-7, 2e6 + 1], "changed": [1.0, 2.00001], "longer": [1.0, 1.0], "not a number": [float("nan")]}
+    assert benchmark("reference_numbers").differences({**now, "added": [1.0]}, before) == [
+        "changed: differs by up to 5e-06",
+        "longer: 2 numbers instead of 1",
+        "missing: gone",
+        "new: added",
+        "not a number: differs by up to nan",
+    ]
