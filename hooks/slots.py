@@ -45,10 +45,10 @@ class Slot:
             return self.mirrors.registered()
         return self.owner._parameters[self.name]
 
-    def is_tied_to(self, other: "Slot") -> bool:
-        """Whether the two parameters are one."""
-        mine = _memory(self.registered())
-        return mine is not None and mine == _memory(other.registered())
+    @property
+    def memory(self) -> int | None:
+        """Where the parameter lies in memory: two slots of one parameter have this in common."""
+        return _memory(self.registered())
 
     def strip(self) -> None:
         """Take out whatever shadow lies here, whoever laid it."""

@@ -276,15 +276,20 @@ def check_writable(model: nn.Module, new: Sequence[Change]) -> None:
     host = host_of(model)
     touched = {change.site.joint for change in new}
     slots = [(site, slot) for site in host.joint_sites() for slot in host.place(site).slots]
+    sharing: dict[int | None, list[Site]] = {}
     for site, slot in slots:
+        sharing.setdefault(slot.memory, []).append(site)
+    for site, slot in slots:
+        if site not in touched:
+            continue
         held = slot.registered()
-        if site in touched and held is not None and held.is_inference():
+        if held is not None and held.is_inference():
             raise ValueError(
                 f"the parameter of '{site}' was made in inference mode, and cannot be written to: use surgery.apply, "
                 "or load the model outside torch.inference_mode()."
             )
-        for other, another in slots:
-            if site in touched and other != site and slot.is_tied_to(another):
+        for other in sharing[slot.memory]:
+            if other != site and slot.memory is not None:
                 raise ValueError(
                     f"'{site}' and '{other}' share one parameter, so that writing an edit into '{site}' would change "
                     f"'{other}' too: use surgery.apply, which edits '{site}' alone, or give it a parameter of its own."
