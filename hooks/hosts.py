@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor, nn
 
 from hooks.places import Layout, Place
@@ -40,6 +41,31 @@ class Host(ABC):
     def n_layers(self) -> int:
         """The number of blocks."""
         return len(self.model.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """The width of the residual stream."""
+        return int(self.model.cfg.d_model)
+
+    @property
+    def d_vocab(self) -> int:
+        """How many tokens the model knows."""
+        return int(self.model.cfg.d_vocab)
+
+    @property
+    def n_ctx(self) -> int | None:
+        """How many positions the model reads at most; None where nothing says so."""
+        return getattr(self.model.cfg, "n_ctx", None)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model's tokens go to."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model's parameters."""
+        return next(self.model.parameters()).dtype
 
     def joint_sites(self) -> Iterator[Site]:
         """Every editable matrix of the model, joint over heads, in the order of the forward pass."""

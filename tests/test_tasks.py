@@ -21,8 +21,8 @@ from tiny_tokenizers import (
 from torch import nn
 
 from analyses import tasks
-from analyses.scoring.tokenizer import vocabulary
-from analyses.scoring.tokens import tokenise
+from analyses.tokens.tokenizer import vocabulary
+from analyses.tokens.items import tokenise
 from analyses.tasks import AnswerItem, ChoiceItem, MinimalPair, Task
 
 HOSTS = [bridge_with, pytest.param(hooked_with, marks=pytest.mark.hooked)]

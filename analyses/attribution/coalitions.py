@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import final
 
 import torch
+from hooks.replay import Recording, Rows, has_hooks, recorded, replayed
+from hooks.unembedding import unembedding_only
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -29,9 +31,7 @@ from analyses.metrics import Metric
 from analyses.metrics.placement import Mask
 from analyses.prompts import Tokens
 from hooks import Site, host_of
-from hooks.replay import Recording, Rows, has_hooks, recorded, replayed
 from hooks.temporary import Temporary, together
-from hooks.unembedding import unembedding_only
 from surgery import Decompositions, Gains, Spec
 from surgery.specs import combine, plan
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
+from hooks.replay import has_hooks
+from hooks.unembedding import unembedding_only
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -20,9 +22,7 @@ from analyses.metrics import Metric
 from analyses.metrics.placement import Mask
 from analyses.prompts import Tokens
 from hooks import Place, Site
-from hooks.replay import has_hooks
 from hooks.temporary import Hook, Temporary, together
-from hooks.unembedding import unembedding_only
 from surgery import SVD, Decompositions
 
 

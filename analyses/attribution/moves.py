@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from hooks.replay import Recording, Rows, has_hooks, is_position_wise_after, recorded, replayed
+from hooks.unembedding import unembedding_only
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -17,8 +19,6 @@ from analyses.attribution.effects import Unit
 from analyses.attribution.gradients import arithmetic, inputs_kept, logits_of, metric_of
 from analyses.attribution.question import Examples, Question, Target
 from hooks import Site, host_of
-from hooks.replay import Recording, Rows, has_hooks, is_position_wise_after, recorded, replayed
-from hooks.unembedding import unembedding_only
 
 Substitute = Callable[[Target, Tensor, Tensor], Tensor]
 """How far every coordinate `x·u` moves when its component is out: a function of target, input and example indices."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from hooks.replay import has_hooks
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -13,7 +14,6 @@ from analyses.attribution.effects import Measure, Selection, Unit
 from analyses.metrics.placement import Mask
 from analyses.prompts import Tokens, mask_of, read, warn_if_padded
 from hooks import Place, Site, host_of, match_sites
-from hooks.replay import has_hooks
 from surgery import Basis, Decomposition, Decompositions
 from surgery.arguments import counted, shown, whole
 from surgery.decompositions import basis_of

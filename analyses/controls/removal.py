@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 import torch
+from hooks.replay import Rows, recorded, replayed
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -20,7 +21,6 @@ from analyses.metrics import Metric
 from analyses.metrics.placement import Mask
 from analyses.prompts import Tokens
 from hooks import Site, host_of
-from hooks.replay import Rows, recorded, replayed
 from surgery import SVD, Decompositions, Edit, active, apply
 from surgery.arguments import counted, shown, whole
 from surgery.arguments import seed as whole_seed

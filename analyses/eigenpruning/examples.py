@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from analyses import metrics
 from analyses.scoring.batches import encode, pad
-from analyses.scoring.tokenizer import Ids
 from analyses.tasks.items import AnswerItem, Item, MinimalPair, Text
 from analyses.tasks.task import Task
+from analyses.tokens.tokenizer import Ids
 
 Corrupt = Literal["shuffle", "previous"] | Mapping[Text, Text] | Sequence[tuple[Text, Text]]
 """Where corrupted inputs come from: a random other example, the one before (as in the paper's script), or given pairs

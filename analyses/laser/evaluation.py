@@ -6,6 +6,8 @@ from functools import partial
 from typing import TypeAlias, final
 
 import torch
+from hooks.replay import Recording
+from hooks.suffix import Passage, nbytes, record, rerun, run
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -23,11 +25,9 @@ from analyses.scoring import (
     read,
     text_loss_encoded,
 )  # fmt: skip
-from analyses.scoring.tokenizer import Ids
 from analyses.tasks.task import Task
+from analyses.tokens.tokenizer import Ids
 from hooks import Site, host_of
-from hooks.replay import Recording
-from hooks.suffix import Passage, nbytes, record, rerun, run
 from surgery.arguments import whole
 
 MEMORY = 2 * 2**30

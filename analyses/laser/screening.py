@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from hooks.suffix import Passage, run
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -16,7 +17,6 @@ from tqdm.auto import tqdm
 from analyses.laser.candidates import Candidate
 from analyses.scoring import Batch, EncodedTask, Likeliest, log_probs, read
 from hooks import Place, Site, host_of
-from hooks.suffix import Passage, run
 from hooks.temporary import Temporary, together
 from surgery import SVD, Basis, Decomposition, Decompositions, RandomizedSVD
 from surgery.decompositions import decomposed

@@ -2,13 +2,14 @@
 
 A metric carries what it needs to know about every example (answers, labels, masks, a reference), and
 `metric.select(indices)` gives the same metric for some of them, in any order and as often as wanted: analyses cut
-examples into batches and repeat them. `metric.narrow(n_pos)` gives the same metric for logits that were computed at
-`metric.needed_positions(n_pos)` only.
+examples into batches and repeat them. `metric.reads(n_rows, n_pos)` says which logits it reads, so that no others
+need to be computed.
 
 An answer is one token id for all examples, one an example (`[batch]`), or several an example (`[batch answers]`, or
 `[1 answers]` for all alike; -100 fills rows up): their probabilities are added. Words stand for the one token by which
 the model continues a text with them, `logit_difference(" Mary", " John")`; they get ids when the metric meets a model,
-in an analysis or by `metric.bind(model)`.
+in an analysis or by `metric.bind(model)`. Without answers, `logit_difference()`, `log_prob()`, `loss()` and their like
+take those of a task.
 
 A position is None for the last real token (the last with `attention_mask` 1, on whichever side the padding is), a
 column, one column an example, or a slice, over whose real tokens the mean is taken; an analysis that was given a mask
@@ -26,11 +27,11 @@ from analyses.metrics.factories import (
     logit,
     logit_difference,
     loss,
-    next_token_labels,
     prob,
     rank,
 )
-from analyses.metrics.measures import IGNORED, Metric, check
+from analyses.metrics.metric import IGNORED, Metric, check
+from analyses.metrics.references import next_token_labels
 
 __all__ = [
     "IGNORED",

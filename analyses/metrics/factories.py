@@ -4,21 +4,18 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from analyses.metrics.measures import (
-    IGNORED,
-    AnswerMetric,
-    Custom,
-    KLDivergence,
-    Loss,
-    Metric,
-    WholeBatch,
-    WordMetric,
-)
-from analyses.metrics.placement import Chosen, Mask, Position, Positions, kept, numbers, positions, rows_in
+from analyses.metrics import answers, of_tasks
+from analyses.metrics.answers import AnswerMetric, WordMetric
+from analyses.metrics.functions import Custom, WholeBatch
+from analyses.metrics.metric import IGNORED, Metric
+from analyses.metrics.of_tasks import TaskLoss, TaskMetric
+from analyses.metrics.positions import Mask, Position, Positions, kept, positions, rows_in
+from analyses.metrics.references import KLDivergence, KLFromNow, Loss, log_probs_at, reference_of
 from analyses.prompts import Tokens, mask_of, read, warn_if_padded
+from analyses.tasks.items import Kind
 from surgery.arguments import shown, whole
 
 Answer = int | str | Sequence[int] | Sequence[str] | Tensor
@@ -36,90 +33,124 @@ def logit(
 ) -> Metric:
     """The logit of a token (of several: `ln Σ exp`), in logits. It says nothing of what the other tokens do."""
     where = positions(position, attention_mask)
-    return _of_answers(name, "logits", higher_is_better, True, _logit, where, token)
+    return _of_answers(name, "logits", higher_is_better, True, answers.log_sum, where, token)
 
 
 def logit_difference(
-    correct: Answer,
-    wrong: Answer,
+    correct: Answer | None = None,
+    wrong: Answer | None = None,
     *,
     position: Position = None,
     attention_mask: Mask = None,
     name: str = "logit difference",
     higher_is_better: bool | None = True,
 ) -> Metric:
-    """The logit of the correct answer minus that of the wrong one, in logits: the log of their odds."""
+    """The logit of the correct answer minus that of the wrong one, in logits: the log of their odds.
+
+    Without answers it takes those of a task, item by item: the log-probability of the right answers minus that of the
+    wrong ones (distractors, wrong labels, the bad sentence), which is the difference of logits where both are a token.
+
+    >>> metrics.logit_difference(3, 5)(model(tokens)).shape
+    torch.Size([3])
+    >>> item = tasks.AnswerItem((1, 2), ((3,),), ((5,),))
+    >>> effects = attribution.by_gradient(model, [item], metrics.logit_difference(), "W_out", progress=False)
+    >>> effects.measure.label
+    'logit difference [logits]'
+    """
+    if (correct is None) != (wrong is None):
+        raise ValueError(
+            f"logit_difference({shown(correct)}, {shown(wrong)}): give the correct and the wrong answer, or neither "
+            "and a task, which has both."
+        )
+    if correct is None or wrong is None:
+        return _of_task(name, "logits", higher_is_better, True, of_tasks.log_odds, position, attention_mask)
     where = positions(position, attention_mask)
-    return _of_answers(name, "logits", higher_is_better, True, _logit_difference, where, correct, wrong)
+    return _of_answers(name, "logits", higher_is_better, True, answers.logit_difference, where, correct, wrong)
 
 
 def log_prob(
-    answer: Answer,
+    answer: Answer | None = None,
     *,
     position: Position = None,
     attention_mask: Mask = None,
     name: str = "log-probability",
     higher_is_better: bool | None = True,
 ) -> Metric:
-    """The log-probability of the answer, in nats."""
+    """The log-probability of the answer, in nats; without one, that of a task's accepted answers, item by item.
+
+    >>> bool((metrics.log_prob(3)(model(tokens)) < 0).all())
+    True
+    """
+    if answer is None:
+        return _of_task(name, "nats", higher_is_better, True, of_tasks.log_prob, position, attention_mask)
     where = positions(position, attention_mask)
-    return _of_answers(name, "nats", higher_is_better, True, _log_prob, where, answer)
+    return _of_answers(name, "nats", higher_is_better, True, answers.log_prob, where, answer)
 
 
 def prob(
-    answer: Answer,
+    answer: Answer | None = None,
     *,
     position: Position = None,
     attention_mask: Mask = None,
     name: str = "probability",
     higher_is_better: bool | None = True,
 ) -> Metric:
-    """The probability of the answer. Where it is a wrong or a generic answer, say `higher_is_better=False`."""
+    """The probability of the answer; without one, that of a task's accepted answers, item by item.
+
+    Where it is a wrong or a generic answer, say `higher_is_better=False`.
+    """
+    if answer is None:
+        return _of_task(name, "probability", higher_is_better, True, of_tasks.prob, position, attention_mask)
     where = positions(position, attention_mask)
-    return _of_answers(name, "probability", higher_is_better, True, _prob, where, answer)
+    return _of_answers(name, "probability", higher_is_better, True, answers.prob, where, answer)
 
 
-def rank(answer: Answer, *, position: Position = None, attention_mask: Mask = None, name: str = "rank") -> Metric:
-    """How many tokens come before the answer (the best of several), 0 at the top; among equals, the lower id first."""
-    return _of_answers(name, "rank", False, False, _rank, positions(position, attention_mask), answer)
+def rank(
+    answer: Answer | None = None, *, position: Position = None, attention_mask: Mask = None, name: str = "rank"
+) -> Metric:
+    """How many tokens come before the answer (the best of several), 0 at the top; among equals, the lower id first.
+
+    Without an answer, that of a task's accepted answers: the rank of the worst token of the best of them.
+    """
+    if answer is None:
+        return _of_task(name, "rank", False, False, of_tasks.rank, position, attention_mask, kinds=("answer",))
+    return _of_answers(name, "rank", False, False, answers.rank, positions(position, attention_mask), answer)
 
 
 def accuracy(
-    answer: Answer, *, position: Position = None, attention_mask: Mask = None, name: str = "accuracy"
+    answer: Answer | None = None, *, position: Position = None, attention_mask: Mask = None, name: str = "accuracy"
 ) -> Metric:
-    """1 where the answer (one of several) has the largest logit, else 0: `rank` 0."""
-    return _of_answers(name, "fraction", True, False, _accuracy, positions(position, attention_mask), answer)
+    """1 where the answer (one of several) has the largest logit, else 0: `rank` 0.
+
+    Without an answer, 1 where every token of an accepted answer of a task's item is the likeliest, else 0.
+    """
+    if answer is None:
+        return _of_task(name, "fraction", True, False, of_tasks.first, position, attention_mask, kinds=("answer",))
+    return _of_answers(name, "fraction", True, False, answers.accuracy, positions(position, attention_mask), answer)
 
 
-def loss(labels: Tensor) -> Metric:
+def loss(labels: Tensor | None = None) -> Metric:
     """The cross-entropy of the labels in nats: of each example, the mean over its labels.
 
     `labels: [batch pos]` are aligned to logits: `labels[b, t]` is the token that `logits[b, t]` should predict, -100
-    where none is scored. `next_token_labels` makes them from tokens.
+    where none is scored. `next_token_labels` makes them from tokens. Without labels, those of the prompts an analysis
+    is asked on: the next tokens of a text; of a task, its accepted answers, in nats per token of the first.
 
     Raises:
         ValueError: if labels are not whole numbers [batch pos], or an example has none.
+
+    >>> loss = metrics.loss(metrics.next_token_labels(tokens))
+    >>> torch.equal(loss(model(tokens)), metrics.loss().bind(model, tokens)(model(tokens)))
+    True
     """
+    if labels is None:
+        return TaskLoss()
     if labels.ndim != 2 or labels.is_floating_point() or 0 in labels.shape:
         raise ValueError(
             f"labels of dtype {labels.dtype} and shape {tuple(labels.shape)}: they are token ids [batch pos], one "
             "for each position. Pass metrics.next_token_labels(tokens), or your own in this form."
         )
     return Loss(kept(labels).long())
-
-
-def next_token_labels(tokens: Int[Tensor, "batch pos"], attention_mask: Mask = None) -> Int[Tensor, "batch pos"]:
-    """Labels for `loss`: each position's is the token after it; -100 at the last one and on either side of padding.
-
-    Raises:
-        ValueError: if the mask is not one of 0 and 1 for these tokens.
-    """
-    labels = torch.full_like(tokens, IGNORED, dtype=torch.long)
-    labels[:, :-1] = tokens[:, 1:]
-    if attention_mask is not None:
-        real = mask_of(attention_mask, tokens.shape).to(tokens.device)
-        labels[:, :-1][~(real[:, 1:] & real[:, :-1])] = IGNORED
-    return labels
 
 
 def kl_from(reference_logits: Tensor, *, position: Position = None, attention_mask: Mask = None) -> Metric:
@@ -139,12 +170,12 @@ def kl_from(reference_logits: Tensor, *, position: Position = None, attention_ma
         chosen = positions(position, attention_mask).resolve(reference_logits.shape[1])
         rows_in("the reference and the positions", reference_logits, rows=chosen.n_examples)
         mask = None if attention_mask is None else mask_of(attention_mask)
-        return KLDivergence(_reference(reference_logits, chosen), chosen, mask=mask)
+        return KLDivergence(log_probs_at(reference_logits, chosen), chosen, mask=mask)
 
 
 def kl_from_run(
-    model: Callable[..., Tensor],
-    tokens: Tokens,
+    model: Callable[..., Tensor] | None = None,
+    tokens: Tokens | None = None,
     *,
     position: Position = None,
     attention_mask: Mask = None,
@@ -153,27 +184,29 @@ def kl_from_run(
     """`kl_from` what the model computes now: make it before the edit.
 
     The model is called as `model(tokens)`, or as `model(tokens, attention_mask=...)` where a mask is given, without
-    gradients, on `batch_size` examples at a time, so that no more than one batch of full logits is held.
+    gradients, on `batch_size` examples at a time, so that no more than one batch of full logits is held. Without model
+    and tokens, the reference is what the model of an analysis computes on its prompts when the analysis begins.
 
     Raises:
         ValueError: if the positions or the mask do not fit the tokens, or the model's output is NaN where it is read.
+
+    >>> float(metrics.kl_from_run(model, tokens)(model(tokens)).max()) < 1e-6
+    True
     """
-    parts, mask = [], None
     size = None if batch_size is None else whole(batch_size, "batch_size", least=1)
-    with torch.inference_mode(False), torch.no_grad():
-        if not isinstance(tokens, Tensor):
-            tokens, mask = read(cast(nn.Module, model), tokens, attention_mask)
-        elif attention_mask is not None:
-            mask = mask_of(attention_mask, tokens.shape).to(tokens.device)
-        elif isinstance(model, nn.Module):
-            warn_if_padded(model, tokens)
-        chosen = positions(position, mask).resolve(tokens.shape[1])
-        rows_in("the tokens and the positions", tokens, rows=chosen.n_examples)
-        for at in torch.arange(len(tokens)).split(size or len(tokens)):
-            here = at.to(tokens.device)
-            masked = {} if mask is None else {"attention_mask": mask[here].long()}
-            parts.append(_reference(model(tokens[here], **masked), chosen.select(at)))
-        return KLDivergence(torch.cat(parts), chosen, mask=None if mask is None else mask.cpu())
+    if (model is None) != (tokens is None):
+        raise ValueError("kl_from_run was given a model or tokens alone: give both, or neither and the analysis's own.")
+    if model is None or tokens is None:
+        return KLFromNow(positions(position, attention_mask), size)
+    mask = None
+    if not isinstance(tokens, Tensor):
+        prompts = read(cast(nn.Module, model), tokens, attention_mask)
+        tokens, mask = prompts.tokens, prompts.mask
+    elif attention_mask is not None:
+        mask = mask_of(attention_mask, tokens.shape).to(tokens.device)
+    elif isinstance(model, nn.Module):
+        warn_if_padded(model, tokens)
+    return reference_of(model, tokens, mask, positions(position, mask), size)
 
 
 def custom(
@@ -242,6 +275,19 @@ def _of_answers(
     return WordMetric(name, unit, higher_is_better, differentiable, score, ids, where)
 
 
+def _of_task(
+    name: str, unit: str, higher_is_better: bool | None, differentiable: bool, quantity: of_tasks.Quantity,
+    position: Position, attention_mask: Mask, kinds: tuple[Kind, ...] = ("answer", "choice", "pair"),
+) -> Metric:  # fmt: skip
+    """The quantity of whichever task is met, which says itself where its answers are read."""
+    if position is not None or attention_mask is not None:
+        raise ValueError(
+            f"{name} was given a position or an attention_mask and no answer: a task's answers are read where they are "
+            "asked. Leave these out, or give the answer."
+        )
+    return TaskMetric(name, unit, higher_is_better, differentiable, quantity, kinds)
+
+
 def _words(answer: Answer) -> tuple[str, ...] | None:
     """The answer's words; None if it has none."""
     if isinstance(answer, str):
@@ -273,48 +319,3 @@ def _ids(answer: Answer) -> Int[Tensor, "rows answers"]:
             f"needs a token id from 0 up, and {IGNORED} only fills up rows of several. Pass the ids of real tokens."
         )
     return ids
-
-
-def _reference(logits: Tensor, chosen: Chosen) -> Float[Tensor, "batch chosen d_vocab"]:
-    reference = chosen.gather(kept(logits)).log_softmax(-1)
-    nan = reference.isnan().flatten(1).any(1)
-    if bool(nan.any()):
-        raise ValueError(
-            f"the reference is NaN for examples {numbers(nan)}: its logits are numbers wherever they are read. Look "
-            "for NaN or infinite logits, or leave these examples out."
-        )
-    return reference
-
-
-def _log_sum(x: Float[Tensor, "*at d_vocab"], ids: Int[Tensor, "*at answers"]) -> Float[Tensor, "*at"]:
-    return x.gather(-1, ids.clamp_min(0)).masked_fill(ids < 0, -torch.inf).logsumexp(-1)
-
-
-def _logit(x: Tensor, ids: Tensor) -> Tensor:
-    return _log_sum(x, ids)
-
-
-def _logit_difference(x: Tensor, correct: Tensor, wrong: Tensor) -> Tensor:
-    return _log_sum(x, correct) - _log_sum(x, wrong)
-
-
-def _log_prob(x: Tensor, ids: Tensor) -> Tensor:
-    return _log_sum(x, ids) - x.logsumexp(-1)
-
-
-def _prob(x: Tensor, ids: Tensor) -> Tensor:
-    return _log_prob(x, ids).exp()
-
-
-def _rank(x: Float[Tensor, "*at d_vocab"], ids: Int[Tensor, "*at answers"]) -> Float[Tensor, "*at"]:
-    x, d_vocab = x.detach(), x.shape[-1]
-    own = x.gather(-1, ids.clamp_min(0)).masked_fill(ids < 0, -torch.inf)
-    best = own.amax(-1, keepdim=True)
-    first = torch.where((own == best) & (ids >= 0), ids, d_vocab).amin(-1, keepdim=True)
-    before = (x > best) | ((x == best) & (torch.arange(d_vocab, device=x.device) < first))
-    return torch.where(x.isnan().any(-1), torch.nan, before.sum(-1).to(x.dtype))
-
-
-def _accuracy(x: Tensor, ids: Tensor) -> Tensor:
-    place = _rank(x, ids)
-    return torch.where(place.isnan(), place, (place == 0).to(place.dtype))

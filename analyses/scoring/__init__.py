@@ -5,15 +5,17 @@ batch's places; `read` and `judge` turn logits into scores. Whoever can compute 
 their own forward to `score_encoded`. The models are causal: what begins another sequence is read off that one.
 """
 
-from analyses.scoring.batches import Batch, EncodedTask, encode
+from analyses.metrics.readings import Readings
+from analyses.prompts import Batch
+from analyses.scoring.batches import EncodedTask, encode
 from analyses.scoring.comparison import Change, Comparison, bootstrap, compare, mcnemar
-from analyses.scoring.logit_readings import Forward, Readings, forward, generate, log_probs, ranks, read
+from analyses.scoring.logit_readings import Forward, Outcome, generate, outcome
 from analyses.scoring.performance import score, score_encoded, text_loss, text_loss_encoded
 from analyses.scoring.rules import Contains, Likeliest, Rule, StartsWith
 from analyses.scoring.scores import Scores, Summary
 from analyses.scoring.texts import EncodedText, encode_text
-from analyses.scoring.tokens import UnscorableItems, scorable
 from analyses.scoring.verdicts import judge
+from analyses.tokens.items import UnscorableItems, scorable
 
 __all__ = [
     "Batch",
@@ -24,6 +26,7 @@ __all__ = [
     "EncodedText",
     "Forward",
     "Likeliest",
+    "Outcome",
     "Readings",
     "Rule",
     "Scores",
@@ -34,13 +37,10 @@ __all__ = [
     "compare",
     "encode",
     "encode_text",
-    "forward",
     "generate",
     "judge",
-    "log_probs",
     "mcnemar",
-    "ranks",
-    "read",
+    "outcome",
     "scorable",
     "score",
     "score_encoded",

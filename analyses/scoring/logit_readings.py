@@ -1,119 +1,108 @@
-"""From logits to what scoring needs of them: log-probabilities, ranks, and generated tokens.
+"""From logits to what scoring needs of them: log-probabilities, ranks, a metric, and generated tokens.
 
-A *forward* is any function from a batch to the logits at its places. The plain one runs the model; another may reuse
+A *forward* is any function from inputs to the logits at their reads. The plain one runs the model; another may reuse
 what an earlier run has computed. All else is the same for both.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, final
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
-from analyses.scoring.batches import Batch, EncodedTask, pad
-from analyses.scoring.tokenizer import Ids
+from analyses.metrics.readings import Readings, log_probs, ranks
+from analyses.prompts.continuations import Batch, pad
+from analyses.scoring.batches import EncodedTask, asked_at
+from analyses.tokens.tokenizer import Ids
+from hooks.inputs import Inputs, Reads
 
-Forward: TypeAlias = Callable[[Batch], Tensor]
-"""From a batch to logits `[place, d_vocab]`."""
-
-# Of the logits looked at in one go: 64 MiB in float32.
-_CHUNK = 2**24
-# From this many targets a place on, sorting its logits once is quicker than counting for each target.
-_SORT_FROM = 16
+Forward: TypeAlias = Callable[[Inputs], Tensor]
+"""From inputs to logits `[read d_vocab]`."""
 
 
+@final
 @dataclass(frozen=True, slots=True)
-class Readings:
-    """What the model says about every target of a task, on the CPU.
+class Outcome:
+    """What a model said on a task's items: enough to judge them again.
 
     Args:
-        log_prob: of the target, in nats.
-        rank: how many tokens are likelier; among equals the one with the lower id counts as likelier.
-        top: the likeliest token in the target's place.
+        readings: about every target, on the CPU.
+        generated: the tokens that followed each item's prompt, where the rule asks for them.
+        measured: the metric of each item, where one that readings do not tell was asked for.
     """
 
-    log_prob: Float[Tensor, " target"]
-    rank: Int[Tensor, " target"]
-    top: Int[Tensor, " target"]
+    readings: Readings
+    generated: tuple[Ids, ...] = ()
+    measured: Float[Tensor, " item"] | None = None
 
 
-def forward(model: nn.Module, batch: Batch) -> Float[Tensor, "place d_vocab"]:
-    """The model's logits at the batch's places, by one forward pass over all of it.
+@torch.no_grad()
+def outcome(encoded: EncodedTask, forward: Forward, *, generate_with: Forward | None = None) -> Outcome:
+    """What a forward says about the task.
 
-    The mask is always passed: without one, TransformerLens makes its own from the padding side and the padding token,
-    which may be a token of the text.
-    """
-    logits = model(batch.tokens, attention_mask=batch.mask, return_type="logits")
-    # A model spread over several devices gives its logits on the last one.
-    return logits[batch.row.to(logits.device), batch.pos.to(logits.device)]
-
-
-def log_probs(logits: Float[Tensor, "place d_vocab"], batch: Batch) -> Float[Tensor, " target"]:
-    """The log-probability of every target of the batch, in nats, in at least float32; differentiable."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    step = max(1, _CHUNK // logits.shape[1])
-    totals = [logits[start : start + step].to(wide).logsumexp(-1) for start in range(0, len(logits), step)]
-    at, target = batch.at.to(logits.device), batch.target.to(logits.device)
-    return logits[at, target].to(wide) - torch.cat(totals)[at]
-
-
-def ranks(logits: Float[Tensor, "place d_vocab"], batch: Batch) -> Int[Tensor, " target"]:
-    """How many tokens are likelier than each target, 0 for the likeliest; among equals the lower id comes first."""
-    places, targets = batch.at.to(logits.device), batch.target.to(logits.device)
-    if len(targets) > _SORT_FROM * len(logits):
-        order = logits.argsort(dim=-1, descending=True, stable=True)
-        return order.argsort(dim=-1)[places, targets]
-    step = max(1, _CHUNK // logits.shape[1])
-    ids = torch.arange(logits.shape[1], device=logits.device)
-    found = []
-    for at, target in zip(places.split(step), targets.split(step), strict=True):
-        here = logits[at]
-        own = here.gather(1, target[:, None])
-        found.append(((here > own) | ((here == own) & (ids < target[:, None]))).sum(-1))
-    return torch.cat(found)
-
-
-def read(encoded: EncodedTask, run: Forward) -> Readings:
-    """What a forward says about every target of the task.
+    `generate_with` is the forward for what the rule has generated, whose inputs are not among the task's batches.
 
     Raises:
         FloatingPointError: if a logit is not a number.
     """
-    parts = []
+    parts, values = [], []
+    metric = encoded.metric if encoded.metric is not None and encoded.metric.rows is None else None
     for batch in encoded.batches:
-        logits = run(batch)
-        found = log_probs(logits, batch)
-        _check(found, logits)
-        parts.append((batch.index, found, ranks(logits, batch), logits.argmax(-1)[batch.at.to(logits.device)]))
+        logits = forward(batch.inputs)
+        said = log_probs(logits, batch.at, batch.target)
+        _check(said, logits)
+        top = logits.argmax(-1)[batch.at.to(logits.device)]
+        parts.append((batch.index, said, ranks(logits, batch.at, batch.target), top))
+        if metric is not None:
+            values.append(_measured(encoded, batch, logits))
     index, log_prob, rank, top = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     back = index.argsort()
-    return Readings(log_prob[back].double(), rank[back], top[back])
+    readings = Readings(log_prob[back].double(), rank[back], top[back])
+    generated = generate(encoded, generate_with or forward) if encoded.rule.new_tokens else ()
+    return Outcome(readings, generated, _in_order(values) if metric is not None else None)
 
 
-def generate(encoded: EncodedTask, run: Forward, *, batch_size: int) -> tuple[Ids, ...]:
+def _measured(encoded: EncodedTask, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
+    items, at = asked_at(encoded, batch)
+    assert encoded.metric is not None
+    if not len(items):
+        return items.cpu(), torch.empty(0, dtype=torch.double)
+    metric = encoded.metric.select(items.cpu())
+    n_pos = max(len(context) for context in encoded.contexts)
+    return items.cpu(), metric.checked(logits[at.to(logits.device)], len(items), n_pos).double().cpu()
+
+
+def _in_order(values: list[tuple[Tensor, Tensor]]) -> Float[Tensor, " item"]:
+    items, measured = (torch.cat(column) for column in zip(*values, strict=True))
+    return measured[items.argsort()]
+
+
+def generate(encoded: EncodedTask, forward: Forward) -> tuple[Ids, ...]:
     """The tokens that follow each item's prompt greedily, up to the end of text or the number that the rule asks for.
 
     Sequences are padded on the right and grow into their padding, so that no position or cache has to be kept right.
     The text has ended when the model says so; a sequence that has ended waits for the others of its batch.
     """
+    batch_size = max(len(batch.inputs) for batch in encoded.batches)
     prompts = sorted(set(encoded.prompts), key=lambda ids: (len(ids), ids), reverse=True)
     said: dict[Ids, Ids] = {}
     for start in range(0, len(prompts), batch_size):
         chosen = prompts[start : start + batch_size]
-        said.update(zip(chosen, _continue(chosen, encoded, run), strict=True))
+        said.update(zip(chosen, _continue(chosen, encoded, forward), strict=True))
     return tuple(said[prompt] for prompt in encoded.prompts)
 
 
-def _continue(contexts: list[Ids], encoded: EncodedTask, run: Forward) -> list[Ids]:
-    device = encoded.batches[0].tokens.device
+def _continue(contexts: list[Ids], encoded: EncodedTask, forward: Forward) -> list[Ids]:
+    device = encoded.batches[0].inputs.tokens.device
     words, rows = encoded.vocabulary, list(contexts)
     for _ in range(encoded.rule.new_tokens):
         tokens, mask = pad(rows, "right", words.pad)
-        each, last = torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])
-        none = torch.empty(0, dtype=torch.long)
-        logits = run(Batch(tokens, mask, each, last, none, none, none).to(device))
+        last = Reads(
+            torch.arange(len(rows), device=device), torch.tensor([len(row) - 1 for row in rows], device=device)
+        )
+        logits = forward(Inputs(tokens.to(device), mask.to(device), last))
         _check(logits, logits)
         rows = [(*row, token) for row, token in zip(rows, logits.argmax(-1).tolist(), strict=True)]
         if words.eos is not None and all(words.eos in row[len(c) :] for row, c in zip(rows, contexts, strict=True)):

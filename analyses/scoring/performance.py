@@ -7,21 +7,25 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from analyses.scoring.batches import EncodedTask, PaddingSide, encode
-from analyses.scoring.logit_readings import Forward, forward, generate, log_probs, read
+from analyses.metrics import Metric
+from analyses.metrics.readings import log_probs
+from analyses.prompts.continuations import PaddingSide
+from analyses.scoring.batches import EncodedTask, encode
+from analyses.scoring.logit_readings import Forward, outcome
 from analyses.scoring.rules import Rule
 from analyses.scoring.scores import Scores
 from analyses.scoring.texts import EncodedText, encode_text
 from analyses.scoring.verdicts import judge
 from analyses.tasks.items import Item
 from analyses.tasks.task import Task
+from hooks.running import run
 
 
 def score(
     model: nn.Module,
     task: Task | Sequence[Item],
     *,
-    rule: Rule | None = None,
+    rule: Rule | Metric | None = None,
     batch_size: int = 32,
     padding: PaddingSide = "right",
     prepend_bos: bool | None = None,
@@ -31,7 +35,8 @@ def score(
     Args:
         model: a HookedTransformer or a TransformerBridge, in evaluation mode.
         task: any task, or a list of items.
-        rule: what counts as right; by default `StartsWith()` for answers, `Likeliest()` for choices and pairs.
+        rule: what counts as right; by default `StartsWith()` for answers, `Likeliest()` for choices and pairs. A metric
+            in its place is measured beside that, `scores.values`.
         batch_size: sequences a batch.
         padding: the side to pad on; the numbers do not depend on it.
         prepend_bos: overrides `model.cfg.default_prepend_bos`.
@@ -44,25 +49,21 @@ def score(
         FloatingPointError: if a logit is not a number.
     """
     encoded = encode(model, task, rule=rule, batch_size=batch_size, padding=padding, prepend_bos=prepend_bos)
-    return score_encoded(encoded, partial(forward, model))
+    return score_encoded(encoded, partial(run, model))
 
 
-@torch.no_grad()
-def score_encoded(encoded: EncodedTask, run: Forward) -> Scores:
+def score_encoded(encoded: EncodedTask, forward: Forward) -> Scores:
     """The scores that follow from a forward's logits, by the task's rule.
 
     Args:
         encoded: the task, from `encode`.
-        run: from a batch to its logits. A rule that generates also calls it with batches that are not among the task's.
+        forward: from inputs to the logits at their reads. A rule that generates also calls it with inputs that are not
+            among the task's batches.
 
     Raises:
         FloatingPointError: if a logit is not a number.
     """
-    readings = read(encoded, run)
-    if not encoded.rule.new_tokens:
-        return judge(encoded, readings)
-    widest = max(len(batch.tokens) for batch in encoded.batches)
-    return judge(encoded, readings, generate(encoded, run, batch_size=widest))
+    return judge(encoded, outcome(encoded, forward))
 
 
 def text_loss(
@@ -86,11 +87,12 @@ def text_loss(
         ValueError: if there is nothing to predict, or a window is longer than the model reads.
     """
     encoded = encode_text(model, text, context=context, batch_size=batch_size, prepend_bos=prepend_bos)
-    return text_loss_encoded(encoded, partial(forward, model))
+    return text_loss_encoded(encoded, partial(run, model))
 
 
 @torch.no_grad()
-def text_loss_encoded(encoded: EncodedText, run: Forward) -> float:
+def text_loss_encoded(encoded: EncodedText, forward: Forward) -> float:
     """The mean next-token loss, in nats per token, that follows from a forward's logits."""
-    total = sum(log_probs(run(batch), batch).cpu().double().sum().item() for batch in encoded.batches)
+    said = (log_probs(forward(batch.inputs), batch.at, batch.target) for batch in encoded.batches)
+    total = sum(values.cpu().double().sum().item() for values in said)
     return -total / encoded.n_targets

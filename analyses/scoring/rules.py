@@ -1,30 +1,55 @@
 """What counts as right: an answer that comes first, one found in a generated text, the likeliest of several texts."""
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, final, get_args
+from typing import ClassVar, Literal, TypeAlias, final, get_args
 
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from analyses.metrics import Metric, of_tasks
+from analyses.metrics.of_tasks import OfTask
+from analyses.metrics.readings import Readings, amax_by, summed
+from analyses.prompts import Continuations, Prompts
 from analyses.tasks.items import Kind
 from analyses.tasks.task import Task
-from surgery.arguments import whole
+from surgery.arguments import counted, shown, whole
 
 Per: TypeAlias = Literal["sequence", "token", "byte"]
 
 
-class Rule(ABC):
-    """When an item counts as right."""
+class Rule(OfTask):
+    """When an item counts as right. A rule is a metric of a task: 1 where an item is right, 0 where it is wrong."""
+
+    __slots__ = ()
+    kinds: tuple[Kind, ...]
+    unit: ClassVar[str] = "fraction"
+    higher_is_better: ClassVar[bool | None] = True
+    differentiable: ClassVar[bool] = False
 
     @property
-    @abstractmethod
-    def kinds(self) -> tuple[Kind, ...]:
-        """The kinds of items it is for."""
+    def name(self) -> str:
+        """What tables and plots call it."""
+        return f"accuracy by {self!r}"
 
     @property
-    @abstractmethod
     def new_tokens(self) -> int:
         """How many tokens the model has to generate."""
+        return 0
+
+    def bound(self, model: nn.Module, prompts: Prompts | None) -> Metric:
+        """The rule as a metric of the task's items.
+
+        Raises:
+            ValueError: if the rule has the model generate: what is generated has no gradient, nor a logit of its own.
+        """
+        if self.new_tokens:
+            raise ValueError(
+                f"{self!r} has the model generate {counted(self.new_tokens, 'token')}, which is no function of the "
+                "logits of one pass. Take StartsWith() or a metric, such as metrics.log_prob()."
+            )
+        return OfTask.bound(self, model, prompts)
 
 
 @final
@@ -36,15 +61,11 @@ class StartsWith(Rule):
     tells. The answer's own tokenisation is asked for; another spelling of the same text is another alternative.
     """
 
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """Answers."""
-        return ("answer",)
+    kinds: ClassVar[tuple[Kind, ...]] = ("answer",)
 
-    @property
-    def new_tokens(self) -> int:
-        """None: the answer's own tokens are looked at."""
-        return 0
+    def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
+        """1 where every token of an accepted answer is the likeliest, else 0."""
+        return of_tasks.first(table, readings)
 
 
 @final
@@ -61,22 +82,18 @@ class Contains(Rule):
         n_tokens: how many tokens to generate.
         whole_words: whether a letter or digit right before or after the answer speaks against it: "he" is not in "the".
             Turn it off for languages that do not separate words.
-        ignore_case: whether capitals matter not.
+        ignore_case: if True, compare without regard to case.
 
     Source: the generation accuracy of LASER (arXiv:2312.13558).
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("answer",)
     n_tokens: int = 10
     whole_words: bool = True
     ignore_case: bool = True
 
     def __post_init__(self) -> None:
         whole(self.n_tokens, "Contains was given n_tokens", least=1)
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """Answers."""
-        return ("answer",)
 
     @property
     def new_tokens(self) -> int:
@@ -99,33 +116,44 @@ class Likeliest(Rule):
         per: what the sum of the tokens' log-probabilities is divided by: nothing, their number, or the text's bytes.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("choice", "pair")
     per: Per = "sequence"
 
     def __post_init__(self) -> None:
         if self.per not in get_args(Per):
             raise ValueError(f"Likeliest was given per={self.per!r}: give one of {', '.join(get_args(Per))}.")
 
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """Choices and pairs."""
-        return ("choice", "pair")
+    def values(self, table: Continuations, log_p: Float[Tensor, " continuation"]) -> Float[Tensor, " continuation"]:
+        """What the continuations are compared by."""
+        match self.per:
+            case "sequence":
+                return log_p
+            case "token":
+                return log_p / table.length
+            case "byte":
+                return log_p / table.n_bytes
 
-    @property
-    def new_tokens(self) -> int:
-        """None."""
-        return 0
+    def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
+        """1 where a right text is likelier than every wrong one, else 0."""
+        values = self.values(table, summed(table, readings.log_prob.cpu()))
+        right, wrong = (amax_by(values, table.item, side, table.n_items) for side in (table.right, ~table.right))
+        return (right > wrong).float()
 
 
-def rule_for(task: Task, rule: Rule | None) -> Rule:
-    """The rule, or the task's default one if there is none.
+def rule_for(task: Task, rule: Rule | Metric | None) -> tuple[Rule, Metric | None]:
+    """The rule, or the task's default one, and what else is measured: the metric that was given in a rule's place.
 
     Raises:
         ValueError: if the task is empty, or the rule is not for items of its kind.
+        TypeError: if it is neither a rule nor a metric.
     """
-    if rule is None:
-        rule = StartsWith() if task.kind == "answer" else Likeliest()
+    if rule is not None and not isinstance(rule, Metric):
+        raise TypeError(
+            f"rule={shown(rule)}: give a rule, such as StartsWith() or Contains(10), a metric, such as "
+            "metrics.log_prob(), or None."
+        )
     if not isinstance(rule, Rule):
-        raise TypeError(f"rule={rule!r}: give a rule, such as StartsWith() or Contains(10), or None.")
+        return (StartsWith() if task.kind == "answer" else Likeliest()), rule
     if task.kind not in rule.kinds:
         raise ValueError(
             f"{rule!r} is given for task {task.name!r}, whose items are of kind {task.kind!r}: "
@@ -138,7 +166,7 @@ def rule_for(task: Task, rule: Rule | None) -> Rule:
             f"{rule!r} is given for task {task.name!r}, which has token ids: only strings have a length in bytes. "
             "Take per='token'."
         )
-    return rule
+    return rule, None
 
 
 def _all_strings(texts: Iterable[object]) -> bool:

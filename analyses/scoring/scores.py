@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.scoring.batches import EncodedTask
-from analyses.scoring.tokenizer import Ids
 from analyses.tasks.items import Text
 from analyses.tasks.task import Task
+from analyses.tokens.tokenizer import Ids
 from surgery.arguments import counted, whole
 
 NO_CLASS = -1
@@ -80,6 +80,7 @@ class Scores:
         prediction_ids: what the model said: the tokens up to the first that departs from the reference, the generated
             tokens, or the tokens of the likeliest label or sentence.
         classes: the answers or labels that are the reference of an item.
+        values: the metric that was asked for in a rule's place; None where none was.
     """
 
     encoded: EncodedTask
@@ -93,6 +94,7 @@ class Scores:
     predicted: Int[Tensor, " item"]
     prediction_ids: tuple[Ids, ...]
     classes: tuple[Text, ...]
+    values: Float[Tensor, " item"] | None = None
 
     @property
     def task(self) -> Task:

@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from analyses.scoring.batches import Batch, pad
-from analyses.scoring.tokenizer import Ids, text_ids, vocabulary
+from analyses.prompts import Batch, pad
+from analyses.tokens.tokenizer import Ids, text_ids, vocabulary
+from hooks import host_of
+from hooks.inputs import Inputs, Reads
 from surgery.arguments import shown, whole
 
 
@@ -62,7 +64,7 @@ def encode_text(
         windows = _windows(text_ids(words, text), width, words.bos)
     _check(windows, width, words.size, words.n_ctx)
     batches = [_batch(windows[start : start + batch_size], words.pad) for start in range(0, len(windows), batch_size)]
-    device = next(model.parameters()).device
+    device = host_of(model).device
     return EncodedText(tuple(batch.to(device) for batch in batches), sum(len(window) - 1 for window in windows))
 
 
@@ -114,4 +116,4 @@ def _batch(windows: list[Ids], filler: int) -> Batch:
     tokens, mask = pad(windows, "right", filler)
     row, pos = mask[:, 1:].nonzero(as_tuple=True)
     every = torch.arange(len(row))
-    return Batch(tokens, mask, row, pos, at=every, target=tokens[row, pos + 1], index=every)
+    return Batch(Inputs(tokens, mask, Reads(row, pos)), at=every, target=tokens[row, pos + 1], index=every)

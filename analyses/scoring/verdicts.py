@@ -8,32 +8,36 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses.scoring.batches import Continuations, EncodedTask
-from analyses.scoring.logit_readings import Readings
-from analyses.scoring.rules import Contains, Likeliest, Per, StartsWith
+from analyses.metrics.of_tasks import ItemMetric
+from analyses.metrics.readings import Readings, amax_by, log_p, logsumexp_by, summed, worst_rank
+from analyses.prompts import Continuations
+from analyses.scoring.batches import EncodedTask
+from analyses.scoring.logit_readings import Outcome
+from analyses.scoring.rules import Contains, Likeliest, StartsWith
 from analyses.scoring.scores import NO_CLASS, UNDECIDED, Scores
-from analyses.scoring.tokenizer import Ids
 from analyses.tasks.items import Text
+from analyses.tokens.tokenizer import Ids
 
 
-def judge(encoded: EncodedTask, readings: Readings, generated: Sequence[Ids] = ()) -> Scores:
-    """The scores that follow from the readings, and where the rule asks for it from each item's generated tokens."""
-    table = encoded.continuations
-    summed = torch.zeros(len(table.item), dtype=torch.double).index_add(0, table.target, readings.log_prob)
-    right = _logsumexp_by(summed, table.item, table.right & ~table.nested, len(encoded.task))
-    wrong = _logsumexp_by(summed, table.item, ~table.right & ~table.nested, len(encoded.task))
+def judge(encoded: EncodedTask, outcome: Outcome) -> Scores:
+    """The scores that follow from what a model said on the task's items, by the task's rule and metric."""
+    table, readings = encoded.continuations, outcome.readings
+    of_each = summed(table, readings.log_prob)
+    right, wrong = (log_p(table, of_each, right=side) for side in (True, False))
     match encoded.rule:
-        case Likeliest(per=per):
-            verdict = _likeliest(table, _per(summed, table, per))
+        case Likeliest() as rule:
+            verdict = _likeliest(table, rule.values(table, of_each))
         case Contains() as rule:
-            verdict = _contains(encoded, rule, generated, _starts_with(table, readings, right.exp(), wrong.exp()))
+            verdict = _contains(
+                encoded, rule, outcome.generated, _starts_with(table, readings, right.exp(), wrong.exp())
+            )
         case StartsWith():
             verdict = _starts_with(table, readings, right.exp(), wrong.exp())
         case rule:
             raise TypeError(f"rule={rule!r}: only StartsWith, Contains and Likeliest can be judged. Give one of them.")
     return Scores(
         encoded=encoded,
-        log_probs=summed,
+        log_probs=of_each,
         correct=verdict.correct,
         rank=verdict.rank,
         log_loss=-right / table.length[table.first[:-1]],
@@ -43,7 +47,16 @@ def judge(encoded: EncodedTask, readings: Readings, generated: Sequence[Ids] = (
         predicted=torch.where(verdict.correct, verdict.truth, verdict.predicted),
         prediction_ids=verdict.said,
         classes=verdict.classes,
+        values=_values(encoded, outcome),
     )
+
+
+def _values(encoded: EncodedTask, outcome: Outcome) -> Float[Tensor, " item"] | None:
+    """The metric of each item; None where there is only a rule."""
+    metric = encoded.metric
+    if isinstance(metric, ItemMetric):
+        return metric.value(encoded.continuations, outcome.readings).double()
+    return outcome.measured
 
 
 @final
@@ -61,11 +74,11 @@ class _Verdict:
 
 def _likeliest(table: Continuations, values: Float[Tensor, " continuation"]) -> _Verdict:
     n = len(table.first) - 1
-    best_right, best_wrong = (_amax_by(values, table.item, side, n) for side in (table.right, ~table.right))
+    best_right, best_wrong = (amax_by(values, table.item, side, n) for side in (table.right, ~table.right))
     correct = best_right > best_wrong
-    all_of_them = _logsumexp_by(values, table.item, torch.ones_like(table.right), n)
-    p_correct = (_logsumexp_by(values, table.item, table.right, n) - all_of_them).exp()
-    p_wrong = (_logsumexp_by(values, table.item, ~table.right, n) - all_of_them).exp()
+    all_of_them = logsumexp_by(values, table.item, torch.ones_like(table.right), n)
+    p_correct = (logsumexp_by(values, table.item, table.right, n) - all_of_them).exp()
+    p_wrong = (logsumexp_by(values, table.item, ~table.right, n) - all_of_them).exp()
     as_likely = ~table.right & (values >= best_right[table.item])
     # The chosen text: the first of the best ones on the side that won; where both are equal, the wrong side has.
     chosen_side = table.right == correct[table.item]
@@ -90,10 +103,7 @@ def _starts_with(
     table: Continuations, readings: Readings, p_correct: Float[Tensor, " item"], p_wrong: Float[Tensor, " item"]
 ) -> _Verdict:
     n = len(table.first) - 1
-    worst = torch.zeros(len(table.item), dtype=torch.long).scatter_reduce(0, table.target, readings.rank, "amax")
-    rank = torch.full((n,), torch.iinfo(torch.long).max).scatter_reduce(
-        0, table.item[table.right], worst[table.right], "amin"
-    )
+    rank = worst_rank(table, readings.rank)
     references = table.first[:-1].tolist()
     said = _greedy_prefixes(table, readings, references)
     by_ids = {table.ids[one]: number for number, one in reversed(list(enumerate(_first_with(table.ids, references))))}
@@ -159,31 +169,3 @@ def _first_with(ids: Sequence[Ids], references: Sequence[int]) -> list[int]:
 def _longest(ids: Ids, classes: dict[Ids, int]) -> int:
     """The class that the ids begin with; of several the longest."""
     return next((classes[ids[:end]] for end in range(len(ids), 0, -1) if ids[:end] in classes), NO_CLASS)
-
-
-def _per(summed: Float[Tensor, " continuation"], table: Continuations, per: Per) -> Float[Tensor, " continuation"]:
-    match per:
-        case "sequence":
-            return summed
-        case "token":
-            return summed / table.length
-        case "byte":
-            return summed / table.n_bytes
-
-
-def _amax_by(
-    values: Float[Tensor, " value"], index: Int[Tensor, " value"], keep: Bool[Tensor, " value"], n: int
-) -> Float[Tensor, " item"]:
-    """The largest of each item's values that are kept; −∞ where there is none."""
-    empty = torch.full((n,), -torch.inf, dtype=values.dtype)
-    return empty.scatter_reduce(0, index[keep], values[keep], "amax")
-
-
-def _logsumexp_by(
-    values: Float[Tensor, " value"], index: Int[Tensor, " value"], keep: Bool[Tensor, " value"], n: int
-) -> Float[Tensor, " item"]:
-    """The logarithm of each item's sum of exponentials over the values that are kept; −∞ where there is none."""
-    largest = _amax_by(values, index, keep, n)
-    base = torch.where(largest.isfinite(), largest, 0.0)
-    summed = torch.zeros(n, dtype=values.dtype).index_add(0, index[keep], (values[keep] - base[index[keep]]).exp())
-    return summed.log() + base

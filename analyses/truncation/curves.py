@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple, TypeAlias, final
 
 import pandas as pd
 import torch
+from hooks.replay import Recording, Rows, has_hooks, recorded, replayed
+from hooks.unembedding import unembedding_only
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -19,9 +21,7 @@ from analyses.tasks.items import Item
 from analyses.tasks.task import Task
 from analyses.truncation.prompts import CORRECT, Prompts, Tracked, prompts
 from hooks import Site, host_of
-from hooks.replay import Recording, Rows, has_hooks, recorded, replayed
 from hooks.temporary import Temporary, together
-from hooks.unembedding import unembedding_only
 from surgery import Decompositions, DropTop, Edit, KeepTop, Zero
 from surgery.arguments import counted, shown, whole
 

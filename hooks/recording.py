@@ -1,6 +1,6 @@
-"""Running only the part of a model that a change can reach: what comes before it is recorded once and replayed.
+"""Recordings of what flows between the blocks of a model, and replaying them up to the matrix where a change begins.
 
-Works alike on HookedTransformer and TransformerBridge, because it replaces the `forward` of whole modules (blocks,
+Replaying works alike on HookedTransformer and TransformerBridge: it replaces the `forward` of whole modules (blocks,
 attention, MLP) in their instance dictionaries for the length of a `with` block, and asks nothing of the model's own
 loop.
 """
@@ -15,10 +15,11 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hooks.hosts import host_of
 from hooks.sites import Site
 from hooks.temporary import Forward, Hook, Temporary
 from hooks.wires import is_of_a_wire
+
+__all__ = ["Recording", "has_hooks", "hidden", "recorded", "replayed"]
 
 Part = Literal["block", "attn", "mlp"]
 
@@ -35,22 +36,8 @@ class Recording:
         return hidden(self.outputs[layer, part])
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Which examples of a recording to run again, one row for each, and at which positions (None: all of them)."""
-
-    examples: Int[Tensor, " row"]
-    columns: tuple[int, ...] | None = None
-
-    def take(self, activation: Float[Tensor, "batch pos *rest"]) -> Float[Tensor, "row kept *rest"]:
-        """The rows of a recorded activation, a fresh copy."""
-        if self.columns is not None:
-            activation = activation[:, list(self.columns)]
-        return activation[self.examples.to(activation.device)]
-
-
 def recorded(model: nn.Module, layers: range) -> Temporary[Recording]:
-    """Fill a recording from the forward pass that runs inside the `with` block; hooks that are active take part."""
+    """An empty recording, filled by the forward pass inside the `with` block; hooks that are active take part."""
     recording = Recording()
     put: list[Hook] = []
     for layer in layers:
@@ -73,7 +60,7 @@ def replayed(
     model: nn.Module,
     recording: Recording,
     site: Site,
-    rows: Rows,
+    rows: Int[Tensor, " row"],
     *,
     change: Callable[[Tensor], Tensor] | None = None,
 ) -> Temporary[None]:
@@ -81,25 +68,20 @@ def replayed(
 
     Blocks before the site's are skipped; inside its block, attention is skipped if the site is in the MLP. `change`
     gives a new output for the half that W_O or W_out ends, which is then not computed at all. Run the model on as many
-    token rows as there are rows, and as many positions as they keep.
+    token rows as there are rows.
     """
     blocks = model.blocks
     block = blocks[site.layer]
     put: list[Hook | Forward] = []
     for layer in range(site.layer):
         put.append(_skipped(blocks[layer], recording.outputs[layer, "block"]))
-    feed = _feed(rows.take(recording.resid_pre[site.layer]))
+    feed = _feed(_rows_of(recording.resid_pre[site.layer], rows))
     put.append(Hook(block, "input", feed, with_kwargs=True, prepend=True))
     if site.part == "mlp" and (site.layer, "attn") in recording.outputs:
         put.append(_returning(_parts(block)["attn"], recording, (site.layer, "attn"), rows, None))
     if change is not None:
         put.append(_returning(_parts(block)[site.part], recording, (site.layer, site.part), rows, change))
     return Temporary(put)
-
-
-def is_position_wise_after(model: nn.Module, site: Site) -> bool:
-    """Whether nothing after this matrix mixes positions, so that some positions can be run by themselves."""
-    return site.layer == host_of(model).n_layers - 1 and site.matrix in ("W_O", "W_in", "W_gate", "W_out")
 
 
 def has_hooks(model: nn.Module) -> bool:
@@ -114,6 +96,10 @@ def hidden(output: object) -> Tensor:
     tensor = output[0] if isinstance(output, tuple) else output
     assert isinstance(tensor, Tensor)
     return tensor
+
+
+def _rows_of(activation: Float[Tensor, "batch pos d_model"], rows: Int[Tensor, " row"]) -> Tensor:
+    return activation[rows.to(activation.device)]
 
 
 def _parts(block: nn.Module) -> dict[Part, nn.Module]:
@@ -152,14 +138,14 @@ def _returning(
     module: nn.Module,
     recording: Recording,
     key: tuple[int, Part],
-    rows: Rows,
+    rows: Int[Tensor, " row"],
     change: Callable[[Tensor], Tensor] | None,
 ) -> Forward:
     """The module returns what was recorded, changed, without computing anything."""
     output = recording.outputs[key]
 
     def forward(*_args: object, **_kwargs: object) -> object:
-        taken = rows.take(hidden(output))
+        taken = _rows_of(hidden(output), rows)
         if change is not None:
             taken = change(taken)
         return (taken, *(None for _ in output[1:])) if isinstance(output, tuple) else taken

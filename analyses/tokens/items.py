@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from analyses.scoring.tokenizer import Ids, Speller, Unspellable, Vocabulary, vocabulary
 from analyses.tasks.items import Item, MinimalPair, Text, Unscorable
 from analyses.tasks.task import Task, as_task
+from analyses.tokens.tokenizer import Ids, Speller, Unspellable, Vocabulary, vocabulary
 from surgery.arguments import counted, whole
 
 

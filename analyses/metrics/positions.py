@@ -1,4 +1,4 @@
-"""Where in a text a model's output is read: at the last real token, at given columns, or over a stretch of them."""
+"""Where in a row a model's output is read: at the last real token, at given columns, or over a stretch of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.prompts import mask_of
+from hooks.inputs import Reads
 
 Position = int | slice | Sequence[int] | Tensor | None
 """None is the last real token; an int is a column; a tensor has one for each example; a slice is averaged over."""
@@ -32,16 +33,6 @@ class Chosen:
         """The number of rows, None if one serves all."""
         return rows_in("the positions", self.index)
 
-    @property
-    def needed(self) -> tuple[int, ...]:
-        """Every column that some example reads."""
-        return tuple(self.index.unique().tolist())
-
-    @property
-    def last_only(self) -> bool:
-        """Whether that is the last one alone."""
-        return self.needed == (self.n_pos - 1,)
-
     def resolve(self, n_pos: int) -> "Chosen":
         """Itself, if made for that many columns."""
         if n_pos != self.n_pos:
@@ -55,22 +46,15 @@ class Chosen:
         """The rows of the chosen examples."""
         return Chosen(rows_of(self.index, indices), rows_of(self.weight, indices), self.n_pos)
 
-    def narrow(self) -> "Chosen":
-        """The same, for logits at the needed columns only."""
+    def reads(self, n_rows: int) -> Reads:
+        """The pairs of row and column, row after row."""
         with torch.inference_mode(False):
-            needed = torch.tensor(self.needed)
-            return Chosen(torch.searchsorted(needed, self.index), self.weight, len(needed))
+            rows = torch.arange(n_rows).repeat_interleave(self.index.shape[1])
+            return Reads(rows, self.index.expand(n_rows, -1).flatten())
 
-    def gather(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch chosen d_vocab"]:
-        """The logits at the chosen columns, in fp32 or better."""
-        rows, columns = self.index.shape
-        if rows == 1 and columns == 1:
-            at = int(self.index)
-            return widened(logits[:, at : at + 1])
-        if rows == 1:
-            return widened(logits[:, self.index[0].to(logits.device)])
-        batch = torch.arange(rows, device=logits.device).unsqueeze(1)
-        return widened(logits[batch, self.index.to(logits.device)])
+    def by_row(self, logits: Float[Tensor, "read d_vocab"]) -> Float[Tensor, "row chosen d_vocab"]:
+        """The logits of these reads, in fp32 or better."""
+        return widened(logits.unflatten(0, (-1, self.index.shape[1])))
 
     def mean(self, values: Float[Tensor, "batch chosen"]) -> Float[Tensor, " batch"]:
         """The mean of each example over its own positions."""
@@ -91,15 +75,6 @@ class Positions:
         """How many examples have a position or a mask of their own."""
         own = self.where if isinstance(self.where, Tensor) else None
         return rows_in("positions and attention_mask", own, self.attention_mask)
-
-    @property
-    def last_only(self) -> bool:
-        """Whether every example reads the last column alone."""
-        if self.attention_mask is not None:
-            return self.resolve(self.attention_mask.shape[1]).last_only
-        if isinstance(self.where, Tensor):
-            return bool((self.where == -1).all())
-        return self.where in (None, -1, slice(-1, None))
 
     def masked(self, attention_mask: Bool[Tensor, "rows pos"]) -> "Positions":
         """The same, over the real tokens of this mask; a mask of one's own, which has to be the same, stays."""

@@ -1,49 +1,118 @@
-"""What a model is asked on: token ids and which of them are real, from whatever a user holds.
-
-One text, a list of texts, token ids `[example pos]`, or what a tokenizer returned, with its mask.
-"""
+"""What a model is asked on: token ids and which of them are real, from whatever a user holds."""
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
 from warnings import warn
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from analyses.prompts.continuations import ItemRows, pad, rows_of_items
+from analyses.tasks.items import Item, Kind
+from analyses.tasks.task import Task, as_task
+from analyses.tokens.items import TokenisedItem, UnscorableItems, tokenise
+from analyses.tokens.tokenizer import vocabulary
+from hooks import host_of
 from surgery.arguments import counted, shown
 
-Tokens = Tensor | str | Sequence[str] | Mapping[str, object]
-"""Token ids `[example pos]`, one text, a list of texts, or a tokenizer's output (`input_ids`, `attention_mask`)."""
+Tokens = Tensor | str | Sequence[str] | Mapping[str, object] | Task | Sequence[Item]
+"""Token ids `[example pos]`, one text, a list of texts, a tokenizer's output (`input_ids`, `attention_mask`), a task or
+a list of its items."""
 
 
-def read(
-    model: nn.Module, given: object, attention_mask: object = None
-) -> tuple[Int[Tensor, "example pos"], Bool[Tensor, "example pos"] | None]:
-    """Token ids on the model's device, and where they are real: None where nothing says that some are not.
+@final
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Rows of tokens on the model's device, one an example, and which tokens are real (None: all).
+
+    `items` are those of a task, of which the rows are the prompts.
+    """
+
+    tokens: Int[Tensor, "example pos"]
+    mask: Bool[Tensor, "example pos"] | None
+    items: tuple[TokenisedItem, ...] | None = None
+    kind: Kind | None = None
+    filler: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def with_continuations(self) -> ItemRows:
+        """The rows of a task's prompts together with what continues them.
+
+        Raises:
+            ValueError: if these are not the prompts of a task.
+        """
+        if self.items is None:
+            raise ValueError(
+                "the metric was made without answers, and these prompts are not those of a task, which has them: give "
+                "the metric token ids or words, such as metrics.logit_difference(' Mary', ' John'), or give a task."
+            )
+        return rows_of_items(self.items, self.filler)
+
+
+def read(model: nn.Module, tokens: object, attention_mask: object = None) -> Prompts:
+    """The prompts as rows of tokens on the model's device, with a mask where some tokens are not real.
 
     Texts are tokenised by the model's tokenizer (`model.to_tokens`) one by one, and padded on the right to the longest;
-    the mask follows from their lengths.
+    the mask follows from their lengths. Of a task the prompts are read, split from the answers where the tokenizer
+    splits them.
 
     Raises:
-        ValueError: if there are none, they are not a batch of sequences, the model has no such tokens or reads fewer at
-            a time, or the mask is not of their shape or not one of `mask_of`.
+        ValueError: if there are no tokens, they are not a batch of sequences, the model has no such tokens or reads
+            fewer at a time, or the mask is not of their shape or not one of `mask_of`.
+        UnscorableItems: if a task has items that this model cannot be asked.
+
+    >>> prompts.read(model, tokens).tokens.shape
+    torch.Size([3, 8])
+    >>> item = tasks.AnswerItem((1, 2, 3), ((4,),), ((5,),))
+    >>> prompts.read(model, [item, tasks.AnswerItem((6, 7), ((8,),))]).mask
+    tensor([[ True,  True,  True],
+            [ True,  True, False]])
     """
+    if isinstance(tokens, Task) or _is_items(tokens):
+        return _of_task(model, as_task(tokens), attention_mask)
     own: object = None
-    if isinstance(given, str):
-        given = [given]
-    if isinstance(given, Mapping):
-        given, own = _of_tokenizer(given)
-    elif isinstance(given, list | tuple) and given and all(isinstance(text, str) for text in given):
-        given, own = _tokenised(model, list(given))
-    tokens = _checked(model, given)
-    masks = [mask_of(mask, tokens.shape) for mask in (attention_mask, own) if mask is not None]
+    if isinstance(tokens, str):
+        tokens = [tokens]
+    if isinstance(tokens, Mapping):
+        tokens, own = _of_tokenizer(tokens)
+    elif isinstance(tokens, list | tuple) and tokens and all(isinstance(text, str) for text in tokens):
+        tokens, own = _tokenised(model, list(tokens))
+    ids = _checked(model, tokens)
+    masks = [mask_of(mask, ids.shape) for mask in (attention_mask, own) if mask is not None]
     if len(masks) == 2 and not torch.equal(*masks):
         raise ValueError(
             "the attention_mask given beside the texts is not theirs: leave it out, for they bring their own, or give "
             "token ids with it."
         )
-    return tokens, masks[0].to(tokens.device) if masks else None
+    return Prompts(ids, masks[0].to(ids.device) if masks else None)
+
+
+def _is_items(tokens: object) -> bool:
+    several = isinstance(tokens, list | tuple) and len(tokens) > 0
+    return several and any(isinstance(item, Item) for item in tokens)
+
+
+def _of_task(model: nn.Module, task: Task, attention_mask: object) -> Prompts:
+    if attention_mask is not None:
+        raise ValueError(
+            f"an attention_mask was given beside task {task.name!r}, whose prompts bring their own: leave it out."
+        )
+    if not len(task):
+        raise ValueError(f"task {task.name!r} has no items: an analysis runs on one or more. Look at what was read.")
+    words = vocabulary(model)
+    items, problems = tokenise(words, task)
+    if problems:
+        raise UnscorableItems(task, problems)
+    tokenised = tuple(item for item in items if item is not None)
+    tokens, mask = pad([item.context for item in tokenised], "right", words.pad)
+    device = host_of(model).device
+    ragged = None if bool(mask.all()) else mask.bool().to(device)
+    return Prompts(tokens.to(device), ragged, tokenised, task.kind, words.pad)
 
 
 def mask_of(given: object, shape: tuple[int, ...] | None = None) -> Bool[Tensor, "example pos"]:
@@ -155,7 +224,8 @@ def _checked(model: nn.Module, given: object) -> Int[Tensor, "example pos"]:
     whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
     if given.ndim != 2 or 0 in given.shape or not whole:
         raise ValueError(f"the tokens have shape {tuple(given.shape)}, {given.dtype}: {_TOKENS}")
-    size, n_ctx = int(model.cfg.d_vocab), getattr(model.cfg, "n_ctx", None)  # type: ignore[union-attr, arg-type]
+    host = host_of(model)
+    size, n_ctx = host.d_vocab, host.n_ctx
     outside = given[(given < 0) | (given >= size)]
     if len(outside):
         raise ValueError(
@@ -164,7 +234,7 @@ def _checked(model: nn.Module, given: object) -> Int[Tensor, "example pos"]:
         )
     if n_ctx is not None and given.shape[1] > n_ctx:
         raise ValueError(f"the texts have {given.shape[1]} tokens, and the model reads {n_ctx}: give shorter ones.")
-    return given.to(next(model.parameters()).device)
+    return given.to(host.device)
 
 
 _TOKENS = (

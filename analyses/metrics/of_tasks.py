@@ -1,0 +1,203 @@
+"""Metrics of a task's own answers: made without answers, they take those of each item when they meet a task.
+
+Of each item, the probabilities of all accepted answers are added, and those of all wrong ones; an answer of several
+tokens counts with all of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from analyses.metrics.metric import Metric, Unbound
+from analyses.metrics.positions import Indices, kept, numbers
+from analyses.metrics.readings import Readings, log_p, log_probs, ranks, summed, worst_rank
+from analyses.metrics.references import Loss, next_token_labels
+from analyses.prompts import Continuations, ItemRows, Prompts
+from analyses.prompts.continuations import segments
+from analyses.tasks.items import Kind
+from hooks.inputs import Reads
+
+Quantity: TypeAlias = Callable[[Continuations, Readings], Tensor]
+"""From what a model says about every target to a number for each item."""
+
+
+class OfTask(Unbound):
+    """A quantity of a task's items, for items of these `kinds`, read off whichever task it meets."""
+
+    __slots__ = ()
+    kinds: tuple[Kind, ...]
+
+    def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
+        """The number for each item."""
+        raise NotImplementedError
+
+    def bound(self, model: nn.Module, prompts: Prompts | None) -> Metric:
+        """The metric of the task's items, whose prompts these are.
+
+        Raises:
+            ValueError: if the prompts are not those of a task, or its items of another kind.
+        """
+        if prompts is None:
+            return self
+        if prompts.kind is not None and prompts.kind not in self.kinds:
+            raise ValueError(
+                f"{self.name} was asked of a task whose items are of kind {prompts.kind!r}: it is for the kinds "
+                f"{' and '.join(self.kinds)}. Choices and pairs have a log_prob(), a logit_difference() (right against "
+                "wrong) and the rule scoring.Likeliest()."
+            )
+        rows = prompts.with_continuations()
+        return ItemMetric(self.name, self.unit, self.higher_is_better, self.differentiable, self.quantity,
+                          rows.continuations, rows.first, rows.row, rows.pos, rows.token, rows)  # fmt: skip
+
+    def missing(self) -> str:
+        """The answers."""
+        return (
+            "was made without answers, which it takes from a task: give it to an analysis of a task, or make it from "
+            "token ids or words."
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TaskMetric(OfTask):
+    """A named quantity; from `metrics.log_prob()` and its like."""
+
+    name: str
+    unit: str
+    higher_is_better: bool | None
+    differentiable: bool
+    value: Quantity
+    kinds: tuple[Kind, ...] = ("answer", "choice", "pair")
+
+    def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
+        """The number for each item."""
+        return self.value(table, readings)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TaskLoss(OfTask):
+    """The loss of the answers of whichever task is met, or of the next tokens of other prompts."""
+
+    name: str = "loss"
+    unit: str = "nats"
+    higher_is_better: bool | None = False
+    differentiable: bool = True
+    kinds: tuple[Kind, ...] = ("answer", "choice", "pair")
+
+    def bound(self, model: nn.Module, prompts: Prompts | None) -> Metric:
+        """The loss of the next tokens, or that of a task's answers."""
+        if prompts is not None and prompts.items is None:
+            return Loss(next_token_labels(prompts.tokens, prompts.mask)).bound(model, prompts)
+        return OfTask.bound(self, model, prompts)
+
+    def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
+        """−log p of an accepted answer, in nats per token of the reference."""
+        return log_loss(table, readings)
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class ItemMetric(Metric):
+    """A quantity of the items of one task, in rows of their own: `first` is the first row of each item."""
+
+    name: str
+    unit: str
+    higher_is_better: bool | None
+    differentiable: bool
+    value: Quantity
+    continuations: Continuations
+    first: Int[Tensor, " item_plus_1"]
+    row: Int[Tensor, " target"]
+    pos: Int[Tensor, " target"]
+    token: Int[Tensor, " target"]
+    item_rows: ItemRows
+
+    @property
+    def rows(self) -> ItemRows:
+        """The rows of all items."""
+        return self.item_rows
+
+    @property
+    def n_examples(self) -> int:
+        """The number of items."""
+        return len(self.first) - 1
+
+    def reads(self, n_rows: int, n_pos: int) -> Reads:
+        """The positions before the tokens that are asked about."""
+        with torch.inference_mode(False):
+            return self._reads(n_pos)[0]
+
+    def values(self, logits: Float[Tensor, "read d_vocab"], n_rows: int, n_pos: int) -> Float[Tensor, " item"]:
+        """The quantity of each item."""
+        at = self._reads(n_pos)[1]
+        said = log_probs(logits, at, self.token)
+        # Ranks and the likeliest tokens have no gradient, so that only what is not differentiated needs them.
+        rank = torch.zeros_like(self.token) if self.differentiable else ranks(logits, at, self.token)
+        top = torch.zeros_like(self.token) if self.differentiable else logits.argmax(-1)[at.to(logits.device)]
+        values = self.value(self.continuations, Readings(said, rank, top)).to(said)
+        if self.differentiable and not bool(values.isfinite().all()):
+            raise ValueError(
+                f"{self.name} is not finite for items {numbers(~values.isfinite())}: an item has no answer on one of "
+                "the two sides (no distractor, say). Give every item one, or take metrics.log_prob()."
+            )
+        return values
+
+    def select(self, indices: Indices) -> "ItemMetric":
+        """The same metric for the chosen items."""
+        at = kept(indices).cpu()
+        at = at.nonzero().squeeze(1) if at.dtype == torch.bool else at.long()
+        counts = self.first.diff()[at]
+        first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        targets = self.continuations.first_target
+        chosen = segments(targets, at)
+        shift = (first[:-1] - self.first[at]).repeat_interleave(targets.diff()[at])
+        return replace(
+            self,
+            continuations=self.continuations.select(at),
+            first=first,
+            row=self.row[chosen] + shift,
+            pos=self.pos[chosen],
+            token=self.token[chosen],
+        )
+
+    def _reads(self, n_pos: int) -> tuple[Reads, Int[Tensor, " target"]]:
+        """The reads, each once and row after row, and of each target its read."""
+        flat, at = (self.row * n_pos + self.pos).unique(return_inverse=True)
+        return Reads(flat // n_pos, flat % n_pos), at
+
+
+def log_loss(table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
+    """−log p of an accepted answer, in nats per token of the reference."""
+    said = log_p(table, summed(table, readings.log_prob), right=True)
+    return -said / table.length[table.first[:-1]].to(said.device)
+
+
+def log_prob(table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
+    """The log-probability of an accepted answer."""
+    return log_p(table, summed(table, readings.log_prob), right=True)
+
+
+def prob(table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
+    """The probability of an accepted answer."""
+    return log_prob(table, readings).exp()
+
+
+def log_odds(table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
+    """The log-probability of the right answers minus that of the wrong ones."""
+    values = summed(table, readings.log_prob)
+    return log_p(table, values, right=True) - log_p(table, values, right=False)
+
+
+def rank(table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
+    """The rank of the worst token of the best accepted answer."""
+    return worst_rank(table, readings.rank).float()
+
+
+def first(table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
+    """1 where every token of an accepted answer is the likeliest, else 0."""
+    return (worst_rank(table, readings.rank) == 0).float()
