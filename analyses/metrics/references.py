@@ -12,7 +12,11 @@ from torch.nn import functional as F
 from analyses.metrics.metric import IGNORED, Metric, Unbound
 from analyses.metrics.positions import Chosen, Indices, Mask, Positions, kept, numbers, rows_in, rows_of, widened
 from analyses.prompts import Prompts, mask_of
-from hooks.inputs import Reads
+from hooks.inputs import Inputs, Reads
+from hooks.running import arithmetic, run
+
+_ROWS = 64
+"""So many rows go through the model at a time where a reference is made and no batch size was given."""
 
 
 @final
@@ -198,7 +202,15 @@ class KLFromNow(Unbound):
         if prompts is None:
             return self
         where = self.positions if prompts.mask is None else self.positions.masked(prompts.mask)
-        return reference_of(model, prompts.tokens, prompts.mask, where, self.batch_size)
+        inputs, chosen = Inputs(prompts.tokens, prompts.mask), where.resolve(prompts.tokens.shape[1])
+        parts = []
+        with arithmetic(False):
+            for at in torch.arange(len(prompts)).split(self.batch_size or _ROWS):
+                here = chosen.select(at)
+                logits = run(model, inputs.take(at).read_at(here.reads(len(at))))
+                parts.append(_log_probs(here.by_row(logits)))
+        mask = None if prompts.mask is None else prompts.mask.cpu()
+        return KLDivergence(torch.cat(parts), chosen, mask=mask)
 
     def missing(self) -> str:
         """The reference."""
@@ -233,8 +245,11 @@ def log_probs_at(logits: Float[Tensor, "row pos d_vocab"], chosen: Chosen) -> Fl
     Raises:
         ValueError: if one is NaN.
     """
-    read = chosen.reads(len(logits)).of(kept(logits))
-    reference = chosen.by_row(read).log_softmax(-1)
+    return _log_probs(chosen.by_row(chosen.reads(len(logits)).of(kept(logits))))
+
+
+def _log_probs(logits: Float[Tensor, "row chosen d_vocab"]) -> Float[Tensor, "row chosen d_vocab"]:
+    reference = logits.log_softmax(-1)
     nan = reference.isnan().flatten(1).any(1)
     if bool(nan.any()):
         raise ValueError(

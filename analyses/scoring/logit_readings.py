@@ -99,9 +99,7 @@ def _continue(contexts: list[Ids], encoded: EncodedTask, forward: Forward) -> li
     words, rows = encoded.vocabulary, list(contexts)
     for _ in range(encoded.rule.new_tokens):
         tokens, mask = pad(rows, "right", words.pad)
-        last = Reads(
-            torch.arange(len(rows), device=device), torch.tensor([len(row) - 1 for row in rows], device=device)
-        )
+        last = Reads(torch.arange(len(rows)), mask.sum(1) - 1)
         logits = forward(Inputs(tokens.to(device), mask.to(device), last))
         _check(logits, logits)
         rows = [(*row, token) for row, token in zip(rows, logits.argmax(-1).tolist(), strict=True)]

@@ -28,9 +28,8 @@ def judge(encoded: EncodedTask, outcome: Outcome) -> Scores:
         case Likeliest() as rule:
             verdict = _likeliest(table, rule.values(table, of_each))
         case Contains() as rule:
-            verdict = _contains(
-                encoded, rule, outcome.generated, _starts_with(table, readings, right.exp(), wrong.exp())
-            )
+            teacher_forced = _starts_with(table, readings, right.exp(), wrong.exp())
+            verdict = _contains(encoded, rule, outcome.generated, teacher_forced)
         case StartsWith():
             verdict = _starts_with(table, readings, right.exp(), wrong.exp())
         case rule:
@@ -102,7 +101,6 @@ def _likeliest(table: Continuations, values: Float[Tensor, " continuation"]) -> 
 def _starts_with(
     table: Continuations, readings: Readings, p_correct: Float[Tensor, " item"], p_wrong: Float[Tensor, " item"]
 ) -> _Verdict:
-    n = len(table.first) - 1
     rank = worst_rank(table, readings.rank)
     references = table.first[:-1].tolist()
     said = _greedy_prefixes(table, readings, references)
