@@ -5,8 +5,7 @@ lowers a metric that should be high has a negative effect and is helpful; `drop_
 direction.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
@@ -16,102 +15,21 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from analyses.attribution.selections import Selection, Unit
 from hooks import Site
-from surgery import SVD, Basis, Drop, Edit, Keep
-from surgery.arguments import counted, number, shown, whole
+from surgery import SVD, Basis, Edit, Keep
+from surgery.arguments import counted, number, whole
 from surgery.arguments import seed as whole_seed
-from surgery.bases import decode_basis
-from surgery.codec import encode
 from surgery.factorise import degenerate_blocks
-from surgery.files import whole_file
 
-Unit = tuple[int, ...]
-"""Components that are removed together: usually one, or a degenerate block."""
+__all__ = ["REMOVAL", "Effects", "Measure", "Shares"]
 
 OrderKey = Callable[[np.ndarray], np.ndarray]
-_FORMAT, _VERSION = "model-surgery effects", "1"
 _SVD = SVD()
 REMOVAL = "removal"
 """What is done to a component when it is taken out and nothing put in its place: what `Drop` does."""
-
-
-@final
-class Selection(Mapping[str, tuple[Unit, ...]]):
-    """Chosen components of chosen matrices: what `sites=` takes where only some components are wanted.
-
-    They are components in `basis`: singular components unless something else was attributed.
-    """
-
-    def __init__(self, units: Mapping[str, Sequence[int | Sequence[int]]], *, basis: Basis = _SVD) -> None:
-        if not isinstance(units, Mapping):
-            raise ValueError(f"a selection of {shown(units)}: give the components of each matrix, {{site: [0, 3]}}.")
-        self.basis = basis
-        self._units = {str(site): _units(site, chosen) for site, chosen in units.items()}
-        for site, chosen in self._units.items():
-            members = [i for unit in chosen for i in unit]
-            if len(set(members)) < len(members):
-                raise ValueError(
-                    f"the selection of '{site}' is {list(chosen)!r}: name each component once, counting from 0, the "
-                    "strongest."
-                )
-
-    def __getitem__(self, site: str) -> tuple[Unit, ...]:
-        return self._units[site]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._units)
-
-    def __len__(self) -> int:
-        return len(self._units)
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Selection) and other.basis != self.basis:
-            return False
-        return super().__eq__(other)
-
-    @property
-    def n_components(self) -> int:
-        """How many components are chosen, over all matrices."""
-        return sum(len(unit) for chosen in self._units.values() for unit in chosen)
-
-    def drop(self) -> dict[str, Edit]:
-        """The spec that removes them."""
-        return {site: Drop(self._members(site), basis=self.basis) for site in self}
-
-    def keep(self) -> dict[str, Edit]:
-        """The spec that keeps them and removes every other component of these matrices."""
-        return {site: Keep(self._members(site), basis=self.basis) for site in self}
-
-    def _members(self, site: str) -> list[int]:
-        return sorted(i for unit in self[site] for i in unit)
-
-    def __repr__(self) -> str:
-        lines = [f"  {site}: {', '.join('+'.join(map(str, unit)) for unit in chosen)}" for site, chosen in self.items()]
-        return "\n".join([f"Selection of {counted(self.n_components, 'component')}", *lines])
-
-
-def _units(site: object, chosen: object) -> tuple[Unit, ...]:
-    """The units of one matrix, each a component or several."""
-    try:
-        if isinstance(chosen, str | bytes | Mapping):
-            raise TypeError
-        return tuple(
-            tuple(_component(i) for i in unit) if isinstance(unit, list | tuple | range) else (_component(unit),)
-            for unit in list(chosen)  # type: ignore[call-overload]
-        )
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"the selection of '{site}' is {shown(chosen)}: name each component once, counting from 0, the strongest, "
-            "in a list such as [0, 3], or [(0, 1), 3] where some go together."
-        ) from None
-
-
-def _component(given: object) -> int:
-    return whole(given, "component")
 
 
 @final
@@ -130,19 +48,31 @@ class Measure:
         return f"{self.name} [{self.unit}]" if self.unit else self.name
 
 
-@final
 @dataclass(frozen=True, slots=True, repr=False)
 class Effects:
     """The effect of removing components, in the metric's unit, one row for each example.
 
-    `examples[site]` is `[example, unit]`; `units[site]` says which components a column stands for. `strengths[site]`
-    are all of the matrix's singular values in force. `noise[site]` is the standard error of a column's mean that comes
-    from the method itself (random probes, permutations), 0 for exact methods. `passes` counts the work in forward
-    passes of the whole model over all examples. `change` is what all of it together does to the metric, where the
-    effects are shares of that. `positions[site]`, where asked for, splits the effects by position, `[example, pos,
-    unit]`. `basis` is what the components are components of. `intervention` says what was done to a component: its
-    removal, unless an analysis says something else. A metric that gave one number for all examples together has one
-    row, and no standard error.
+    A metric that gave one number for all examples together has one row, and no standard error.
+
+    Args:
+        method: how the effects were found.
+        measure: the metric, and its value now.
+        units: of each matrix, which components a column stands for.
+        examples: of each matrix, the effects, `[example, unit]`.
+        strengths: of each matrix, all of its singular values in force.
+        weight_state: which form of the weights the model holds.
+        passes: the work, in forward passes of the whole model over all examples.
+        noise: the standard error of a column's mean that comes from the method itself (random probes, orders); exact
+            methods have none.
+        positions: where asked for, the effects split by position, `[example, pos, unit]`.
+        basis: the basis of the components.
+        intervention: what was done to a component: its removal, unless an analysis says something else.
+
+    >>> effects = attribution.by_gradient(model, tokens, metrics.logit(3), "blocks.1.mlp.W_out", progress=False)
+    >>> effects["blocks.1.mlp.W_out"].shape, effects.top(2).n_components
+    (torch.Size([16]), 2)
+    >>> sorted(effects.to_dataframe().columns)[:4]
+    ['component', 'degenerate', 'effect', 'head']
     """
 
     method: str
@@ -153,8 +83,6 @@ class Effects:
     weight_state: str
     passes: float
     noise: dict[str, Float[Tensor, " unit"]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    change: Float[Tensor, " example"] | None = None
     positions: dict[str, Float[Tensor, "example pos unit"]] = field(default_factory=dict)
     basis: Basis = _SVD
     intervention: str = REMOVAL
@@ -174,21 +102,6 @@ class Effects:
         NaN where a component was not attributed; components of one unit all show the unit's effect.
         """
         return self._by_head(site, lambda one: self._spread(one, self.examples[one].mean(0)))
-
-    @property
-    def residual(self) -> float:
-        """How far shares are from the change they are shares of, relative to it: the certificate of `by_path`.
-
-        Raises:
-            ValueError: if these are effects of single components, which need not sum to anything.
-        """
-        if self.change is None:
-            raise ValueError(
-                f"effects by {self.method} are not shares of a change: only by_path and by_shapley give shares."
-            )
-        total = float(self.change.mean())
-        gap = abs(sum(float(rows.sum(1).mean()) for rows in self.examples.values()) - total)
-        return gap / abs(total) if total else float("inf" if gap else 0)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -271,74 +184,33 @@ class Effects:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file."""
-        tensors = {f"{site}|examples": rows.contiguous() for site, rows in self.examples.items()}
-        tensors |= {f"{site}|strengths": S.contiguous() for site, S in self.strengths.items()}
-        tensors |= {f"{site}|noise": n.contiguous() for site, n in self.noise.items()}
-        tensors |= {f"{site}|positions": rows.contiguous() for site, rows in self.positions.items()}
-        tensors["baseline"] = self.measure.baseline.contiguous()
-        if self.change is not None:
-            tensors["change"] = self.change.contiguous()
-        about = {
-            "method": self.method, "units": self.units, "weight_state": self.weight_state, "passes": self.passes,
-            "notes": self.notes, "name": self.measure.name, "unit": self.measure.unit,
-            "higher_is_better": self.measure.higher_is_better, "basis": encode(self.basis),
-            "intervention": self.intervention,
-        }  # fmt: skip
-        metadata = {"format": _FORMAT, "version": _VERSION, "about": json.dumps(about)}
-        with whole_file(path) as file:
-            save_file(tensors, str(file), metadata=metadata)
+        from analyses.attribution.effects_files import save  # it needs these types
 
-    @classmethod
-    def load(cls, path: str | Path) -> "Effects":
-        """What `save` wrote.
+        save(self, path)
+
+    @staticmethod
+    def load(path: str | Path) -> "Effects":
+        """What `save` wrote: `Effects`, or `Shares`.
 
         Raises:
             ValueError: if the file is damaged or not one of ours.
         """
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                if (metadata.get("format"), metadata.get("version")) != (_FORMAT, _VERSION):
-                    raise ValueError(f"not one that this release wrote, version {_VERSION}")
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-                return cls._read(json.loads(metadata["about"]), tensors)
-        except FileNotFoundError:
-            raise
-        except (SafetensorError, OSError, KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
-            raise ValueError(
-                f"{path} is damaged or not a file of effects ({error}): attribute again and save."
-            ) from error
+        from analyses.attribution.effects_files import load
 
-    @classmethod
-    def _read(cls, about: dict, tensors: dict[str, Tensor]) -> "Effects":
-        units = {site: tuple(tuple(u) for u in chosen) for site, chosen in about["units"].items()}
-        parts = {
-            name: {site: tensors[f"{site}|{name}"] for site in units if f"{site}|{name}" in tensors}
-            for name in ("examples", "strengths", "noise", "positions")
-        }
-        for site, chosen in units.items():
-            if parts["examples"][site].shape[1:] != (len(chosen),) or parts["strengths"][site].ndim != 1:
-                raise ValueError(f"the parts of {site} do not fit together")
-        measure = Measure(about["name"], about["unit"], about["higher_is_better"], tensors["baseline"])
-        state, notes = about["weight_state"], tuple(about["notes"])
-        basis = decode_basis(about["basis"]) if "basis" in about else _SVD
-        return cls(about["method"], measure, units, parts["examples"], parts["strengths"], state, about["passes"],
-                   parts["noise"], notes, tensors.get("change"), parts["positions"], basis,
-                   about.get("intervention", _intervention_by(about["method"])))  # fmt: skip
+        return load(path)
 
     def __repr__(self) -> str:
         measure = self.measure
         count = sum(len(chosen) for chosen in self.units.values())
         frame = self.to_dataframe().dropna(subset="effect")
         frame = frame.iloc[np.argsort(-np.abs(frame["effect"].to_numpy()), kind="stable")[:5]]
-        shown = frame[["site", "component", "strength", "effect", "stderr"]].to_string(index=False)
+        table = frame[["site", "component", "strength", "effect", "stderr"]].to_string(index=False)
         lines = [
             f"effect of {self.intervention} on {measure.label}, by {self.method}: {counted(count, 'component')} of "
             f"{counted(len(self.sites), 'matrix', 'matrices')}, {counted(len(measure.baseline), 'example')}, "
             f"{self.passes:.3g} forward {'pass' if self.passes == 1 else 'passes'}, weights {self.weight_state}",
             f"{measure.name} now: {float(measure.baseline.mean()):.4g}; largest effects:",
-            shown,
-            *self.notes,
+            table,
         ]
         return "\n".join(lines)
 
@@ -405,10 +277,28 @@ class Effects:
         return frame
 
 
-def _intervention_by(method: str) -> str:
-    """What files say that were written before they named it."""
-    patched = method.startswith("patching") or "clean to corrupted" in method or "(resample)" in method
-    return "patching" if patched else "replacement by the mean" if "(mean)" in method else REMOVAL
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class Shares(Effects):
+    """The shares of single components in what an edit changes, which sum to it.
+
+    Args:
+        change: what the edit does to the metric, `[example]`.
+        notes: what else is to be said about the sum, a line each.
+    """
+
+    change: Float[Tensor, " example"] = field(kw_only=True)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @property
+    def residual(self) -> float:
+        """How far the shares are from the change, relative to it: the certificate of `by_path`."""
+        total = float(self.change.mean())
+        gap = abs(sum(float(rows.sum(1).mean()) for rows in self.examples.values()) - total)
+        return gap / abs(total) if total else float("inf" if gap else 0)
+
+    def __repr__(self) -> str:
+        return "\n".join([Effects.__repr__(self), *self.notes])
 
 
 def _degenerate_units(S: Float[Tensor, " component"], rtol: float = 1e-5) -> list[Unit]:

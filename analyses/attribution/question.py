@@ -1,28 +1,26 @@
 """What an attribution is asked: a metric of a model, on some examples, as a function of some components' gains."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
-from hooks.replay import has_hooks
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from analyses import metrics
-from analyses.attribution.effects import Measure, Selection, Unit
-from analyses.metrics.placement import Mask
-from analyses.prompts import Tokens, mask_of, read, warn_if_padded
-from hooks import Place, Site, host_of, match_sites
+from analyses.attribution.effects import REMOVAL, Effects, Measure
+from analyses.attribution.selections import Selection, Sites, Unit, selection_of
+from analyses.metrics.positions import Mask
+from analyses.prompts import Prompts, Tokens, mask_of, read, warn_if_padded
+from analyses.prompts.continuations import segments
+from hooks import Place, Site, host_of, match_each, match_sites
+from hooks.inputs import Inputs
+from hooks.recording import has_hooks
 from surgery import Basis, Decomposition, Decompositions
 from surgery.arguments import counted, shown, whole
 from surgery.decompositions import basis_of
 from surgery.operations import components_in_force
-
-Components = Mapping[str, Sequence[int | Sequence[int]]]
-"""Chosen components of chosen matrices: a `Selection`, or a plain dict, `{"blocks.0.mlp.W_out": [0, 3]}`."""
-Sites = str | Iterable[str] | Components
-"""Which components: every one of the matrices that a pattern (or each of several) names, or chosen ones."""
 
 TOKENS_PER_PASS = 8192
 LOGITS_PER_PASS = 2**26
@@ -48,11 +46,51 @@ class Target:
 @final
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Some of the examples, with the metric cut down to them."""
+    """Some of the examples: their rows, and the metric cut down to them.
 
-    tokens: Int[Tensor, "example pos"]
-    attention_mask: Int[Tensor, "example pos"] | None
+    An example is one row, unless the metric reads several rows of each (a task's item with several texts to compare).
+    """
+
+    inputs: Inputs
     metric: metrics.Metric
+
+    @property
+    def n_examples(self) -> int:
+        """The number of examples."""
+        first = self.metric.first_row
+        return len(self.inputs) if first is None else len(first) - 1
+
+    @property
+    def owner(self) -> Int[Tensor, " row"] | None:
+        """The example of each row; None where each row is one."""
+        first = self.metric.first_row
+        return None if first is None else torch.repeat_interleave(first.diff())
+
+    @property
+    def read(self) -> Inputs:
+        """The rows, read where the metric reads them."""
+        return self.inputs.read_at(self.metric.reads(len(self.inputs), self.inputs.n_pos))
+
+    @torch.inference_mode(False)
+    def take(self, examples: Int[Tensor, " chosen"]) -> "Examples":
+        """Some examples, in any order and as often as wanted."""
+        return Examples(self.inputs.take(self.rows_of(examples)), self.metric.select(examples))
+
+    def rows_of(self, examples: Int[Tensor, " chosen"]) -> Int[Tensor, " row"]:
+        """The rows of some examples."""
+        first = self.metric.first_row
+        return examples if first is None else segments(first, examples)
+
+    def measured(self, logits: Tensor) -> Float[Tensor, " example"]:
+        """The metric of each example, from the logits where it reads them."""
+        return self.metric.checked(logits, len(self.inputs), self.inputs.n_pos)
+
+    def summed(self, rows: Float[Tensor, "row ..."]) -> Float[Tensor, "example ..."]:
+        """What concerns the rows of an example, added up."""
+        owner = self.owner
+        if owner is None:
+            return rows
+        return rows.new_zeros(self.n_examples, *rows.shape[1:]).index_add(0, owner.to(rows.device), rows)
 
 
 @final
@@ -68,31 +106,25 @@ class Question:
     @property
     def n_examples(self) -> int:
         """The number of examples."""
-        return len(self.examples.tokens)
+        return self.examples.n_examples
 
-    def rows_per_pass(self, n_pos: int | None = None, n_logits: int | None = None) -> int:
-        """How many sequences of `n_pos` tokens with logits at `n_logits` positions go through at a time."""
-        n_pos = n_pos or self.examples.tokens.shape[1]
-        n_logits = n_logits or len(self.examples.metric.needed_positions(n_pos))
-        fitting = min(TOKENS_PER_PASS // n_pos, LOGITS_PER_PASS // (n_logits * int(self.model.cfg.d_vocab)))  # type: ignore[union-attr]
-        return self.batch_size or max(1, fitting)
+    def rows_per_pass(self, n_pos: int | None = None, n_reads: float | None = None) -> int:
+        """How many rows of `n_pos` tokens, of which `n_reads` are read, go through the model at a time."""
+        n_pos = n_pos or self.examples.inputs.n_pos
+        n_reads = n_reads or reads_per_row(self.examples.read)
+        fitting = min(TOKENS_PER_PASS // n_pos, LOGITS_PER_PASS / (n_reads * host_of(self.model).d_vocab))
+        return self.batch_size or max(1, int(fitting))
 
     def batches(self) -> Iterator[Int[Tensor, " example"]]:
         """The examples' indices in batches; all at once where somebody's hooks or function may rely on it."""
         together = self.examples.metric.whole_batch or has_hooks(self.model)
-        yield from torch.arange(self.n_examples).split(self.n_examples if together else self.rows_per_pass())
-
-    @torch.inference_mode(False)
-    def take(self, chosen: Int[Tensor, " row"]) -> Examples:
-        """Some examples, in any order and as often as wanted."""
-        here = self.examples
-        at = chosen.to(here.tokens.device)
-        mask = None if here.attention_mask is None else here.attention_mask[at]
-        return Examples(here.tokens[at], mask, here.metric.select(chosen))
+        rows_each = -(-len(self.examples.inputs) // self.n_examples)
+        size = self.n_examples if together else max(1, self.rows_per_pass() // rows_each)
+        yield from torch.arange(self.n_examples).split(size)
 
     @property
     def basis(self) -> Basis:
-        """What the components are components of; the same for every matrix."""
+        """The basis of the components; every target shares it."""
         return next(iter(self.targets.values())).components.basis
 
     def measure(self, baseline: Float[Tensor, " example"]) -> Measure:
@@ -109,6 +141,37 @@ class Question:
         """Whether the weights are raw or processed."""
         return host_of(self.model).weight_state()
 
+    def effects(
+        self,
+        method: str,
+        baseline: Float[Tensor, " example"],
+        rows: Mapping[Site, Float[Tensor, "example unit"]],
+        *,
+        passes: float,
+        noise: Mapping[Site, Float[Tensor, " unit"]] | None = None,
+        positions: Mapping[Site, Float[Tensor, "example pos unit"]] | None = None,
+        intervention: str = REMOVAL,
+    ) -> Effects:
+        """The result of a method: the one place where results are put together."""
+        return Effects(
+            method=method,
+            measure=self.measure(baseline),
+            units={target.address: target.units for target in self.targets.values()},
+            examples={str(site): self.pooled(found).float().cpu() for site, found in rows.items()},
+            strengths={target.address: target.components.S.cpu() for target in self.targets.values()},
+            weight_state=self.weight_state,
+            passes=passes,
+            noise={str(site): found.float().cpu() for site, found in (noise or {}).items()},
+            positions={str(site): self.pooled(found).float().cpu() for site, found in (positions or {}).items()},
+            basis=self.basis,
+            intervention=intervention,
+        )
+
+
+def reads_per_row(inputs: Inputs) -> float:
+    """At how many positions of a row logits are read, on average."""
+    return inputs.n_pos if inputs.reads is None else max(1.0, len(inputs.reads.row) / len(inputs))
+
 
 def ask(
     model: nn.Module,
@@ -116,6 +179,7 @@ def ask(
     metric: metrics.Metric | Callable[[Tensor], Tensor],
     sites: Sites,
     *,
+    basis: Basis | None = None,
     svds: Decompositions | None = None,
     attention_mask: Mask = None,
     batch_size: int | None = None,
@@ -134,19 +198,28 @@ def ask(
         SiteError: if a pattern names no editable matrix.
     """
     check_deterministic(model)
-    ids, mask = read(model, tokens, attention_mask)
+    prompts = tokens if isinstance(tokens, Prompts) else read(model, tokens, attention_mask)
     asked = metrics.as_metric(metric)
-    if asked.n_examples not in (None, len(ids)):
+    if asked.n_examples not in (None, len(prompts)):
         raise ValueError(
-            f"the metric was made for {counted(asked.n_examples, 'example')}, the tokens are {len(ids)}: give it one "
-            "answer an example, or one for all (several for one example are a row, [[3, 5]])."
+            f"the metric was made for {counted(asked.n_examples, 'example')}, the tokens are {len(prompts)}: give it "
+            "one answer an example, or one for all (several for one example are a row, [[3, 5]])."
         )
     size = None if batch_size is None else whole(batch_size, "batch_size", least=1)
-    mask = _agreed(asked.attention_mask, mask, ids)
-    if mask is None and asked.attention_mask is None:
-        warn_if_padded(model, ids)
-    examples = Examples(ids, None if mask is None else mask.long(), asked.bound(model, ids, mask))
-    return Question(model, examples, _targets(model, sites, svds, progress), size)
+    if asked.attention_mask is None and prompts.mask is None and prompts.items is None:
+        warn_if_padded(model, prompts.tokens)
+    prompts = replace(prompts, mask=_agreed(asked.attention_mask, prompts.mask, prompts.tokens))
+    bound = asked.bound(model, prompts)
+    return Question(model, Examples(rows_read(bound, prompts), bound), _targets(model, sites, basis, svds, progress), size)
+
+
+def rows_read(metric: metrics.Metric, prompts: Prompts) -> Inputs:
+    """What the model reads: the prompts, or the rows of a metric that has rows of its own."""
+    if metric.rows is None:
+        return Inputs(prompts.tokens, None if prompts.mask is None else prompts.mask.long())
+    device = prompts.tokens.device
+    mask = metric.rows.mask
+    return Inputs(metric.rows.tokens.to(device), None if bool(mask.all()) else mask.long().to(device))
 
 
 def _agreed(
@@ -177,21 +250,25 @@ def _agreed(
     return own
 
 
-def counterparts(question: Question, corrupted: Tokens) -> Int[Tensor, "example pos"]:
-    """The corrupted examples, if there is one of the same length for each clean one.
+def counterparts(question: Question, corrupted: Tokens) -> Int[Tensor, "row pos"]:
+    """The corrupted rows, if there is one of the same length for each clean one.
 
     Raises:
         ValueError: if they differ in number or length.
     """
-    here = question.examples
-    other, mask = read(question.model, corrupted)
-    if other.shape != here.tokens.shape:
+    here, prompts = question.examples.inputs, read(question.model, corrupted)
+    other = Inputs(prompts.tokens, prompts.mask)
+    if question.examples.metric.rows is not None and prompts.items is not None:
+        rows = prompts.with_continuations()
+        other = Inputs(rows.tokens.to(here.tokens.device), rows.mask)
+    if other.tokens.shape != here.tokens.shape:
         raise ValueError(
-            f"the corrupted tokens have shape {tuple(other.shape)}, the clean ones {tuple(here.tokens.shape)}: every "
-            "clean example needs a corrupted one of the same length. Give corrupted tokens of the clean ones' shape."
+            f"the corrupted tokens have shape {tuple(other.tokens.shape)}, the clean ones {tuple(here.tokens.shape)}: "
+            "every clean example needs a corrupted one of the same length. Give corrupted tokens of the clean ones' "
+            "shape."
         )
-    check_same_lengths(here.attention_mask, mask)
-    return other
+    check_same_lengths(here.mask, other.mask)
+    return other.tokens
 
 
 def check_same_lengths(clean: Tensor | None, corrupted: Tensor | None) -> None:
@@ -249,19 +326,6 @@ def selected(model: nn.Module, selection: Selection) -> dict[Site, tuple[Unit, .
     return {site: units for site, units in found.items() if units}
 
 
-def selection_of(given: object, basis: Basis, what: str = "sites") -> Selection:
-    """A selection, or a plain dict as one.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    if isinstance(given, Selection):
-        return given
-    if isinstance(given, Mapping):
-        return Selection(given, basis=basis)
-    raise ValueError(f"{what}={shown(given)}: give a Selection, such as effects.top(10), or {{site: [0, 3]}}.")
-
-
 def basis_asked(svds: object) -> Basis:
     """The basis of the decompositions given.
 
@@ -273,41 +337,42 @@ def basis_asked(svds: object) -> Basis:
     return basis_of(svds)
 
 
-def _targets(model: nn.Module, sites: Sites, svds: Decompositions | None, progress: bool) -> dict[Site, Target]:
-    chosen: Mapping[Site, tuple[Unit, ...] | None]
-    basis = basis_asked(svds)
+def _targets(
+    model: nn.Module, sites: Sites, basis: Basis | None, svds: Decompositions | None, progress: bool
+) -> dict[Site, Target]:
+    selection: Mapping[Site, tuple[Unit, ...] | None]
+    basis = basis_asked(basis, svds)
     if isinstance(sites, Mapping):
         sites = selection_of(sites, basis)
-        chosen = {**selected(model, sites)}
+        selection = {**selected(model, sites)}
     else:
-        chosen = dict.fromkeys(sorted({site for pattern in _patterns(sites) for site in match_sites(model, pattern)}))
-    if not chosen:
+        _check_patterns(sites)
+        selection = dict.fromkeys(match_each(model, sites if isinstance(sites, str) else map(str, sites)))
+    if not selection:
         raise ValueError("no component is selected: name at least one matrix, or components of it.")
     _check_basis(basis, sites)
-    host = host_of(model)
-    targets = {}
-    for site, components in components_in_force(model, chosen, svds=svds, progress=progress).items():
-        units = chosen[site]
+    targets, host = {}, host_of(model)
+    for site, components in components_in_force(model, selection, svds=svds, progress=progress).items():
+        units = selection[site]
         if units is None:
             units = tuple((i,) for i in range(components.rank))
-        over = [i for unit in units for i in unit if i >= components.rank]
-        if over:
+        beyond = [i for unit in units for i in unit if i >= components.rank]
+        if beyond:
             raise ValueError(
-                f"component {over[0]} of '{site}' was selected, but it has {counted(components.rank, 'component')}, 0 "
-                f"to {components.rank - 1}."
+                f"component {beyond[0]} of '{site}' was selected, but it has {counted(components.rank, 'component')}, "
+                f"0 to {components.rank - 1}."
             )
         targets[site] = Target(host.place(site), components, units)
     return targets
 
 
-def _patterns(sites: object) -> list[str]:
-    given = [sites] if isinstance(sites, str | Site) else list(sites) if isinstance(sites, Iterable) else [None]
-    if not all(isinstance(one, str | Site) for one in given):
+def _check_patterns(sites: object) -> None:
+    several = [sites] if isinstance(sites, str | Site) else list(sites) if isinstance(sites, Iterable) else [None]
+    if not all(isinstance(pattern, str | Site) for pattern in several):
         raise ValueError(
             f"sites={shown(sites)}: name matrices by a pattern such as 'blocks.*.mlp.W_out', or several in a list, or "
             "components by {site: [0, 3]}."
         )
-    return [str(one) for one in given]
 
 
 def _check_basis(basis: Basis, sites: Sites) -> None:
