@@ -286,7 +286,7 @@ def _targets(model: nn.Module, sites: Sites, svds: Decompositions | None, progre
     _check_basis(basis, sites)
     host = host_of(model)
     targets = {}
-    for site, components in components_in_force(model, chosen, svds=svds, progress=progress).items():
+    for site, components in components_in_force(model, chosen, basis=basis, svds=svds, progress=progress).items():
         units = chosen[site]
         if units is None:
             units = tuple((i,) for i in range(components.rank))
