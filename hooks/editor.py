@@ -10,12 +10,9 @@ been undone, so that undoing again finishes the work.
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from threading import RLock
 from typing import NoReturn
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -23,6 +20,7 @@ from torch import Tensor, nn
 
 from hooks.hosts import host_of
 from hooks.places import Place
+from hooks.records import of_every_model, record_of
 from hooks.slots import EditedModelError, Shadow, Slot, check_fits, refuse_loading, refuse_moved_shadow
 from hooks.temporary import remove_hooks
 
@@ -39,8 +37,6 @@ _REPROCESSING = (
 class Editor:
     """Every edited slot of one model. One per model, from `editor_of`."""
 
-    lock: AbstractContextManager = field(default_factory=RLock)
-    """Held by whoever changes the model, so that threads do so one after the other."""
     _shadows: dict[tuple[int, str], Shadow] = field(default_factory=dict)
     _originals: dict[tuple[int, str], tuple[Slot, Tensor]] = field(default_factory=dict)
 
@@ -90,7 +86,7 @@ class Editor:
 
     def is_another_models(self, slot: Slot) -> bool:
         """Whether the editor of another model, which shares the module, has edited the slot."""
-        return any(editor is not self and editor.has_edited(slot) for editor in list(_editors.values()))
+        return any(editor is not self and editor.has_edited(slot) for editor in of_every_model(Editor))
 
     def has_edited(self, slot: Slot) -> bool:
         """Whether this editor shows something over the slot, or has written into it."""
@@ -155,12 +151,9 @@ class Editor:
         return None if held is None else held.detach()
 
 
-_editors: WeakKeyDictionary[nn.Module, Editor] = WeakKeyDictionary()
-
-
 def editor_of(model: nn.Module) -> Editor:
     """The editor of this model, the same one every time."""
-    return _editors.get(model) or _editors.setdefault(model, Editor())
+    return record_of(model).of(Editor)
 
 
 def guard(model: nn.Module) -> None:
@@ -183,14 +176,17 @@ def strip(model: nn.Module) -> None:
 
     What another model that shares a module shows there stays.
     """
+    unguard(model)
+    marked = {id(module) for module in model.modules() if _is_marked(module)}
+    if not marked:  # every shadow is laid after its module was marked, and a deep copy carries the marks along
+        return
     host, editor = host_of(model), editor_of(model)
-    for site in host.joint_sites():
-        for slot in _slots(host.place(site)):
-            if not editor.is_another_models(slot):
+    for place in host.places(host.joint_sites()).values():
+        for slot in place.all_slots:
+            if marked & {id(slot.owner), id(_reader(slot))} and not editor.is_another_models(slot):
                 slot.strip()
                 remove_hooks(_reader(slot), "input", refuse_moved_shadow)
                 _allow_loading(slot.owner)
-    unguard(model)
 
 
 def refresh_compiled() -> None:
@@ -203,8 +199,9 @@ def refresh_compiled() -> None:
         dynamo.reset()
 
 
-def _slots(place: Place) -> Iterable[Slot]:
-    return place.slots if place.bias is None else (*place.slots, place.bias)
+def _is_marked(module: nn.Module) -> bool:
+    """Whether the module may hold or read a shadow: it carries one of the hooks that `show` puts on."""
+    return bool(_loading_hooks(module)) or refuse_moved_shadow in module._forward_pre_hooks.values()
 
 
 def _reader(slot: Slot) -> nn.Module:

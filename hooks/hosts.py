@@ -9,14 +9,15 @@ names of their classes, so that neither has to be imported.
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, final
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 from hooks.places import Layout, Place
+from hooks.records import record_of
 from hooks.sites import ATTENTION_MATRICES, MATRICES, MLP_MATRICES, Matrix, Site, SiteError
 from hooks.slots import Slot
 from hooks.wires import Wire
@@ -32,10 +33,20 @@ _PROJECTIONS: dict[Matrix, str] = {
 
 
 class Host(ABC):
-    """A model, seen as places that hold matrices."""
+    """A model, seen as places that hold matrices; from `host_of`, one for each model.
+
+    It remembers nothing about the model: modules, parameters and settings may change between two calls.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self._model = ref(model)  # weak: the model's record holds the host, and must not keep the model alive
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself."""
+        model = self._model()
+        assert model is not None, "whoever asks a host about a model holds that model"
+        return model
 
     @property
     def n_layers(self) -> int:
@@ -67,13 +78,10 @@ class Host(ABC):
         """The dtype of the model's parameters."""
         return next(self.model.parameters()).dtype
 
-    def joint_sites(self) -> Iterator[Site]:
+    def joint_sites(self) -> list[Site]:
         """Every editable matrix of the model, joint over heads, in the order of the forward pass."""
-        for layer in range(self.n_layers):
-            for matrix in MATRICES:
-                site = Site(layer, matrix)
-                if self.why_not(site) is None:
-                    yield site
+        n_uses = self._n_uses()
+        return [site for site in self._every_site() if self._why_not(site, n_uses) is None]
 
     def place(self, site: Site) -> Place:
         """Where the matrix of `site` lives.
@@ -81,12 +89,37 @@ class Host(ABC):
         Raises:
             SiteError: if this model has no such matrix, or has it in a form that cannot be edited; the text says which.
         """
+        return self.places([site])[site]
+
+    def places(self, sites: Iterable[Site]) -> dict[Site, Place]:
+        """Where each of several matrices lives; the model is searched for shared modules once for all of them.
+
+        Raises:
+            SiteError: as `place`.
+        """
+        n_uses = self._n_uses()
+        return {site: self._place(site, n_uses) for site in sites}
+
+    def n_heads(self, matrix: Matrix) -> int:
+        """How many heads the layer's matrix has: key-value heads for W_K and W_V."""
+        cfg = self.model.cfg
+        grouped = getattr(cfg, "n_key_value_heads", None) if matrix in ("W_K", "W_V") else None
+        return grouped or cfg.n_heads
+
+    def why_not(self, site: Site) -> str | None:
+        """Why the model's matrix at `site` cannot be edited, or None if it can."""
+        return self._why_not(site, self._n_uses())
+
+    def _every_site(self) -> list[Site]:
+        return [Site(layer, matrix) for layer in range(self.n_layers) for matrix in MATRICES]
+
+    def _place(self, site: Site, n_uses: Mapping[int, int]) -> Place:
         if site.layer >= self.n_layers:
             raise SiteError(
                 f"no matrix is named '{site}': this model has {self.n_layers} layers, "
                 f"blocks.0 to blocks.{self.n_layers - 1}. List all with surgery.sites(model)."
             )
-        reason = self.why_not(site.joint)
+        reason = self._why_not(site.joint, n_uses)
         if reason is not None:
             raise SiteError(f"'{site}' cannot be edited: {reason}. List what can with surgery.sites(model).")
         place = self._joint_place(site.joint)
@@ -97,19 +130,12 @@ class Host(ABC):
             raise SiteError(f"no head is named '{site}': {site.joint} has {heads}. List all with surgery.sites(model).")
         return place.at_head(site.head)
 
-    def n_heads(self, matrix: Matrix) -> int:
-        """How many heads the layer's matrix has: key-value heads for W_K and W_V."""
-        cfg = self.model.cfg
-        grouped = getattr(cfg, "n_key_value_heads", None) if matrix in ("W_K", "W_V") else None
-        return grouped or cfg.n_heads
-
-    def why_not(self, site: Site) -> str | None:
-        """Why the model's matrix at `site` cannot be edited, or None if it can."""
-        return self._missing(site) or self._unusable(site)
-
-    def _unusable(self, site: Site) -> str | None:
+    def _why_not(self, site: Site, n_uses: Mapping[int, int]) -> str | None:
+        reason = self._missing(site)
+        if reason is not None:
+            return reason
         owner, weight = self._stored(site)
-        if self._n_uses[id(owner)] > 1:
+        if n_uses[id(owner)] > 1:
             label = f"{site.prefix}.{site.part}"
             return (
                 f"{label} is used in several places of this model, so that an edit in one would be an edit in all "
@@ -117,16 +143,14 @@ class Host(ABC):
             )
         return _no_floats(weight, site)
 
-    @cached_property
     def _n_uses(self) -> Counter[int]:
-        """In how many matrices' places each module that holds weights stands (those of one place count once)."""
-        places = {
+        """For each module that holds weights (by its id), in how many parts of the model it stands."""
+        owners = {
             (site.layer, site.part if self._holds_a_part else site.matrix): id(self._stored(site)[0])
-            for layer in range(self.n_layers)
-            for site in (Site(layer, matrix) for matrix in MATRICES)
+            for site in self._every_site()
             if self._missing(site) is None
         }
-        return Counter(places.values())
+        return Counter(owners.values())
 
     _holds_a_part: ClassVar[bool]
     """Whether one module holds all matrices of a layer's attention or MLP."""
@@ -314,11 +338,15 @@ class BridgeHost(Host):
 
 
 def host_of(model: nn.Module) -> Host:
-    """The view of `model` that knows where its matrices are.
+    """The view of `model` that knows where its matrices are, the same one every time.
 
     Raises:
         TypeError: if the model is compiled, or neither a HookedTransformer nor a TransformerBridge.
     """
+    return record_of(model).of(Host, lambda: _new_host(model))
+
+
+def _new_host(model: nn.Module) -> Host:
     names = {cls.__name__ for cls in type(model).__mro__}
     if "OptimizedModule" in names:
         raise _compiled(model)

@@ -7,7 +7,7 @@ others. Without a head index a pattern matches the layers' whole matrices only; 
 `attn.W_Q[3]`, those of every layer.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 from torch import nn
@@ -35,7 +35,9 @@ def match_each(model: nn.Module, patterns: str | Iterable[str]) -> list[Site]:
                 "'blocks.*.mlp.W_out', or a list of these."
             )
         given.append(pattern)
-    return sorted({site for pattern in given for site in match_sites(model, pattern)})
+    host = host_of(model)
+    joint_sites = host.joint_sites()
+    return sorted({site for pattern in given for site in match_on(host, pattern, joint_sites)})
 
 
 def match_sites(model: nn.Module, pattern: str) -> list[Site]:
@@ -58,21 +60,21 @@ def place_of(model: nn.Module, address: str | Site) -> Place:
     return host_of(model).place(site)
 
 
-def match_on(host: Host, pattern: str) -> list[Site]:
-    """As `match_sites`, on a host."""
+def match_on(host: Host, pattern: str, joint_sites: Sequence[Site] | None = None) -> list[Site]:
+    """As `match_sites`, on a host. Several patterns share one listing of its matrices, `host.joint_sites()`."""
     if len(pattern) > LONGEST:
         raise SiteError(
             f"'{pattern[:40]}...' has {len(pattern):,} characters: a pattern has at most {LONGEST:,}. Give several "
             "patterns."
         )
-    joint_sites = list(host.joint_sites())
+    joint_sites = host.joint_sites() if joint_sites is None else joint_sites
     gated = any(site.matrix == "W_gate" for site in joint_sites)
     joint, index = split_index(canonical(pattern, gated=gated))
     pattern = pattern if len(pattern) <= 80 else f"{pattern[:77]}..."  # from here on it is for messages
     glob = Glob(joint, host.n_layers, pattern=pattern)
     sites = [site for site in joint_sites if glob.matches(str(site))]
     if not sites:
-        raise _nothing(host, pattern, joint, glob)
+        raise _nothing(host, pattern, joint, glob, joint_sites)
     glob.check_layers()
     if index is None:
         return sites
@@ -88,14 +90,14 @@ def _heads(host: Host, site: Site, index: str, pattern: str) -> list[int]:
     return Numbered(host.n_heads(site.matrix), "head", str(site), pattern).chosen(index)
 
 
-def _nothing(host: Host, pattern: str, joint: str, glob: Glob) -> SiteError:
+def _nothing(host: Host, pattern: str, joint: str, glob: Glob, joint_sites: Sequence[Site]) -> SiteError:
     """Why nothing matched: a matrix that cannot be edited, no such layer, or a slip of the pen."""
     what = f"no matrix is named {pattern!r}" if pattern.strip() else "an empty pattern names no matrix"
     every = [Site(layer, matrix) for layer in range(host.n_layers) for matrix in MATRICES]
     meant = next((site for site in every if glob.matches(str(site))), None)
     if meant is not None:
         return SiteError(f"{what}: {host.why_not(meant)}. List what can be edited with surgery.sites(model).")
-    near = get_close_matches(joint, map(str, host.joint_sites()), n=3, cutoff=0.6)
+    near = get_close_matches(joint, map(str, joint_sites), n=3, cutoff=0.6)
     hint = f"Nearest: {', '.join(near)}. " if near else ""
     return SiteError(
         f"{what}: this model has {host.n_layers} layers, blocks.0 to blocks.{host.n_layers - 1}. "

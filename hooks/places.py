@@ -52,6 +52,11 @@ class Place:
     output: Wire
     bias: Slot | None
 
+    @property
+    def all_slots(self) -> tuple[Slot, ...]:
+        """The slots of the weight, and of the bias where there is one."""
+        return self.slots if self.bias is None else (*self.slots, self.bias)
+
     def matrix(self) -> Float[Tensor, "d_in d_out"]:
         """The registered weight in the one orientation used here, behind any edit; not a copy where a view will do.
 
@@ -81,6 +86,14 @@ class Place:
         width = (self.d_in if self._head_axis == 0 else self.d_out) // self._heads
         shape = {"d_in": width} if self._head_axis == 0 else {"d_out": width}
         return replace(self, site=self.site.at_head(head), **shape)
+
+    @property
+    def joint(self) -> "Place":
+        """The place of the whole matrix, of which this may be one head."""
+        if self.site.head is None:
+            return self
+        whole = {"d_in": self.d_in * self._heads} if self._head_axis == 0 else {"d_out": self.d_out * self._heads}
+        return replace(self, site=self.site.joint, **whole)
 
     @property
     def head_slice(self) -> slice:

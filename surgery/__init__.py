@@ -35,7 +35,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def sites(model: nn.Module, pattern: str | Iterable[str] = "*") -> list[str]:
+def sites(model: nn.Module, sites: str | Iterable[str] = "*") -> list[str]:
     """The addresses of every editable matrix that a pattern (or several) names, in the order of the forward pass.
 
     `*` matches anything, dots included, `[QK]` a class of characters, `{in,out}` alternatives. Layers are numbers,
@@ -47,4 +47,4 @@ def sites(model: nn.Module, pattern: str | Iterable[str] = "*") -> list[str]:
         TypeError: if a pattern is not a string.
         SiteError: if a pattern names nothing, with the nearest names that exist.
     """
-    return [str(site) for site in match_each(model, pattern)]
+    return [str(site) for site in match_each(model, sites)]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import final
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -16,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hooks import Site, host_of, match_each
+from hooks import Place, Site, host_of, match_each
 from hooks.editor import editor_of
 from hooks.fingerprints import fingerprint
+from hooks.records import record_of
 from surgery.arguments import shown
 from surgery.bases import SVD, Basis, check_basis, decode_basis
 from surgery.codec import encode
@@ -196,77 +196,108 @@ def _damage(entry: Decomposition) -> str | None:
 
 def decompose(
     model: nn.Module,
-    pattern: str | Iterable[str] = "*",
+    sites: str | Iterable[str] = "*",
     *,
     basis: Basis | None = None,
     svds: Decompositions | None = None,
     progress: bool = True,
 ) -> Decompositions:
-    """The components of every matrix that the pattern (or each of several) names.
+    """The components of every matrix that `sites` (a pattern, or several) names, in `basis`: SVD() unless given.
 
-    What has been decomposed before is reused: from `svds` where given (new ones are added to it), else from a memory
-    that lives as long as the model does (`surgery.forget(model)` empties it). Under an active edit the original weights
-    are decomposed, not the edited ones. An interrupted call keeps what it has finished.
+    Matrices decomposed before are looked up: in `svds` if given (new ones are added to it, and it is returned), else in
+    a memory that lives as long as the model does (`surgery.forget(model)` empties it). Under an active edit the
+    original weights are decomposed, not the edited ones. An interrupted call keeps what it has finished.
+
+    >>> svds = surgery.decompose(model, "blocks.0.mlp.*", progress=False)
+    >>> list(svds)
+    ['blocks.0.mlp.W_in', 'blocks.0.mlp.W_out']
+    >>> svds["blocks.0.mlp.W_out"].U.shape
+    torch.Size([32, 16])
 
     Raises:
         TypeError: if a pattern is not a string, `basis` not a basis, or `svds` not what this function returns.
         SiteError: if a pattern names no editable matrix.
         StaleDecompositionError: if `svds` holds a matrix whose weights have changed since.
-        ValueError: if a weight is not finite.
+        ValueError: if a weight is not finite, or `svds` is in another basis.
     """
-    _check_svds(svds)
+    chosen = chosen_basis(basis, svds)
+    found = decomposed(model, match_each(model, sites), basis=chosen, svds=svds, progress=progress)
+    return Decompositions(found.values(), basis=chosen) if svds is None else svds
+
+
+def chosen_basis(basis: Basis | None, svds: Decompositions | None) -> Basis:
+    """The basis to work in: `basis`, or SVD() where it is None. The store only stores, and has to be in that basis.
+
+    Raises:
+        TypeError: if `basis` is not a basis, or `svds` not a store.
+        ValueError: if the store is in another basis.
+    """
+    check_store(svds)
     if basis is not None:
         check_basis(basis, "basis")
-    if svds is not None and basis is not None and svds.basis != basis:
+    chosen = SVD() if basis is None else basis
+    if svds is not None and svds.basis != chosen:
+        asked = "no basis= was given, which means SVD()" if basis is None else f"basis={basis!r} was asked for"
         raise ValueError(
-            f"svds is in the basis {svds.basis!r}, but basis={basis!r} was asked for: leave one of them out."
+            f"svds is in the basis {svds.basis!r}, but {asked}: give basis={svds.basis!r}, or a store in {chosen!r}."
         )
-    sites = match_each(model, pattern)
-    if svds is not None:
-        decomposed(model, sites, basis=svds.basis, svds=svds, progress=progress)
-        return svds
-    wanted = decomposed(model, sites, basis=basis or SVD(), svds=None, progress=progress)
-    return Decompositions(wanted.values(), basis=basis)
+    return chosen
+
+
+def store_for(bases: Iterable[Basis], svds: Decompositions | None) -> Decompositions | None:
+    """`svds` if it is in one of these bases, else None: for work that goes through several bases with one store."""
+    check_store(svds)
+    return svds if svds is not None and svds.basis in list(bases) else None
 
 
 def decomposed(
     model: nn.Module, sites: Iterable[Site], *, basis: Basis, svds: Decompositions | None, progress: bool = True
 ) -> dict[Site, Decomposition]:
-    """A decomposition, fitting the present weights, of each site: looked up, or computed and remembered."""
-    _check_svds(svds)
-    store = svds if svds is not None and svds.basis == basis else _memory(model, basis)
-    editor, host = editor_of(model), host_of(model)
-    matrices = {site: editor.original(host.place(site)) for site in sites}
-    found = {}
+    """A decomposition in `basis` of each matrix, fitting its unedited weights: looked up, or computed and remembered.
+
+    A store in another basis is left aside.
+    """
+    return components_of(model, host_of(model).places(sites).values(), basis=basis, svds=svds, progress=progress)
+
+
+def components_of(
+    model: nn.Module, places: Iterable[Place], *, basis: Basis, svds: Decompositions | None, progress: bool
+) -> dict[Site, Decomposition]:
+    """As `decomposed`, of matrices whose places are known."""
+    own_store = store_for([basis], svds)
+    store = record_of(model).of(Remembered).in_basis(basis) if own_store is None else own_store
+    editor, state = editor_of(model), host_of(model).weight_state()
+    matrices = {place.site: editor.original(place) for place in places}
+    marks = {site: fingerprint(W) for site, W in matrices.items()}
+    fitting: dict[Site, Decomposition] = {}
     for site, W in matrices.items():
-        held, marks = store.get(str(site)), fingerprint(W)
-        if held is not None and held.fingerprint == marks:
-            if held.shape != tuple(W.shape):
-                raise ValueError(
-                    f"the decomposition of '{site}' is of a {held.shape[0]} x {held.shape[1]} matrix, the model's is "
-                    f"{W.shape[0]} x {W.shape[1]}. Decompose again: surgery.decompose(model, ...)."
-                )
-            found[site] = held.to(W.device)
-        elif held is not None and store is svds:
-            raise _stale(held, host.weight_state())
-    missing = [site for site in matrices if site not in found]
+        entry = store.get(str(site))
+        if entry is not None and entry.fingerprint == marks[site]:
+            fitting[site] = _of_shape(entry, W).to(W.device)
+        elif entry is not None and own_store is not None:
+            raise _stale(entry, state)
+    missing = [site for site in matrices if site not in fitting]
     groups = [list(group) for _, group in groupby(missing, key=lambda site: (site.joint, site.head is None))]
     # Even a disabled bar takes a lock of the whole process, which an interrupt can leave taken.
     for heads in tqdm(groups, desc="decomposing", unit="matrix", delay=1) if groups and progress else groups:
-        for site, parts in zip(heads, _components(heads, matrices, basis), strict=True):
-            entry = Decomposition(str(site), *parts, basis, fingerprint(matrices[site]), host.weight_state())
-            store.add(entry)
-            found[site] = entry
-    return {site: found[site] for site in matrices}
+        for site, factors in zip(heads, _components(heads, matrices, basis), strict=True):
+            fitting[site] = Decomposition(str(site), *factors, basis, marks[site], state)
+            store.add(fitting[site])
+    return {site: fitting[site] for site in matrices}
 
 
 def basis_of(svds: Decompositions | None) -> Basis:
-    """What the components are components of where these decompositions are used: singular ones if there are none."""
-    _check_svds(svds)
+    """The basis of a store; SVD() for None."""
+    check_store(svds)
     return SVD() if svds is None else svds.basis
 
 
-def _check_svds(svds: Decompositions | None) -> None:
+def check_store(svds: object) -> None:
+    """Refuse what is no store of decompositions.
+
+    Raises:
+        TypeError: saying where one comes from.
+    """
     if svds is not None and not isinstance(svds, Decompositions):
         raise TypeError(
             f"svds={shown(svds)} is a {type(svds).__name__}: give what surgery.decompose(model, ...) returned, or "
@@ -274,16 +305,27 @@ def _check_svds(svds: Decompositions | None) -> None:
         )
 
 
+@final
+class Remembered(dict[Basis, Decompositions]):
+    """The decompositions remembered for one model: a store for each basis."""
+
+    def in_basis(self, basis: Basis) -> Decompositions:
+        """The store for a basis, empty at first."""
+        return self.setdefault(basis, Decompositions(basis=basis))
+
+
 def forget(model: nn.Module) -> None:
     """Free the decompositions remembered for this model; they are computed anew when next needed."""
-    _memories.pop(model, None)
+    record_of(model).of(Remembered).clear()
 
 
-_memories: WeakKeyDictionary[nn.Module, dict[Basis, Decompositions]] = WeakKeyDictionary()
-
-
-def _memory(model: nn.Module, basis: Basis) -> Decompositions:
-    return _memories.setdefault(model, {}).setdefault(basis, Decompositions(basis=basis))
+def _of_shape(entry: Decomposition, W: Float[Tensor, "d_in d_out"]) -> Decomposition:
+    if entry.shape != tuple(W.shape):
+        raise ValueError(
+            f"the decomposition of '{entry.site}' is of a {entry.shape[0]} x {entry.shape[1]} matrix, the model's is "
+            f"{W.shape[0]} x {W.shape[1]}. Decompose again: surgery.decompose(model, ...)."
+        )
+    return entry
 
 
 def _components(heads: list[Site], matrices: dict[Site, Tensor], basis: Basis) -> list[Factors]:
@@ -302,13 +344,13 @@ def _components(heads: list[Site], matrices: dict[Site, Tensor], basis: Basis) -
     return [Factors(*(part[i] for part in batched)) for i in range(len(heads))]
 
 
-def _stale(held: Decomposition, state: str) -> StaleDecompositionError:
-    if held.weight_state != state:
+def _stale(entry: Decomposition, state: str) -> StaleDecompositionError:
+    if entry.weight_state != state:
         return StaleDecompositionError(
-            f"the decomposition of '{held.site}' was made from weights that were {held.weight_state!r}; this model's "
+            f"the decomposition of '{entry.site}' was made from weights that were {entry.weight_state!r}; this model's "
             f"are {state!r}, which is another matrix. Decompose this model: surgery.decompose(model, ...)."
         )
     return StaleDecompositionError(
-        f"the decomposition of '{held.site}' was made from other weights than the model holds now "
+        f"the decomposition of '{entry.site}' was made from other weights than the model holds now "
         "(trained since, loaded anew, or another model). Decompose again: surgery.decompose(model, ...)."
     )

@@ -184,8 +184,8 @@ def _decoded(entry: Mapping[str, object], path: str | Path, pattern: str) -> edi
 
 
 def _fingerprints(model: nn.Module, spec: Spec) -> dict[str, str]:
-    host, editor = host_of(model), editor_of(model)
-    return {str(site): fingerprint(editor.original(host.place(site))) for site, _ in resolve(model, spec)}
+    editor = editor_of(model)
+    return {str(place.site): fingerprint(editor.original(place)) for place, _ in resolve(model, spec)}
 
 
 def _check_fits(document: dict, marks: dict[str, str], path: str | Path, model: nn.Module) -> None:

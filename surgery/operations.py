@@ -16,8 +16,17 @@ from hooks import EditedModelError, Site, host_of, place_of
 from hooks.editor import editor_of, guard, strip, unguard
 from hooks.fingerprints import fingerprint
 from hooks.hosts import refuse_compiled, uncompiled
+from hooks.records import record_of
 from hooks.temporary import remove_left_behind
-from surgery.decompositions import Decomposition, Decompositions, StaleDecompositionError, basis_of, decomposed
+from surgery.arguments import counted
+from surgery.bases import Basis
+from surgery.decompositions import (
+    Decomposition,
+    Decompositions,
+    StaleDecompositionError,
+    chosen_basis,
+    components_of,
+)
 from surgery.rendering import Rendering, install, render
 from surgery.report import table
 from surgery.specs import (
@@ -31,8 +40,6 @@ from surgery.specs import (
     warn_of_repeated,
 )
 
-_operations: WeakKeyDictionary[nn.Module, list["Operation"]] = WeakKeyDictionary()
-
 
 @final
 class Operation:
@@ -42,10 +49,10 @@ class Operation:
     """
 
     def __init__(self, model: nn.Module, spec: Spec, *, written: bool) -> None:
-        # Weak, since operations in force are remembered here: a model that everybody else has dropped is to be freed.
+        # Weak, since the model's record holds operations in force: a model that everybody else has dropped is freed.
         self._model = ref(model)
+        self._n_matrices = 0
         self.spec = spec
-        self.changes: tuple[Change, ...] = ()
         self.written = written
 
     def __enter__(self) -> "Operation":
@@ -74,10 +81,16 @@ class Operation:
         return model
 
     @property
+    def changes(self) -> tuple[Change, ...]:
+        """What the spec means on the model: a change for each edit of each matrix; none once the model is gone."""
+        model = self._model()
+        return () if model is None else _operations_of(model).changes.get(self, ())
+
+    @property
     def is_active(self) -> bool:
         """Whether the model is under this edit now."""
         model = self._model()
-        return model is not None and self in _operations.get(model, [])
+        return model is not None and self in active(model)
 
     def undo(self) -> None:
         """Take the edit back. Other edits stay in force, whatever the order; a second call does nothing.
@@ -93,36 +106,50 @@ class Operation:
         model = self._model()
         if model is None:
             return
-        with editor_of(model).lock:
+        with record_of(model).lock:
             if not self.is_active:
                 return
-            remaining = [operation for operation in active(model) if operation is not self]
+            remaining = tuple(operation for operation in active(model) if operation is not self)
             with lasting_tensors():
-                state = _state(model, self, remaining)
+                state = _state(model, self.changes, remaining)
             install(model, state)
             if not remaining:
                 unguard(model)
-            _remember(model, remaining)
+            _operations_of(model).in_force = remaining
 
     def weight(self, site: str | Site) -> Float[Tensor, "d_in d_out"]:
         """The matrix at `site` as a forward pass of the model reads it now, in the orientation `y = x @ W`."""
-        return editor_of(self.model).current(place_of(self.model, site))
+        return weight(self.model, site)
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row for each edited matrix: components kept, energy, relative Frobenius error, parameters, weight state."""
-        return table(self.changes, self._original)
-
-    def _original(self, site: Site) -> Float[Tensor, "d_in d_out"]:
-        return editor_of(self.model).original(place_of(self.model, site))
+        return table(self.changes, editor_of(self.model).original)
 
     def __repr__(self) -> str:
-        sites = len({change.site for change in self.changes})
-        matrices = f"{sites} {'matrix' if sites == 1 else 'matrices'}"
-        if self._model() is None:
+        matrices = counted(self._n_matrices, "matrix", "matrices")
+        model = self._model()
+        if model is None:
             return f"operation on a model that has been deleted, {matrices}"
         state = ("written into" if self.written else "applied to") if self.is_active else "undone on"
-        lines = table(self.changes, self._original, readable=True).to_string(index=False)
-        return f"operation {state} {type(self.model).__name__}, {matrices}\n{lines}"
+        lines = table(self.changes, editor_of(model).original, readable=True).to_string(index=False)
+        return f"operation {state} {type(model).__name__}, {matrices}\n{lines}"
+
+
+@final
+class Operations:
+    """What is remembered about the operations on one model.
+
+    `in_force` holds the active ones, oldest first. `changes` holds what each operation changed: its places are parts of
+    the model, which an operation that somebody keeps must not keep alive.
+    """
+
+    def __init__(self) -> None:
+        self.in_force: tuple[Operation, ...] = ()
+        self.changes: WeakKeyDictionary[Operation, tuple[Change, ...]] = WeakKeyDictionary()
+
+
+def _operations_of(model: nn.Module) -> Operations:
+    return record_of(model).of(Operations)
 
 
 @spec_in_one
@@ -157,47 +184,76 @@ def commit(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, 
 
 
 def active(model: nn.Module) -> tuple[Operation, ...]:
-    """The operations in force on this model, oldest first."""
-    return tuple(_operations.get(uncompiled(model), ()))
+    """The operations in force on this model, oldest first.
+
+    >>> with surgery.apply(model, {"blocks.0.mlp.W_out": surgery.Zero()}) as operation:
+    ...     surgery.active(model) == (operation,)
+    True
+    >>> surgery.active(model)
+    ()
+    """
+    return _operations_of(uncompiled(model)).in_force
 
 
 def undo_all(model: nn.Module) -> None:
     """Undo every operation in force; a deep copy of an edited model is stripped of the edit it carries.
 
-    Takes off, too, what an analysis may have left on the model when it was interrupted: call it after an analysis, not
-    from within one.
+    Hooks that an interrupted analysis left on the model come off too: call this after an analysis, not within one.
+
+    >>> operation = surgery.apply(model, {"blocks.0.mlp.W_out": surgery.Zero()})
+    >>> surgery.undo_all(model)
+    >>> operation.is_active
+    False
     """
     model = uncompiled(model)
-    with editor_of(model).lock:
+    with record_of(model).lock:
         for operation in reversed(active(model)):
             operation.undo()
         remove_left_behind(model)
         strip(model)
 
 
+def weight(model: nn.Module, site: str | Site) -> Float[Tensor, "d_in d_out"]:
+    """The matrix at `site` as a forward pass of the model reads it now, edits included, in the orientation `y = x @ W`.
+
+    >>> with surgery.apply(model, {"blocks.0.mlp.W_out": surgery.Zero()}):
+    ...     surgery.weight(model, "blocks.0.mlp.W_out").count_nonzero().item()
+    0
+
+    Raises:
+        SiteError: if this model has no such matrix.
+    """
+    return editor_of(model).current(place_of(model, site))
+
+
 def changes_in_force(model: nn.Module, site: Site) -> list[Change]:
     """The active changes of exactly this site, oldest first."""
-    return [change for operation in active(model) for change in operation.changes if change.site == site]
+    return [change for change in _changes(active(model)) if change.site == site]
 
 
 def components_in_force(
-    model: nn.Module, sites: Iterable[Site], *, svds: Decompositions | None = None, progress: bool = True
+    model: nn.Module,
+    sites: Iterable[Site],
+    *,
+    basis: Basis,
+    svds: Decompositions | None = None,
+    progress: bool = True,
 ) -> dict[Site, Decomposition]:
-    """The components that make up each matrix now: its singular components, their strengths times the gains in force.
+    """The components of each matrix as it is now: those of the original weights, strengths times the gains in force.
 
     Raises:
-        ValueError: if an operation in force edits a matrix in another basis, or its heads where the whole is asked for.
+        ValueError: if an operation in force edits a matrix in another basis, or its heads where the whole is asked for,
+            or `svds` is in another basis.
     """
-    found = decomposed(model, sites, basis=basis_of(svds), svds=svds, progress=progress)
-    in_force = [(change.site, change.edit.basis) for change in _changes(active(model))]
-    for site, entry in found.items():
-        check_compatible([*in_force, (site, entry.basis)])
-    return {
-        site: replace(entry, S=entry.S * combine(changes).values.detach())
-        if (changes := changes_in_force(model, site))
-        else entry
-        for site, entry in found.items()
-    }
+    chosen_basis(basis, svds)
+    places = host_of(model).places(sites)
+    found = components_of(model, places.values(), basis=basis, svds=svds, progress=progress)
+    in_force = _changes(active(model))
+    for site in found if in_force else ():
+        check_compatible([*((change.site, change.basis) for change in in_force), (site, basis)])
+        if changes := [change for change in in_force if change.site == site]:
+            found[site] = replace(found[site], S=found[site].S * combine(changes).values.detach())
+    return found
 
 
 def _put_in_force(
@@ -208,17 +264,20 @@ def _put_in_force(
         refuse_compiled(model)
     operation = Operation(model, spec, written=written)
     try:
-        with editor_of(model).lock, lasting_tensors():
-            operation.changes = tuple(plan(model, spec, svds=svds, progress=progress))
-            operation.spec = dict(spec)
-            check_in_force(model, operation.changes)
-            warn_of_repeated(operation.changes, _changes(active(model)))
+        with record_of(model).lock, lasting_tensors():
+            operations = _operations_of(model)
+            earlier = _changes(operations.in_force)
+            changes = plan(model, spec, svds=svds, progress=progress, in_force=earlier)
+            check_on_top(model, changes)
+            warn_of_repeated(changes, earlier)
             if written:
-                refuse_learned(operation.changes)
-                check_writable(model, operation.changes)
-            after = [*active(model), operation]
-            edited = _state(model, operation, after)
-            _remember(model, after)  # before anything is changed: what is remembered can be undone
+                refuse_learned(changes)
+                check_writable(model, changes)
+            after = (*operations.in_force, operation)
+            operation.spec, operation._n_matrices = dict(spec), len({change.site for change in changes})
+            operations.changes[operation] = tuple(changes)
+            edited = _state(model, changes, after)
+            operations.in_force = after  # before anything is changed: what is remembered can be undone
             guard(model)
             install(model, edited)
         return operation
@@ -227,44 +286,43 @@ def _put_in_force(
         raise
 
 
-def _remember(model: nn.Module, operations: list[Operation]) -> None:
-    if operations:
-        _operations[model] = operations
-    else:
-        _operations.pop(model, None)
-
-
-def check_in_force(model: nn.Module, new: Sequence[Change]) -> None:
-    """Refuse new changes that do not go with those in force on the same matrices.
+def check_on_top(model: nn.Module, new: Sequence[Change]) -> None:
+    """Refuse new changes of matrices that no longer hold what the edits in force on them were made for.
 
     Raises:
-        ValueError: if they overlap or are in another basis.
         StaleDecompositionError: if a weight was changed under an edit in force, so that gains no longer multiply.
         EditedModelError: if the model is a deep copy of an edited one, whose gains nobody knows.
     """
-    check_compatible([(change.site, change.edit.basis) for change in (*_changes(active(model)), *new)])
-    touched = dict.fromkeys(change.site.joint for change in new)
     editor = editor_of(model)
-    for site in touched:
-        slots = place_of(model, site).slots
-        if any(editor.is_another_models(slot) for slot in slots):
+    touched = {change.site.joint: change.place for change in new}
+    for site, place in touched.items():
+        if any(editor.is_another_models(slot) for slot in place.slots):
             raise EditedModelError(
                 f"'{site}' lies in a module that another model shares and that is edited there, and another edit "
                 "cannot be combined with it: undo the other model's edit first, or give this model a copy of the "
                 "module."
             )
-        if any(editor.is_strangers(slot) for slot in slots):
+        if any(editor.is_strangers(slot) for slot in place.slots):
             raise EditedModelError(
                 f"'{site}' carries an edit that was copied along with the model, and another one cannot be combined "
                 "with it: take it off first (surgery.undo_all(model))."
             )
+    marks = {change.site: change.decomposition.fingerprint for change in new}
     for operation in active(model):
         for change in operation.changes:
-            if change.site.joint in touched and not _still_holds(model, change, written=operation.written):
-                raise StaleDecompositionError(
-                    f"'{change.site}' was given other weights while {change.edit!r} was in force on it, so that "
-                    "another edit cannot be combined with it: undo that edit first (surgery.undo_all(model))."
-                )
+            place = touched.get(change.site.joint)
+            if place is None:
+                continue
+            # Assigning a parameter throws a shadow out; replacing a module leaves it on the old one.
+            in_place = operation.written or all(editor.is_shown(slot) for slot in place.slots)
+            if place.slots == change.place.slots and in_place:
+                mark = marks.get(change.site) or fingerprint(editor.original(change.place))
+                if mark == change.decomposition.fingerprint:
+                    continue
+            raise StaleDecompositionError(
+                f"'{change.site}' was given other weights while {change.edit!r} was in force on it, so that "
+                "another edit cannot be combined with it: undo that edit first (surgery.undo_all(model))."
+            )
 
 
 def check_writable(model: nn.Module, new: Sequence[Change]) -> None:
@@ -275,15 +333,15 @@ def check_writable(model: nn.Module, new: Sequence[Change]) -> None:
     """
     host = host_of(model)
     touched = {change.site.joint for change in new}
-    slots = [(site, slot) for site in host.joint_sites() for slot in host.place(site).slots]
+    slots = [(site, slot) for site, place in host.places(host.joint_sites()).items() for slot in place.slots]
     sharing: dict[int | None, list[Site]] = {}
     for site, slot in slots:
         sharing.setdefault(slot.memory, []).append(site)
     for site, slot in slots:
         if site not in touched:
             continue
-        held = slot.registered()
-        if held is not None and held.is_inference():
+        parameter = slot.registered()
+        if parameter is not None and parameter.is_inference():
             raise ValueError(
                 f"the parameter of '{site}' was made in inference mode, and cannot be written to: use surgery.apply, "
                 "or load the model outside torch.inference_mode()."
@@ -296,22 +354,16 @@ def check_writable(model: nn.Module, new: Sequence[Change]) -> None:
                 )
 
 
-def _still_holds(model: nn.Module, change: Change, *, written: bool) -> bool:
-    editor, place = editor_of(model), place_of(model, change.site)
-    in_place = written or all(editor.is_shown(slot) for slot in place.slots)
-    return in_place and fingerprint(editor.original(place)) == change.decomposition.fingerprint
-
-
 def lasting_tensors() -> AbstractContextManager:
     """Tensors made within can take part in autograd later, even if an edit is made in inference mode."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
-def _state(model: nn.Module, touched: Operation, operations: Sequence[Operation]) -> list[Rendering]:
+def _state(model: nn.Module, touched: Sequence[Change], operations: Sequence[Operation]) -> list[Rendering]:
     """What the matrices that `touched` edits look like under these operations."""
-    sites = dict.fromkeys(change.site.joint for change in touched.changes)
+    places = {change.site.joint: change.place.joint for change in touched}
     written = [operation for operation in operations if operation.written]
-    return render(model, sites, shown=_changes(operations), written=_changes(written))
+    return render(model, places.values(), shown=_changes(operations), written=_changes(written))
 
 
 def _changes(operations: Sequence[Operation]) -> list[Change]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hooks import Place, Site, host_of
+from hooks import Place, Site
 from hooks.editor import Editor, editor_of, refresh_compiled
 from hooks.slots import Slot
 from surgery.specs import Change, added_bias, combine, recompose
@@ -24,18 +24,17 @@ class Rendering:
 
 
 def render(
-    model: nn.Module, sites: Iterable[Site], *, shown: Sequence[Change], written: Sequence[Change]
+    model: nn.Module, places: Iterable[Place], *, shown: Sequence[Change], written: Sequence[Change]
 ) -> list[Rendering]:
-    """The state of every slot of these (joint) sites under all `shown` changes, the `written` ones in the parameters.
+    """The state of every slot of these whole matrices under all `shown` changes, the `written` ones in the parameters.
 
     Raises:
         ValueError: if a change adds a constant where this host has no bias to add it to.
     """
-    host, editor = host_of(model), editor_of(model)
+    editor = editor_of(model)
     renderings = []
-    for site in sites:
-        place = host.place(site)
-        all_changes, permanent = _on_matrix(shown, site), _on_matrix(written, site)
+    for place in places:
+        all_changes, permanent = _on_matrix(shown, place.site), _on_matrix(written, place.site)
         shadowed = len(permanent) < len(all_changes)
         shown_weight = _weight(editor, place, all_changes) if shadowed else None
         shown_bias = _bias(editor, place, all_changes) if shadowed else None

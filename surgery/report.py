@@ -6,14 +6,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hooks import Site
+from hooks import Place
 from surgery.specs import Change, recompose
 
 _COLUMNS = ["site", "edit", "kept", "of", "energy", "relative_error", "parameters", "parameters_factored", "weights"]
 
 
-def table(changes: Sequence[Change], original: Callable[[Site], Tensor], *, readable: bool = False) -> pd.DataFrame:
-    """A row for each change, where `original` gives a site's matrix before any edit.
+def table(changes: Sequence[Change], original: Callable[[Place], Tensor], *, readable: bool = False) -> pd.DataFrame:
+    """A row for each change, where `original` gives a place's matrix before any edit.
 
     `kept` counts the components with a gain above 0. `energy` is the fraction of the squared Frobenius norm that the
     gains leave, `relative_error` the Frobenius norm of what is taken away over that of the matrix; both compare with
@@ -28,7 +28,7 @@ def table(changes: Sequence[Change], original: Callable[[Site], Tensor], *, read
     return frame
 
 
-def _row(change: Change, original: Callable[[Site], Tensor]) -> tuple:
+def _row(change: Change, original: Callable[[Place], Tensor]) -> tuple:
     decomposition, gains = change.decomposition, change.gains.values.detach().double()
     d_in, d_out = decomposition.shape
     kept = int((gains > 0).sum())
@@ -46,13 +46,13 @@ def _row(change: Change, original: Callable[[Site], Tensor]) -> tuple:
     )
 
 
-def _left(change: Change, gains: Tensor, original: Callable[[Site], Tensor]) -> tuple[float, float]:
+def _left(change: Change, gains: Tensor, original: Callable[[Place], Tensor]) -> tuple[float, float]:
     """Energy and relative error: from the gains in a complete basis, whose components are orthogonal; else in full."""
     decomposition = change.decomposition
     if decomposition.basis.complete:
         energy = float((decomposition.energy * gains.square()).sum())
         return energy, float((decomposition.energy * (1 - gains).square()).sum().sqrt())
-    W = original(change.site).to(decomposition.S)
+    W = original(change.place).to(decomposition.S)
     norm = float(torch.linalg.matrix_norm(W))
     if norm == 0:
         return 0.0, 0.0

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hooks import Site, SiteError, match_sites
+from hooks import Place, Site, SiteError, host_of
+from hooks.patterns import match_on
 from surgery.arguments import shown
 from surgery.bases import Basis
-from surgery.decompositions import Decomposition, Decompositions, decomposed
+from surgery.decompositions import Decomposition, Decompositions, components_of, store_for
 from surgery.edits import Edit, Gains
 
 P = ParamSpec("P")
@@ -25,29 +26,42 @@ Spec = Mapping[str, Edit]
 @final
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One edit of one matrix: the gains it chose for that matrix's components."""
+    """One edit of one matrix of one model: where the matrix is, and the gains the edit chose for its components."""
 
-    site: Site
+    place: Place
     edit: Edit
     decomposition: Decomposition
     gains: Gains
 
+    @property
+    def site(self) -> Site:
+        """The address of the matrix."""
+        return self.place.site
 
-def resolve(model: nn.Module, spec: Spec) -> list[tuple[Site, Edit]]:
-    """Every matrix that the spec names, with the edit meant for it, in the order of the spec.
+    @property
+    def basis(self) -> Basis:
+        """The basis whose components have the gains."""
+        return self.edit.basis
+
+
+def resolve(model: nn.Module, spec: Spec) -> list[tuple[Place, Edit]]:
+    """The place of every matrix that the spec names, with the edit meant for it, in the order of the spec.
 
     Raises:
         TypeError: if the spec is not a mapping of strings to edits.
-        SiteError: if a pattern names nothing, with its place in the spec.
+        SiteError: if a pattern names nothing; the text quotes the entry of the spec.
     """
     check_spec(spec)
-    found: list[tuple[Site, Edit]] = []
+    host = host_of(model)
+    joint_sites = host.joint_sites()
+    wanted: list[tuple[Site, Edit]] = []
     for pattern, edit in spec.items():
         try:
-            found += [(site, edit) for site in match_sites(model, pattern)]
+            wanted += [(site, edit) for site in match_on(host, pattern, joint_sites)]
         except SiteError as error:
             raise SiteError(f"spec[{shown(pattern)}]: {error}") from None
-    return found
+    places = host.places(dict.fromkeys(site for site, _ in wanted))
+    return [(places[site], edit) for site, edit in wanted]
 
 
 def check_spec(spec: Spec) -> None:
@@ -114,30 +128,47 @@ def warn_of_repeated(new: Sequence[Change], in_force: Sequence[Change]) -> None:
         )
 
 
-def plan(model: nn.Module, spec: Spec, *, svds: Decompositions | None, progress: bool) -> list[Change]:
-    """The spec worked out for one model; nothing is touched.
+def plan(
+    model: nn.Module,
+    spec: Spec,
+    *,
+    svds: Decompositions | None,
+    progress: bool,
+    in_force: Sequence[Change] = (),
+) -> list[Change]:
+    """The spec worked out for one model, on top of the changes `in_force`; nothing is touched.
 
     Raises:
         SiteError, StaleDecompositionError, ValueError: if any part of the spec cannot be carried out.
     """
     wanted = resolve(model, spec)
-    by_basis: dict[Basis, list[Site]] = {}
-    for site, edit in wanted:
-        sites = by_basis.setdefault(edit.basis, [])
-        if site not in sites:
-            sites.append(site)
-    check_compatible([(site, edit.basis) for site, edit in wanted])
-    parts = {
-        (site, basis): decomposition
-        for basis, sites in by_basis.items()
-        for site, decomposition in decomposed(model, sites, basis=basis, svds=svds, progress=progress).items()
+    _check_store_is_used(spec, svds)
+    check_compatible(
+        [(change.site, change.basis) for change in in_force] + [(place.site, edit.basis) for place, edit in wanted]
+    )
+    by_basis: dict[Basis, dict[Site, Place]] = {}
+    for place, edit in wanted:
+        by_basis.setdefault(edit.basis, {})[place.site] = place
+    components = {
+        basis: components_of(model, places.values(), basis=basis, svds=svds, progress=progress)
+        for basis, places in by_basis.items()
     }
-    return [_change(site, edit, parts[site, edit.basis]) for site, edit in wanted]
+    return [_change(place, edit, components[edit.basis][place.site]) for place, edit in wanted]
 
 
-def _change(site: Site, edit: Edit, decomposition: Decomposition) -> Change:
+def _change(place: Place, edit: Edit, decomposition: Decomposition) -> Change:
     gains = edit.gains(decomposition)
-    return Change(site, edit, decomposition, gains._replace(rest=0.0) if edit.basis.replaces else gains)
+    return Change(place, edit, decomposition, gains._replace(rest=0.0) if edit.basis.replaces else gains)
+
+
+def _check_store_is_used(spec: Spec, svds: Decompositions | None) -> None:
+    """Refuse a store in a basis that no edit names: it would be left aside."""
+    bases = list(dict.fromkeys(edit.basis for edit in spec.values()))
+    if bases and svds is not None and store_for(bases, svds) is not svds:
+        raise ValueError(
+            f"svds is in the basis {svds.basis!r}, but the edits are in {', '.join(map(repr, bases))}: give a store in "
+            f"the edits' basis, or edits with basis={svds.basis!r}."
+        )
 
 
 def check_compatible(edited: Sequence[tuple[Site, Basis]]) -> None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from hooks import Place, SiteError, host_of
+from hooks import Place, Site, SiteError
 from hooks.editor import editor_of
 from hooks.hosts import refuse_compiled
 from hooks.wires import Wire
 from surgery.decompositions import Decompositions
-from surgery.operations import changes_in_force, check_in_force, lasting_tensors
+from surgery.operations import active, changes_in_force, check_on_top, lasting_tensors
 from surgery.specs import Change, Gains, Spec, combine, plan, recompose, spec_in_one
 
 HookFunction = Callable[..., Tensor | None]
@@ -34,16 +34,15 @@ def fwd_hooks(
     """
     refuse_compiled(model)
     with lasting_tensors():
-        changes = plan(model, spec, svds=svds, progress=progress)
-    check_in_force(model, changes)
-    host = host_of(model)
-    by_site: dict[object, list[Change]] = {}
+        in_force = [change for operation in active(model) for change in operation.changes]
+        changes = plan(model, spec, svds=svds, progress=progress, in_force=in_force)
+    check_on_top(model, changes)
+    by_site: dict[Site, list[Change]] = {}
     for change in changes:
         by_site.setdefault(change.site, []).append(change)
     pairs: list[tuple[str, HookFunction]] = []
-    for parts in by_site.values():
-        place = host.place(parts[0].site)
-        pairs += _Correction(model, place, changes_in_force(model, place.site), parts).hooks()
+    for site, added in by_site.items():
+        pairs += _Correction(model, added[0].place, changes_in_force(model, site), added).hooks()
     return pairs
 
 

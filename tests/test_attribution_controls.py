@@ -13,7 +13,8 @@ import surgery
 from analyses import attribution, controls, metrics
 from analyses.attribution import Effects, Measure, Selection
 from analyses.controls.draws import twice
-from surgery import decompositions
+from hooks.records import record_of
+from surgery.decompositions import Remembered
 
 CORRECT, WRONG = torch.tensor([3, 7, 9]), torch.tensor([1, 2, 5])
 TOKENS = models.tokens(3, 6)
@@ -295,9 +296,9 @@ def test_the_batch_budget_changes_nothing(batch_size: int):
 def test_random_directions_are_not_remembered():
     with models.borrowed("bridge gpt2") as model:
         effects = attributed(model)
-        before = set(decompositions._memories[model])
+        before = set(record_of(model).of(Remembered))
         controls.compare(model, TOKENS, difference(), effects, ks=[2], seeds=2, progress=False)
-        assert set(decompositions._memories[model]) == before
+        assert set(record_of(model).of(Remembered)) == before
 
 
 def test_other_examples_and_another_metric_may_be_measured():

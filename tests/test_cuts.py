@@ -7,11 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hooks import Site
 from surgery import SVD, DropBottom, DropTop, KeepBottom, KeepTop, RandomizedSVD, RowBlocks
 from surgery.bases import Basis
 from surgery.decompositions import Decomposition
-from surgery.specs import Change, combine, recompose
+from surgery.specs import recompose
 
 GENERATOR = torch.Generator().manual_seed(4)
 W = torch.randn(20, 12, generator=GENERATOR, dtype=torch.float64)
@@ -27,7 +26,7 @@ def decomposition_of(W: Tensor, basis: Basis | None = None) -> Decomposition:
 
 def edited(edit: KeepTop, W: Tensor = W, basis: Basis | None = None) -> Tensor:
     parts = decomposition_of(W, basis)
-    return recompose(W, parts, combine([Change(Site.parse(parts.site), edit, parts, edit.gains(parts))]))
+    return recompose(W, parts, edit.gains(parts))
 
 
 def kept_by(edit: KeepTop, W: Tensor = W) -> list[int]:

@@ -27,7 +27,7 @@ from surgery import (
     Zero,
     factorise,
 )
-from surgery.decompositions import _checksum
+from surgery.decompositions import _checksum, chosen_basis
 
 OUT = "blocks.0.mlp.W_out"
 
@@ -104,11 +104,37 @@ def test_a_given_collection_is_used_and_added_to(counted: list) -> None:
 @pytest.mark.parametrize("basis", [RandomizedSVD(3, 0), HaarBasis(0), RowBlocks(4)])
 def test_an_empty_collection_keeps_its_basis(basis: surgery.Basis) -> None:
     with borrowed("bridge gpt2") as model:
-        svds = surgery.decompose(model, OUT, svds=Decompositions(basis=basis))
+        svds = surgery.decompose(model, OUT, basis=basis, svds=Decompositions(basis=basis))
         assert (svds.basis, svds[OUT].basis, list(svds)) == (basis, basis, [OUT])
         again = surgery.decompose(model, OUT, basis=basis)
         assert torch.equal(again[OUT].U, svds[OUT].U)
-        assert surgery.decompose(model, OUT, svds=svds) is svds
+        assert surgery.decompose(model, OUT, basis=basis, svds=svds) is svds
+        surgery.forget(model)
+
+
+def test_a_store_stores_and_never_chooses_the_basis() -> None:
+    blocks, empty = RowBlocks(2), Decompositions()
+    assert chosen_basis(None, None) == chosen_basis(None, empty) == chosen_basis(SVD(), None) == SVD()
+    assert chosen_basis(blocks, None) == chosen_basis(blocks, Decompositions(basis=blocks)) == blocks
+    with borrowed("bridge gpt2") as model:
+        store, other = Decompositions(basis=blocks), {OUT: Drop([0], basis=HaarBasis(0))}
+        for act in (surgery.decompose, surgery.sites):
+            assert list(act(model, sites=OUT)) == [OUT]
+        with pytest.raises(ValueError) as error:
+            surgery.decompose(model, OUT, svds=store)
+        assert str(error.value) == (
+            "svds is in the basis RowBlocks(blocks=2), but no basis= was given, which means SVD(): give "
+            "basis=RowBlocks(blocks=2), or a store in SVD()."
+        )
+        for act in (surgery.apply, surgery.commit, surgery.fwd_hooks):
+            with pytest.raises(ValueError) as error:
+                act(model, {OUT: Zero(), "blocks.1.mlp.W_in": other[OUT]}, svds=store)
+            assert str(error.value) == (
+                "svds is in the basis RowBlocks(blocks=2), but the edits are in SVD(), HaarBasis(seed=0): give a store "
+                "in the edits' basis, or edits with basis=RowBlocks(blocks=2)."
+            )
+        surgery.apply(model, {OUT: Zero(basis=blocks), "blocks.1.mlp.W_in": Zero()}, svds=store).undo()
+        assert list(store) == [OUT]
         surgery.forget(model)
 
 
@@ -123,7 +149,7 @@ def test_two_bases_are_remembered_side_by_side() -> None:
             surgery.decompose(model, OUT, basis=SVD(), svds=rough)
         assert str(error.value) == (
             "svds is in the basis RandomizedSVD(rank=3, seed=0, n_iter=2), but basis=SVD() was asked for: "
-            "leave one of them out."
+            "give basis=RandomizedSVD(rank=3, seed=0, n_iter=2), or a store in SVD()."
         )
         with pytest.raises(ValueError) as error:
             exact.add(rough[OUT])

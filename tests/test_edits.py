@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hooks import Site
 from surgery import Compensated, Drop, Keep, RandomizedSVD, Scale, Zero
 from surgery.bases import SVD, Basis
 from surgery.decompositions import Decomposition
-from surgery.specs import Change, combine, recompose
+from surgery.specs import recompose
 
 N = 6
 W = torch.randn(9, N, generator=torch.Generator().manual_seed(3))
@@ -244,6 +243,5 @@ def test_what_does_not_fit_the_matrix_is_refused_by_its_name(edit: Keep, message
 @given(st.lists(st.floats(0, 3, width=32), min_size=N, max_size=N))
 def test_the_matrix_comes_out_as_written_by_hand(gains: list[float]) -> None:
     parts = decomposition_of(W.double())
-    change = Change(Site.parse(parts.site), Scale(gains), parts, Scale(gains).gains(parts))
-    new = recompose(W.double(), parts, combine([change]))
+    new = recompose(W.double(), parts, Scale(gains).gains(parts))
     torch.testing.assert_close(new, regained(W, torch.tensor(gains)), rtol=0, atol=1e-12)

@@ -5,7 +5,9 @@ import torch
 
 import surgery
 from analyses import attribution, metrics
+from hooks.records import record_of
 from surgery import Compensated, Drop, KeepTop, RandomBasis, Scale
+from surgery.decompositions import Remembered
 
 CORRECT, WRONG = torch.tensor([3, 7, 9]), torch.tensor([1, 2, 5])
 OUT = "blocks.1.mlp.W_out"
@@ -140,9 +142,7 @@ def test_the_given_decomposition_is_the_one_integrated():
         own = surgery.Decompositions(svds.values())
         surgery.forget(model)
         attribution.by_path(model, tokens, metric, {OUT: Drop([0])}, svds=own, progress=False)
-        from surgery.decompositions import _memories
-
-        assert model not in _memories
+        assert not record_of(model).of(Remembered)
 
 
 def test_bad_input_is_refused():

@@ -1,7 +1,8 @@
 """The pattern language: against a small matcher of its own, and what it refuses."""
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 import pytest
@@ -31,8 +32,11 @@ class Paper(Host):
     def n_heads(self, matrix: str) -> int:
         return N_KEY_VALUE_HEADS if matrix in ("W_K", "W_V") else N_HEADS
 
-    def why_not(self, site: Site) -> str | None:
+    def _why_not(self, site: Site, n_uses: Mapping[int, int]) -> str | None:
         return None
+
+    def _n_uses(self) -> Counter[int]:
+        return Counter()
 
     def weight_state(self) -> str:
         return "raw"

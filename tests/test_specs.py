@@ -7,10 +7,10 @@ import torch
 from by_hand import regained
 from hypothesis import given
 from hypothesis import strategies as st
-from models import borrowed
+from models import borrowed, build
 from torch import Tensor
 
-from hooks import Site, SiteError
+from hooks import Site, SiteError, place_of
 from surgery import (
     SVD,
     Compensated,
@@ -32,6 +32,7 @@ from surgery.specs import Change, added_bias, check_compatible, check_spec, comb
 N = 5
 W = torch.randn(8, N, generator=torch.Generator().manual_seed(6))
 SITE = Site(0, "W_out")
+PLACE = place_of(build("bridge gpt2"), SITE)
 vectors = st.lists(st.sampled_from([0.0, 1.0, 0.5, 2.0, 0.3, 1.7]), min_size=N, max_size=N)
 
 
@@ -44,14 +45,17 @@ def decomposition_of(W: Tensor, basis: Basis | None = None) -> Decomposition:
 
 def change(edit: Edit, W: Tensor = W) -> Change:
     parts = decomposition_of(W, edit.basis)
-    return Change(SITE, edit, parts, edit.gains(parts))
+    return Change(PLACE, edit, parts, edit.gains(parts))
 
 
 def test_a_spec_is_worked_out_in_its_own_order() -> None:
     top, zero = KeepTop(rank=1), Zero()
     with borrowed("bridge gpt2") as model:
         found = resolve(model, {"blocks.1.mlp.W_out": top, "*W_out": zero})
-        assert found == [(Site(1, "W_out"), top), (Site(0, "W_out"), zero), (Site(1, "W_out"), zero)]
+        assert [(place.site, edit) for place, edit in found] == [
+            (Site(1, "W_out"), top), (Site(0, "W_out"), zero), (Site(1, "W_out"), zero)
+        ]  # fmt: skip
+        assert found[0][0] is found[2][0]
         assert resolve(model, {}) == []
         changes = plan(model, {"blocks.1.attn.W_O[-1]": top}, svds=None, progress=False)
         assert [(c.site, c.edit, c.decomposition.site) for c in changes] == [

@@ -19,7 +19,7 @@ from hooks.inputs import Inputs
 from hooks.recording import has_hooks
 from surgery import Basis, Decomposition, Decompositions
 from surgery.arguments import counted, shown, whole
-from surgery.decompositions import basis_of
+from surgery.decompositions import chosen_basis
 from surgery.operations import components_in_force
 
 TOKENS_PER_PASS = 8192
@@ -326,22 +326,13 @@ def selected(model: nn.Module, selection: Selection) -> dict[Site, tuple[Unit, .
     return {site: units for site, units in found.items() if units}
 
 
-def basis_asked(svds: object) -> Basis:
-    """The basis of the decompositions given.
-
-    Raises:
-        ValueError: if they are none.
-    """
-    if svds is not None and not isinstance(svds, Decompositions):
-        raise ValueError(f"svds={shown(svds)}: give what surgery.decompose(model, ...) returned, or None.")
-    return basis_of(svds)
-
-
 def _targets(
     model: nn.Module, sites: Sites, basis: Basis | None, svds: Decompositions | None, progress: bool
 ) -> dict[Site, Target]:
     selection: Mapping[Site, tuple[Unit, ...] | None]
-    basis = basis_asked(basis, svds)
+    if isinstance(sites, Selection) and basis is None:
+        basis = sites.basis
+    basis = chosen_basis(basis, svds)
     if isinstance(sites, Mapping):
         sites = selection_of(sites, basis)
         selection = {**selected(model, sites)}
@@ -351,8 +342,8 @@ def _targets(
     if not selection:
         raise ValueError("no component is selected: name at least one matrix, or components of it.")
     _check_basis(basis, sites)
-    targets, host = {}, host_of(model)
-    for site, components in components_in_force(model, selection, svds=svds, progress=progress).items():
+    targets, places = {}, host_of(model).places(selection)
+    for site, components in components_in_force(model, selection, basis=basis, svds=svds, progress=progress).items():
         units = selection[site]
         if units is None:
             units = tuple((i,) for i in range(components.rank))
@@ -362,7 +353,7 @@ def _targets(
                 f"component {beyond[0]} of '{site}' was selected, but it has {counted(components.rank, 'component')}, "
                 f"0 to {components.rank - 1}."
             )
-        targets[site] = Target(host.place(site), components, units)
+        targets[site] = Target(places[site], components, units)
     return targets
 
 
@@ -378,11 +369,11 @@ def _check_patterns(sites: object) -> None:
 def _check_basis(basis: Basis, sites: Sites) -> None:
     if not basis.complete:
         raise ValueError(
-            f"svds is in the basis {basis!r}, whose components do not sum to the matrix, so that removing one has no "
-            "effect of its own. Give decompositions in SVD() or RowBlocks(n), or none."
+            f"basis={basis!r}: its components do not sum to the matrix, so that removing one has no effect of its own. "
+            "Attribute in SVD() or RowBlocks(n)."
         )
     if isinstance(sites, Selection) and sites.basis != basis:
         raise ValueError(
-            f"the selection names components in the basis {sites.basis!r}, but svds is in {basis!r}: give the "
-            "decompositions that the selection was made with."
+            f"the selection names components in the basis {sites.basis!r}, but basis={basis!r} was asked for: leave "
+            "basis= out, which takes the selection's, or select in that basis."
         )

@@ -68,7 +68,7 @@ def rotated(
             )
     generator = torch.Generator().manual_seed(whole_seed(seed))
     targets = {address: match_sites(model, address)[0] for address in chosen}
-    parts = components_in_force(model, targets.values(), svds=svds, progress=progress)
+    parts = components_in_force(model, targets.values(), basis=SVD(), svds=svds, progress=progress)
     spec: dict[str, Edit] = {}
     for address, site in targets.items():
         span = [i for unit in among.get(address, ()) for i in unit]

@@ -23,6 +23,7 @@ from analyses.tasks.task import Splits, Task, as_task
 from hooks import host_of, match_sites
 from surgery import Decompositions, KeepTop, Spec
 from surgery.arguments import seed as checked_seed
+from surgery.decompositions import store_for
 
 MLP = "blocks.*.mlp.W_{in,out}"
 """The matrices that LASER's search reduces."""
@@ -157,7 +158,8 @@ def text_cost(
     """The loss on a plain text without and with the edits."""
     encoded = encoded_text(bench.model, text, prepend_bos=bench.prepend_bos)
     before = loss_on(bench.model, encoded)
-    with surgery.apply(bench.model, spec, svds=bench.svds, progress=False):
+    store = store_for((edit.basis for edit in spec.values()), bench.svds)
+    with surgery.apply(bench.model, spec, svds=store, progress=False):
         after = loss_on(bench.model, encoded)
     return None if before is None or after is None else TextCost(before, after)
 

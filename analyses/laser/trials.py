@@ -16,6 +16,7 @@ from analyses.scoring import EncodedTask, Readings, Rule, Scores, Summary, judge
 from analyses.tasks.task import Task
 from hooks import Site
 from surgery import Decompositions, Spec
+from surgery.decompositions import store_for
 
 UNEDITED = "unedited"
 
@@ -112,14 +113,17 @@ class Bench:
         known = self.log.outcome(f"{part} {key}", asked.encoded)
         if known is not None:
             return known
-        with surgery.apply(self.model, under or {}, svds=self.svds, progress=False):
+        with surgery.apply(self.model, under or {}, svds=self._store(under or {}), progress=False):
             before = asked.prepare(first)
         if before is not None and not under:
             self.keep_unedited(asked, part, before)
-        with surgery.apply(self.model, spec, svds=self.svds, progress=False):
+        with surgery.apply(self.model, spec, svds=self._store(spec), progress=False):
             outcome = asked.outcome(first)
         _keep(self.log, asked, part, key, outcome, edit={site: repr(edit) for site, edit in spec.items()})
         return outcome
+
+    def _store(self, spec: Spec) -> Decompositions | None:
+        return store_for((edit.basis for edit in spec.values()), self.svds)
 
     def try_all(self, asked: Evaluator, part: str, wanted: Sequence[Candidate], bar: tqdm) -> dict[Candidate, Outcome]:
         """What the model says under each candidate; those that leave the same matrix behind are run once."""

@@ -205,7 +205,7 @@ def _axes(
             f"svds is in the basis {basis!r}: coordinates are read along singular vectors, which are orthonormal. "
             "Give decompositions in the basis SVD(), or none."
         )
-    parts = components_in_force(model, [place.site], svds=svds, progress=progress)[place.site]
+    parts = components_in_force(model, [place.site], basis=basis, svds=svds, progress=progress)[place.site]
     try:
         given = range(parts.rank) if components is None else components
         chosen = [whole(i, "component", most=parts.rank - 1) for i in given]
