@@ -6,7 +6,7 @@ import torch
 import surgery
 from analyses import metrics
 from analyses.attribution import Selection
-from analyses.attribution.coalitions import game_of
+from analyses.attribution.joint_edits import joint_edit
 from surgery import Compensated, Drop, KeepTop, RandomBasis, RowBlocks, Scale
 
 CORRECT, WRONG = torch.tensor([3, 7, 9]), torch.tensor([1, 2, 5])
@@ -30,7 +30,7 @@ def test_a_coalition_is_its_weights_overwritten(kind: str, batch_size: int | Non
     gains = [(QUERY, 0, 0.0), (QUERY, 3, 0.0), (KEY, 1, 0.5), (OUT, 0, 0.0), (OUT, 2, 3.0)]
     coalitions = every(5)[::3]
     with models.borrowed(kind) as model:
-        game = game_of(model, tokens, metric, spec, batch_size=batch_size, progress=False)
+        game = joint_edit(model, tokens, metric, spec, batch_size=batch_size, progress=False)
         players = [(str(site), unit) for site, unit in game.players]
         assert sorted(players) == sorted((site, (i,)) for site, i, _ in gains)
         values = game.values(coalitions)
@@ -50,7 +50,7 @@ def test_everybody_together_is_the_spec_with_its_constants(kind: str):
     with models.borrowed(kind) as model:
         n = surgery.decompose(model, OUT, progress=False)[OUT].rank
         spec = {OUT: Compensated(Drop([0, 1, 4]), torch.linspace(-1, 1, n)), "blocks.0.attn.W_V[*]": Drop([1])}
-        game = game_of(model, tokens, metric, spec, progress=False)
+        game = joint_edit(model, tokens, metric, spec, progress=False)
         values = game.values(torch.tensor([[False] * len(game.players), [True] * len(game.players)]))
         now = metric(model(tokens)).detach()
         with surgery.apply(model, spec, progress=False):
@@ -74,7 +74,7 @@ def test_under_an_operation_and_with_hooks_of_the_user(kind: str):
             surgery.apply(model, {OUT: KeepTop(rank=5), KEY: Scale({2: 2.0})}, progress=False),
             model.hooks(fwd_hooks=[(name, patch)]),
         ):
-            game = game_of(model, tokens, metric, spec, progress=False)
+            game = joint_edit(model, tokens, metric, spec, progress=False)
             found = game.values(every(3))
             for members, values in zip(every(3).tolist(), found, strict=True):
                 chosen = {}
@@ -89,7 +89,7 @@ def test_under_an_operation_and_with_hooks_of_the_user(kind: str):
 def test_players_may_be_units_and_patterns():
     tokens, spec = models.tokens(3), {"blocks.*.mlp.W_out": Drop([0, 1, 5])}
     with models.borrowed("bridge gpt2") as model:
-        game = game_of(model, tokens, difference(), spec, players=Selection({"*.W_out": [(0, 5)]}), progress=False)
+        game = joint_edit(model, tokens, difference(), spec, players=Selection({"*.W_out": [(0, 5)]}), progress=False)
         assert [(str(site), unit) for site, unit in game.players] == [
             ("blocks.0.mlp.W_out", (0, 5)),
             ("blocks.1.mlp.W_out", (0, 5)),
@@ -104,7 +104,7 @@ def test_bad_input_is_refused():
     with models.borrowed("bridge gpt2") as model:
 
         def ask(spec: dict, **more: object) -> None:
-            game_of(model, tokens, difference(), spec, progress=False, **more)
+            joint_edit(model, tokens, difference(), spec, progress=False, **more)
 
         with pytest.raises(ValueError, match=r"the spec changes no component \(every gain is 1\)"):
             ask({OUT: Scale({0: 1.0})})

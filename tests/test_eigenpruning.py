@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import surgery
 from analyses import eigenpruning, metrics, plots, recall, tasks
-from analyses.attribution.gradients import backward
+from analyses.attribution.passes import backward
 from analyses.attribution.question import ask
 from analyses.eigenpruning.examples import ScoredExamples, _partners, examples_of
 from analyses.eigenpruning.pruning import _split

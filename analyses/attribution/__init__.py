@@ -19,11 +19,12 @@ Examples are token ids, texts, or a tokenizer's output with its mask (`analyses.
 """
 
 from analyses.attribution.ablations import by_ablation
+from analyses.attribution.cascade import Screening, screen
 from analyses.attribution.curvature import by_curvature, by_exact_curvature, by_fisher
-from analyses.attribution.effects import Effects, Measure, Selection
+from analyses.attribution.effects import Effects, Measure, Shares
 from analyses.attribution.gradients import by_gradient
 from analyses.attribution.paths import by_path
-from analyses.attribution.screening import Screening, screen
+from analyses.attribution.selections import Selection
 from analyses.attribution.shapley import Interactions, by_shapley, interactions
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Measure",
     "Screening",
     "Selection",
+    "Shares",
     "by_ablation",
     "by_curvature",
     "by_exact_curvature",

@@ -1,7 +1,7 @@
 """Attribution by doing it: every component taken out by itself, exactly, and the metric measured again.
 
-Removing component i changes a matrix's output by `−s_i (x_t·u_i) v_i`; `analyses.attribution.moves` does it for many
-at a time.
+Removing component i changes a matrix's output by `−s_i (x_t·u_i) v_i`; `analyses.attribution.single_removals` does it
+for many at a time.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from analyses.attribution.effects import REMOVAL, Effects
-from analyses.attribution.gradients import arithmetic, inputs_kept, logits_of, metric_of
-from analyses.attribution.moves import Substitute, one_at_a_time
-from analyses.attribution.question import Question, Sites, Target, ask, counterparts
+from analyses.attribution.passes import inputs_kept, inputs_of, metric_of
+from analyses.attribution.question import Question, Target, ask, counterparts
+from analyses.attribution.selections import Sites
+from analyses.attribution.single_removals import Substitute, measure_each
 from analyses.metrics import Metric
-from analyses.metrics.placement import Mask
+from analyses.metrics.positions import Mask
 from analyses.prompts import Tokens
 from hooks import Site
-from surgery import Decompositions
+from hooks.inputs import Inputs
+from surgery import Basis, Decompositions
 from surgery.arguments import seed as whole_seed
 
 Replacement = Literal["zero", "mean", "resample"]
@@ -40,6 +42,7 @@ def by_ablation(
     replacement: Replacement = "zero",
     seed: int = 0,
     corrupted: Tokens | None = None,
+    basis: Basis | None = None,
     svds: Decompositions | None = None,
     attention_mask: Mask = None,
     batch_size: int | None = None,
@@ -57,21 +60,24 @@ def by_ablation(
     Raises:
         ValueError: if there is only one example to resample from, the metric gives the wrong shape or NaN, or as `ask`.
         SiteError: if a pattern names no editable matrix.
+
+    >>> metric = metrics.logit_difference(3, 5)
+    >>> promising = attribution.by_gradient(model, tokens, metric, progress=False).top(5)
+    >>> exact = attribution.by_ablation(model, tokens, metric, promising, progress=False)
+    >>> exact.method, exact.top(5) == promising
+    ('ablation (zero)', True)
     """
     question = ask(
-        model, tokens, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
-    )
+        model, tokens, metric, sites,
+        basis=basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
     substitute = _substitute(question, replacement, whole_seed(seed), corrupted)
-    found = one_at_a_time(question, substitute, work="ablation", progress=progress)
-    return Effects(
+    removals = measure_each(question, substitute, work="ablation", progress=progress)
+    return question.effects(
         f"ablation ({replacement})",
-        question.measure(found.baseline),
-        {target.address: target.units for target in question.targets.values()},
-        {str(site): question.pooled(rows[:, 0]) for site, rows in found.effects.items()},
-        {target.address: target.components.S.cpu() for target in question.targets.values()},
-        question.weight_state,
-        found.passes,
-        basis=question.basis,
+        removals.baseline,
+        {site: rows[:, 0] for site, rows in removals.effects.items()},
+        passes=removals.passes,
         intervention=_INTERVENTIONS[replacement],
     )
 
@@ -87,21 +93,26 @@ def _substitute(question: Question, replacement: Replacement, seed: int, corrupt
             means = _mean_coordinates(question)
             return lambda target, x, chosen: means[target.place.site] - _coordinates(target, x)
         case "resample":
-            if corrupted is None and question.n_examples < 2:
+            if corrupted is not None:
+                return Resampled(question, counterparts(question, corrupted))
+            if question.n_examples < 2:
                 raise ValueError("one example cannot be resampled from another: give two or more, or corrupted=.")
-            if corrupted is None:
-                return Resampled(question, question.examples.tokens[_derangement(question.n_examples, seed)])
-            return Resampled(question, counterparts(question, corrupted))
+            if question.examples.owner is not None:
+                raise ValueError(
+                    "examples of several rows each have no positions in common with one another: give corrupted=, or "
+                    "take replacement='zero' or 'mean'."
+                )
+            return Resampled(question, question.examples.inputs.tokens[_derangement(question.n_examples, seed)])
         case _:
             raise ValueError(f"replacement={replacement!r}: it is 'zero', 'mean' or 'resample'.")
 
 
 @dataclass(slots=True)
 class Resampled:
-    """The coordinates of components on other examples, one for each; `values` is the metric there, batch by batch."""
+    """The coordinates of components on other rows, one for each; `values` is the metric there, batch by batch."""
 
     question: Question
-    other: Int[Tensor, "example pos"]
+    other: Int[Tensor, "row pos"]
     values: list[Float[Tensor, " example"]] = field(default_factory=list)
     _batch: Tensor | None = None
     _inputs: dict[Site, Tensor] = field(default_factory=dict)
@@ -109,10 +120,11 @@ class Resampled:
     def __call__(self, target: Target, x: Tensor, chosen: Tensor) -> Tensor:
         if self._batch is None or not torch.equal(self._batch, chosen):
             self._batch = chosen
-            part = self.question.take(chosen)
+            examples = self.question.examples
+            part = examples.take(chosen)
+            rows = self.other[examples.rows_of(chosen).to(self.other.device)]
             with inputs_kept(self.question) as kept:
-                others = replace(part, tokens=self.other[chosen.to(self.other.device)])
-                self.values.append(metric_of(self.question, others))
+                self.values.append(metric_of(self.question, replace(part, inputs=Inputs(rows, part.inputs.mask))))
             self._inputs = kept()
         return _coordinates(target, self._inputs[target.place.site]) - _coordinates(target, x)
 
@@ -126,16 +138,14 @@ def _mean_coordinates(question: Question) -> dict[Site, Float[Tensor, " componen
     sums: dict[Site, Tensor] = {}
     count = 0.0
     for chosen in question.batches():
-        part = question.take(chosen)
-        with inputs_kept(question) as kept, arithmetic(False):
-            logits_of(question.model, part.tokens, part.attention_mask)
-        weights = torch.ones_like(part.tokens) if part.attention_mask is None else part.attention_mask
+        inputs = question.examples.take(chosen).inputs
+        weights = torch.ones_like(inputs.tokens) if inputs.mask is None else inputs.mask
         count += float(weights.sum())
-        for site, x in kept().items():
+        for site, x in inputs_of(question, inputs).items():
             real = (x.float() * weights.unsqueeze(-1)).sum((0, 1))
             sums[site] = sums.get(site, torch.zeros_like(real)) + real
-    parts = {site: question.targets[site].components for site in sums}
-    return {site: (total / count).to(parts[site].U.dtype) @ parts[site].U for site, total in sums.items()}
+    U = {site: question.targets[site].components.U for site in sums}
+    return {site: (total / count).to(U[site].dtype) @ U[site] for site, total in sums.items()}
 
 
 def _derangement(n: int, seed: int) -> Int[Tensor, " example"]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import final
+from typing import TypedDict, final
 
 import pandas as pd
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from analyses.attribution.ablations import by_ablation
 from analyses.attribution.curvature import by_curvature
-from analyses.attribution.effects import Effects
+from analyses.attribution.effects import Effects, Shares
 from analyses.attribution.gradients import by_gradient
 from analyses.attribution.paths import by_path
-from analyses.attribution.question import Sites
+from analyses.attribution.selections import Sites
 from analyses.metrics import Metric, as_metric
-from analyses.metrics.placement import Mask
-from analyses.prompts import Tokens
-from surgery import Decompositions, Edit
+from analyses.metrics.positions import Mask
+from analyses.prompts import Tokens, read, warn_if_padded
+from surgery import Basis, Decompositions, Edit
 from surgery.arguments import whole
 
 
@@ -32,7 +32,7 @@ class Screening:
 
     estimated: Effects
     exact: Effects
-    certified: Effects | None
+    certified: Shares | None
     spec: dict[str, Edit]
     seconds: tuple[float, ...]
 
@@ -52,6 +52,15 @@ class Screening:
         return "\n".join(lines)
 
 
+class _Settings(TypedDict):
+    """What every stage is given alike."""
+
+    basis: Basis | None
+    svds: Decompositions | None
+    batch_size: int | None
+    progress: bool
+
+
 def screen(
     model: nn.Module,
     tokens: Tokens,
@@ -60,8 +69,9 @@ def screen(
     *,
     candidates: int = 200,
     choose: int = 10,
-    probes: int | None = None,
+    draws: int | None = None,
     seed: int = 0,
+    basis: Basis | None = None,
     svds: Decompositions | None = None,
     attention_mask: Mask = None,
     batch_size: int | None = None,
@@ -69,7 +79,7 @@ def screen(
 ) -> Screening:
     """Find the components that matter: an estimate for all, exact ablation of the best, a path for the chosen.
 
-    The estimate is by curvature with `probes` probes, by gradient where `probes` is 0; None takes the gradient for a
+    The estimate is by curvature with `draws` probes, by gradient where `draws` is 0; None takes the gradient for a
     logit-like metric and 16 probes for a loss (nats), where first order misleads. The `choose` most harmful of the
     exact effects (the largest, if the metric has no direction) are attributed together along a path, whose shares sum
     to their joint effect.
@@ -77,21 +87,29 @@ def screen(
     Raises:
         ValueError: if the metric is not differentiable, or as the stages (`by_curvature`, `by_ablation`, `by_path`).
         SiteError: if a pattern names no editable matrix.
+
+    >>> screening = attribution.screen(model, tokens, metrics.logit_difference(3, 5), choose=2, progress=False)
+    >>> screening.costs()["method"].tolist()
+    ['gradient', 'ablation (zero)', 'path (8 steps)']
     """
     metric = as_metric(metric)
     candidates, choose = whole(candidates, "candidates", least=1), whole(choose, "choose")
-    probes = (16 if metric.unit == "nats" else 0) if probes is None else whole(probes, "probes")
-    shared = {"svds": svds, "attention_mask": attention_mask, "batch_size": batch_size, "progress": progress}
+    draws = (16 if metric.unit == "nats" else 0) if draws is None else whole(draws, "draws")
+    prompts = read(model, tokens, attention_mask)
+    if metric.attention_mask is None and prompts.mask is None and prompts.items is None:
+        warn_if_padded(model, prompts.tokens)
+    settings: _Settings = {"basis": basis, "svds": svds, "batch_size": batch_size, "progress": progress}
     start = perf_counter()
-    if probes:
-        estimated = by_curvature(model, tokens, metric, sites, probes=probes, seed=seed, **shared)  # type: ignore[arg-type]
-    else:
-        estimated = by_gradient(model, tokens, metric, sites, **shared)  # type: ignore[arg-type]
+    estimated = (
+        by_curvature(model, prompts, metric, sites, draws=draws, seed=seed, **settings)
+        if draws
+        else by_gradient(model, prompts, metric, sites, **settings)
+    )
     times = [perf_counter()]
-    exact = by_ablation(model, tokens, metric, estimated.top(candidates), **shared)  # type: ignore[arg-type]
+    exact = by_ablation(model, prompts, metric, estimated.top(candidates), **settings)
     times.append(perf_counter())
     spec = exact.drop(choose) if metric.higher_is_better is None else exact.drop_most_harmful(choose)
-    certified = by_path(model, tokens, metric, spec, **shared) if spec else None  # type: ignore[arg-type]
+    certified = by_path(model, prompts, metric, spec, **settings) if spec else None
     times.append(perf_counter())
     spent = torch.tensor([start, *times], dtype=torch.float64).diff().tolist()
     return Screening(estimated, exact, certified, spec, tuple(spent))

@@ -26,22 +26,23 @@ from tqdm.auto import tqdm
 
 from analyses import metrics
 from analyses.attribution.effects import Effects
-from analyses.attribution.gradients import (
-    arithmetic,
+from analyses.attribution.passes import (
     backward,
     check_connected,
     check_differentiable,
-    metric_of,
     units_of,
 )
-from analyses.attribution.question import Examples, Question, Sites, Target, ask
+from analyses.attribution.question import Examples, Question, Target, ask
+from analyses.attribution.selections import Sites
 from analyses.metrics import Metric
-from analyses.metrics.measures import Loss
-from analyses.metrics.placement import Mask
+from analyses.metrics.of_tasks import TaskLoss
+from analyses.metrics.positions import Mask
+from analyses.metrics.references import Loss
 from analyses.prompts import Tokens
 from hooks import Site
+from hooks.running import arithmetic, run
 from hooks.temporary import Temporary, together
-from surgery import Decompositions
+from surgery import Basis, Decompositions
 from surgery.arguments import seed as whole_seed
 from surgery.arguments import shown, whole
 
@@ -57,32 +58,34 @@ def by_curvature(
     metric: Metric | Callable[[Tensor], Tensor],
     sites: Sites = "*",
     *,
-    probes: int = 16,
+    draws: int = 16,
     seed: int = 0,
     share: Share = "type",
+    basis: Basis | None = None,
     svds: Decompositions | None = None,
     attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Effects:
-    """The effect of removing each component to second order, with the Hessian's diagonal from `probes` random probes.
+    """The effect of removing each component to second order, with the Hessian's diagonal from `draws` random probes.
 
     `share` says which matrices a probe covers at once: one, all of one type (W_Q of every layer, ...), or all. Sharing
     saves passes and adds noise; where there are no more gains than probes, the diagonal is exact. Components of one
     unit share a gain. `noise` of the result is the standard error over probes.
 
     Raises:
-        ValueError: if the metric is not differentiable, `probes` is not even and positive, or as `ask`.
+        ValueError: if the metric is not differentiable, `draws` is not even and positive, or as `ask`.
         SiteError: if a pattern names no editable matrix.
     """
-    probes = whole(probes, "probes")
-    if probes < 2 or probes % 2:
+    draws = whole(draws, "draws")
+    if draws < 2 or draws % 2:
         raise ValueError(
-            f"probes={probes!r}: an even number from 2 on is needed (16 is the default; by_gradient uses none)."
+            f"draws={draws!r}: an even number from 2 on is needed (16 is the default; by_gradient uses none)."
         )
     question = ask(
-        model, tokens, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
-    )
+        model, tokens, metric, sites,
+        basis=basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
     groups = _groups(question, share)
     generator = torch.Generator().manual_seed(whole_seed(seed))
 
@@ -94,12 +97,12 @@ def by_curvature(
                 parts = [part.to(gains[site]) for part, site in zip(z.split(widths, 1), group, strict=True)]
                 return torch.cat(_hessian_product(slopes, gains, group, parts), 1)
 
-            estimates = _diagonals(product, (len(gains[group[0]]), sum(widths)), probes // 2, generator)
+            estimates = _diagonals(product, (len(gains[group[0]]), sum(widths)), draws // 2, generator)
             yield from zip(group, estimates.split(widths, -1), strict=True)
 
     widths = [sum(len(question.targets[site].units) for site in group) for group in groups]
-    passes = 4.0 + 2 * sum(min(probes, width) for width in widths)
-    found = _second_order(question, f"curvature ({probes} probes)", diagonal, passes=passes, progress=progress)
+    passes = 4.0 + 2 * sum(min(draws, width) for width in widths)
+    found = _second_order(question, f"curvature ({draws} probes)", diagonal, passes=passes, progress=progress)
     if not isinstance(question.examples.metric, Loss):
         return found
     fisher = _fisher(question, FISHER_DRAWS, seed, progress=progress)
@@ -112,6 +115,7 @@ def by_exact_curvature(
     metric: Metric | Callable[[Tensor], Tensor],
     sites: Sites = "*",
     *,
+    basis: Basis | None = None,
     svds: Decompositions | None = None,
     attention_mask: Mask = None,
     batch_size: int | None = None,
@@ -123,8 +127,9 @@ def by_exact_curvature(
         as `by_curvature`.
     """
     question = ask(
-        model, tokens, metric, sites, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
-    )
+        model, tokens, metric, sites,
+        basis=basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
 
     def diagonal(slopes: dict[Site, Tensor], gains: dict[Site, Tensor]) -> Iterator[tuple[Site, Tensor]]:
         for site, target in question.targets.items():
@@ -148,6 +153,7 @@ def by_fisher(
     *,
     draws: int = 4,
     seed: int = 0,
+    basis: Basis | None = None,
     svds: Decompositions | None = None,
     attention_mask: Mask = None,
     batch_size: int | None = None,
@@ -164,40 +170,48 @@ def by_fisher(
         SiteError: if a pattern names no editable matrix.
     """
     draws, seed = whole(draws, "draws", least=1), whole_seed(seed)
-    if not isinstance(labels, Tensor | Loss):
+    if not isinstance(labels, Tensor | Loss | TaskLoss):
         raise ValueError(
             f"labels={shown(labels)}: the Fisher diagonal is that of a loss. Give labels [example pos], such as "
             "metrics.next_token_labels(tokens), or metrics.loss(labels); for another metric use by_curvature."
         )
     question = ask(
-        model, tokens, labels if isinstance(labels, Loss) else metrics.loss(labels), sites,
-        svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
+        model, tokens, metrics.loss(labels) if isinstance(labels, Tensor) else labels, sites,
+        basis=basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
     )  # fmt: skip
+    if not isinstance(question.examples.metric, Loss):
+        raise ValueError(
+            "some items accept several answers, whose probabilities add up: the Fisher diagonal is that of one answer "
+            "an item. Keep the first of each, or use by_curvature."
+        )
     return _fisher(question, draws, seed, progress=progress)
 
 
 def _fisher(question: Question, draws: int, seed: int, *, progress: bool) -> Effects:
     """`by_fisher` of a question whose metric is a loss."""
-    generator = torch.Generator(device=question.examples.tokens.device).manual_seed(seed)
+    generator = torch.Generator(device=question.examples.inputs.tokens.device).manual_seed(seed)
+    check_differentiable(question)
     rows: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
     baselines = []
     for chosen in tqdm(list(question.batches()), desc="Fisher", unit="batch", delay=1, disable=not progress):
-        part = question.take(chosen)
+        part = question.examples.take(chosen)
         assert isinstance(part.metric, Loss)
-        labels = part.metric.labels.to(part.tokens.device)
+        labels = part.metric.labels.to(part.inputs.tokens.device)
         first = backward(question, part)
         baselines.append(first.values)
         second = {site: torch.zeros(()) for site in question.targets}
         for _ in range(draws):
-            drawn = backward(question, Examples(part.tokens, part.attention_mask, _sampled_loss(labels, generator)))
+            drawn = backward(question, Examples(part.inputs, _sampled_loss(labels, generator)))
             for site, target in question.targets.items():
-                score = drawn.score(target)
-                together = units_of(target, score.flatten(0, 1)).unflatten(0, score.shape[:2])
-                second[site] = second[site] + together.square().sum(1) / draws
+                second[site] = second[site] + units_of(target, drawn.score(target)).square().sum(1) / draws
         n = (labels != metrics.IGNORED).sum(1, keepdim=True)
         for site, target in question.targets.items():
             rows[site].append((units_of(target, first.score(target).sum(1)) + 0.5 * n * second[site]).cpu())
-    return _effects(question, f"Fisher ({draws} draws)", baselines, rows, {}, passes=2.0 * (draws + 1))
+    return question.effects(f"Fisher ({draws} draws)", torch.cat(baselines), _joined(rows), passes=2.0 * (draws + 1))
+
+
+def _joined(rows: dict[Site, list[Tensor]]) -> dict[Site, Tensor]:
+    return {site: torch.cat(parts) for site, parts in rows.items()}
 
 
 def _drawn_towards(found: Effects, fisher: Effects) -> Effects:
@@ -220,15 +234,15 @@ Diagonal = Callable[[dict[Site, Tensor], dict[Site, Tensor]], Iterator[tuple[Sit
 
 def _second_order(question: Question, method: str, diagonal: Diagonal, *, passes: float, progress: bool) -> Effects:
     """First order plus half the diagonal that `diagonal` draws, one or more times, for every example."""
-    check_differentiable(question.examples.metric)
+    check_differentiable(question)
     rows: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
     draws: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
     baselines = []
     for chosen in tqdm(list(question.batches()), desc="curvature", unit="batch", delay=1, disable=not progress):
-        part = question.take(chosen)
+        part = question.examples.take(chosen)
         with arithmetic(True):
-            with _with_gains(question, len(chosen)) as gains:
-                values = metric_of(question, part, differentiable=True)
+            with _with_gains(question, part) as gains:
+                values = part.measured(run(question.model, part.read))
             check_connected(question, values)
             if part.metric.whole_batch:
                 _check_separate(part.metric, values, list(gains.values()))
@@ -239,11 +253,11 @@ def _second_order(question: Question, method: str, diagonal: Diagonal, *, passes
                 rows[site].append((0.5 * drawn.mean(0) - slopes[site].detach()).cpu())
                 draws[site].append(0.5 * drawn.sum(1).cpu())
     noise = {
-        str(site): (sum(parts) / question.n_examples).std(0) / len(parts[0]) ** 0.5  # type: ignore[union-attr]
+        site: (sum(parts) / question.n_examples).std(0) / len(parts[0]) ** 0.5  # type: ignore[union-attr]
         for site, parts in draws.items()
         if len(parts[0]) > 1
     }
-    return _effects(question, method, baselines, rows, noise, passes=passes)
+    return question.effects(method, torch.cat(baselines), _joined(rows), passes=passes, noise=noise)
 
 
 def _check_separate(metric: Metric, values: Float[Tensor, " example"], gains: list[Tensor]) -> None:
@@ -266,46 +280,30 @@ def _check_separate(metric: Metric, values: Float[Tensor, " example"], gains: li
             )
 
 
-def _effects(
-    question: Question,
-    method: str,
-    baselines: list[Tensor],
-    rows: dict[Site, list[Tensor]],
-    noise: dict[str, Tensor],
-    *,
-    passes: float,
-) -> Effects:
-    return Effects(
-        method,
-        question.measure(torch.cat(baselines)),
-        {target.address: target.units for target in question.targets.values()},
-        {str(site): torch.cat(parts).float() for site, parts in rows.items()},
-        {target.address: target.components.S.cpu() for target in question.targets.values()},
-        question.weight_state,
-        passes,
-        noise,
-        basis=question.basis,
-    )
-
-
-def _with_gains(question: Question, n_examples: int) -> Temporary[dict[Site, Tensor]]:
+def _with_gains(question: Question, part: Examples) -> Temporary[dict[Site, Tensor]]:
     """Gains of 1 on every unit of every target, of each example its own, to be differentiated twice."""
     gains: dict[Site, Tensor] = {}
     for site, target in question.targets.items():
         S = target.components.S
-        gains[site] = torch.ones(n_examples, len(target.units), dtype=S.dtype, device=S.device, requires_grad=True)
-    corrected = together(*(_corrected(target, gains[site]) for site, target in question.targets.items()))
+        shape = (part.n_examples, len(target.units))
+        gains[site] = torch.ones(shape, dtype=S.dtype, device=S.device, requires_grad=True)
+    owner = part.owner
+    corrected = together(*(_corrected(target, gains[site], owner) for site, target in question.targets.items()))
     return Temporary(corrected.things, gains)
 
 
-def _corrected(target: Target, gains: Float[Tensor, "example unit"]) -> Temporary[None]:
-    """`y + ((x U) ⊙ (γ − 1) s) Vh`, which is y, but depends on the gains."""
-    place, parts = target.place, target.components
-    U, S, Vh, shared = parts.U, parts.S, parts.Vh, gains
-    if target.units != tuple((i,) for i in range(parts.rank)):
+def _corrected(
+    target: Target, gains: Float[Tensor, "example unit"], owner: Int[Tensor, " row"] | None
+) -> Temporary[None]:
+    """`y + ((x U) ⊙ (γ − 1) s) Vh`, which is y, but depends on the gains; `owner` is the example of each row."""
+    place, components = target.place, target.components
+    U, S, Vh, shared = components.U, components.S, components.Vh, gains
+    if target.units != tuple((i,) for i in range(components.rank)):
         members = [i for unit in target.units for i in unit]
         U, S, Vh = U[:, members], S[members], Vh[members]
         shared = gains[:, [column for column, unit in enumerate(target.units) for _ in unit]]
+    if owner is not None:
+        shared = shared[owner.to(shared.device)]
     inputs: list[Tensor] = []
 
     def read(x: Tensor) -> None:

@@ -10,36 +10,28 @@ from dataclasses import dataclass, field
 from typing import final
 
 import torch
-from hooks.replay import Recording, Rows, has_hooks, recorded, replayed
-from hooks.unembedding import unembedding_only
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from analyses.attribution.effects import REMOVAL, Effects, Selection, Unit
-from analyses.attribution.gradients import arithmetic, logits_of, metric_of
-from analyses.attribution.question import (
-    Components,
-    Examples,
-    Question,
-    Target,
-    ask,
-    basis_asked,
-    selected,
-    selection_of,
-)
+from analyses.attribution.effects import REMOVAL, Shares
+from analyses.attribution.question import Examples, Question, Target, ask, selected
+from analyses.attribution.selections import Components, Selection, Unit, selection_of
 from analyses.metrics import Metric
-from analyses.metrics.placement import Mask
+from analyses.metrics.positions import Mask
 from analyses.prompts import Tokens
-from hooks import Site, host_of
+from hooks import Site
+from hooks.recording import Recording, has_hooks
+from hooks.running import arithmetic, record, rerun
 from hooks.temporary import Temporary, together
-from surgery import Decompositions, Gains, Spec
-from surgery.specs import combine, plan
+from surgery import Basis, Decompositions, Gains, Spec
+from surgery.decompositions import chosen_basis
+from surgery.specs import Change, combine, plan
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Game:
-    """What a spec would do to each component, cut into players; from `game_of`."""
+class JointEdit:
+    """What a spec would do to each component, cut into players; from `joint_edit`."""
 
     question: Question
     gains: dict[Site, Gains]
@@ -50,38 +42,40 @@ class Game:
         self, coalitions: Bool[Tensor, "coalition player"], *, done: Callable[[int], object] = lambda n: None
     ) -> Float[Tensor, "coalition example"]:
         """The metric under each coalition, on each example."""
-        question, found = self.question, []
+        question, values = self.question, []
         for chosen in question.batches():
-            part = question.take(chosen)
-            with recorded(question.model, range(host_of(question.model).n_layers)) as recording:
-                metric_of(question, part)
-            run = _Rows(self, part, recording)
-            found.append(torch.cat([run.values(some, done) for some in coalitions.split(run.coalitions_per_pass)]))
-        return torch.cat(found, dim=1)
+            part = question.examples.take(chosen)
+            with arithmetic(False):
+                recording, logits = record(question.model, part.read)
+            part.measured(logits)  # refuses what is no metric before the many passes
+            rows = _Rows(self, part, recording)
+            values.append(torch.cat([rows.values(some, done) for some in coalitions.split(rows.coalitions_per_pass)]))
+        return torch.cat(values, dim=1)
 
-    def effects(
-        self, method: str, rows: Float[Tensor, "example player"], baseline: Tensor, change: Tensor, *,
+    def ends(self) -> Float[Tensor, "2 example"]:
+        """The metric with nobody's edit in force, and with everybody's."""
+        n = len(self.players)
+        return self.values(torch.tensor([[False] * n, [True] * n]))
+
+    def shares(
+        self, method: str, rows: Float[Tensor, "example player"], ends: Float[Tensor, "2 example"], *,
         passes: float, noise: Float[Tensor, " player"] | None = None, notes: Sequence[str] = (),
-    ) -> Effects:  # fmt: skip
-        """A result with a column for each player."""
+    ) -> Shares:  # fmt: skip
+        """A result with a column for each player, whose shares sum to the change between the ends."""
         at: dict[Site, list[int]] = {}
         for number, (site, _) in enumerate(self.players):
             at.setdefault(site, []).append(number)
-        targets = self.question.targets
-        return Effects(
+        effects = self.question.effects(
             method,
-            self.question.measure(baseline),
-            {str(site): tuple(self.players[n][1] for n in numbers) for site, numbers in at.items()},
-            {str(site): self.question.pooled(rows[:, numbers]).float().cpu() for site, numbers in at.items()},
-            {str(site): targets[site].components.S.cpu() for site in at},
-            self.question.weight_state,
-            passes,
-            {} if noise is None else {str(site): noise[numbers].float().cpu() for site, numbers in at.items()},
-            tuple(notes),
-            self.question.pooled(change).float().cpu(),
-            basis=self.question.basis,
+            ends[0],
+            {site: rows[:, numbers] for site, numbers in at.items()},
+            passes=passes,
+            noise={} if noise is None else {site: noise[numbers] for site, numbers in at.items()},
             intervention=REMOVAL if self._removes else "the edit",
         )
+        fields = {name: getattr(effects, name) for name in effects.__dataclass_fields__}
+        change = self.question.pooled(ends[1] - ends[0]).float().cpu()
+        return Shares(**fields, change=change, notes=tuple(notes))
 
     @property
     def _removes(self) -> bool:
@@ -92,37 +86,28 @@ class Game:
         )
 
 
-def game_of(
+def joint_edit(
     model: nn.Module,
     tokens: Tokens,
     metric: Metric | Callable[[Tensor], Tensor],
     spec: Spec,
     *,
     players: Components | None = None,
+    basis: Basis | None = None,
     svds: Decompositions | None = None,
     attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
-) -> Game:
-    """The game in which every component that the spec changes is a player, or every unit of `players`.
+) -> JointEdit:
+    """The edits of a spec, of which every component that it changes is a player, or every unit of `players`.
 
     Raises:
         ValueError: if the spec changes nothing, edits anything but singular components, or `players` names components
             that it does not change.
         SiteError: if a pattern names no editable matrix.
     """
-    gains: dict[Site, Gains] = {}
-    basis = basis_asked(svds)
-    changes = plan(model, spec, svds=svds, progress=progress)
-    for site in dict.fromkeys(change.site for change in changes):
-        parts = [change for change in changes if change.site == site]
-        if parts[0].edit.basis != basis or not basis.complete:
-            raise ValueError(
-                f"'{site}' is edited in {parts[0].edit.basis!r}, but shares are asked of components in {basis!r}, and "
-                "only of such as sum to the matrix. Edit in that basis, or give svds=Decompositions(basis=...) in the "
-                "edit's."
-            )
-        gains[site] = combine(parts)
+    basis = chosen_basis(basis, svds)
+    gains = _gains_of(model, spec, basis, svds, progress)
     changed = {site: (g.values != 1).nonzero().squeeze(1).tolist() for site, g in gains.items()}
     units = (
         Selection({str(site): members for site, members in changed.items() if members}, basis=basis)
@@ -139,65 +124,83 @@ def game_of(
                 "or edit it too."
             )
     question = ask(
-        model, tokens, metric, units, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
-    )
+        model, tokens, metric, units,
+        basis=basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
     named = tuple((site, unit) for site, target in question.targets.items() for unit in target.units)
-    return Game(question, gains, named, svds)
+    return JointEdit(question, gains, named, svds)
+
+
+def _gains_of(
+    model: nn.Module, spec: Spec, basis: Basis, svds: Decompositions | None, progress: bool
+) -> dict[Site, Gains]:
+    """The gains that the spec gives the components of each matrix.
+
+    Raises:
+        ValueError: if it edits in another basis, or in one whose components do not sum to the matrix.
+    """
+    by_site: dict[Site, list[Change]] = {}
+    for change in plan(model, spec, svds=svds, progress=progress):
+        by_site.setdefault(change.site, []).append(change)
+    for site, changes in by_site.items():
+        if changes[0].edit.basis != basis or not basis.complete:
+            raise ValueError(
+                f"'{site}' is edited in {changes[0].edit.basis!r}, but shares are asked of components in {basis!r}, "
+                "and only of such as sum to the matrix. Edit in that basis, or give basis= the edit's."
+            )
+    return {site: combine(changes) for site, changes in by_site.items()}
 
 
 @dataclass(slots=True)
 class _Rows:
-    """One batch of examples, run under several coalitions at a time: rows are coalitions, then examples."""
+    """One batch of examples, run under several coalitions at a time: coalitions outermost."""
 
-    game: Game
+    edit: JointEdit
     part: Examples
     recording: Recording
     _inputs: dict[Site, Tensor] = field(default_factory=dict)
 
     @property
     def coalitions_per_pass(self) -> int:
-        question = self.game.question
-        return 1 if has_hooks(question.model) else max(1, question.rows_per_pass() // len(self.part.tokens))
+        """How many coalitions share a pass."""
+        question = self.edit.question
+        return 1 if has_hooks(question.model) else max(1, question.rows_per_pass() // len(self.part.inputs))
 
     def values(
         self, coalitions: Bool[Tensor, "coalition player"], done: Callable[[int], object]
     ) -> Float[Tensor, "coalition example"]:
         """The metric of each coalition on each example of the batch."""
-        part, model, n = self.part, self.game.question.model, len(self.part.tokens)
-        examples = torch.arange(n).repeat(len(coalitions))
-        here = examples.to(part.tokens.device)
-        mask = None if part.attention_mask is None else part.attention_mask[here]
-        n_pos, columns = part.tokens.shape[1], None
-        metric = part.metric.select(examples)
-        if not has_hooks(model):
-            columns = metric.needed_positions(n_pos)
-            metric = metric.narrow(n_pos)
-        first = min(self.game.question.targets)
+        part, question, n = self.part, self.edit.question, len(coalitions)
+        repeated = part.take(torch.arange(part.n_examples).repeat(n))
+        n_rows = len(part.inputs)
         moved = (
-            self._moved(target, self._moves(site, target, coalitions).repeat_interleave(n, 0))
-            for site, target in self.game.question.targets.items()
+            self._moved(target, self._moves(site, target, coalitions).repeat_interleave(n_rows, 0))
+            for site, target in question.targets.items()
         )
-        replay = replayed(model, self.recording, first, Rows(examples))
-        with together(replay, *moved, unembedding_only(model, columns)), arithmetic(False):
-            values = metric(logits_of(model, part.tokens[here], mask))
-        done(len(coalitions) * n)
-        return values.view(len(coalitions), n).float().cpu()
+        with arithmetic(False):
+            logits = rerun(
+                question.model, repeated.read, self.recording, min(question.targets),
+                rows=torch.arange(n_rows).repeat(n), taps=together(*moved),
+            )  # fmt: skip
+            values = repeated.measured(logits)
+        done(n * part.n_examples)
+        return values.view(n, part.n_examples).float().cpu()
 
     def _moves(self, site: Site, target: Target, coalitions: Bool[Tensor, "coalition player"]) -> Tensor:
         """`γ − 1` of every component in every coalition, `[coalition component]`."""
-        away = self.game.gains[site].values.detach() - 1
+        away = self.edit.gains[site].values.detach() - 1
         moves = away.new_zeros(len(coalitions), len(away))
-        for number, (owner, unit) in enumerate(self.game.players):
+        for number, (owner, unit) in enumerate(self.edit.players):
             if owner == site:
                 at = torch.tensor(unit, device=away.device)
                 moves[:, at] = coalitions[:, number, None].to(away) * away[at]
         return moves
 
     def _moved(self, target: Target, moves: Float[Tensor, "row component"]) -> Temporary[None]:
-        place, parts = target.place, target.components
-        members = torch.tensor([i for unit in target.units for i in unit], device=parts.S.device)
-        U, SVh = parts.U[:, members], parts.S[members, None] * parts.Vh[members]
-        constants = self.game.gains[place.site].constants
+        place, components = target.place, target.components
+        members = torch.tensor([i for unit in target.units for i in unit], device=components.S.device)
+        U, SVh = components.U[:, members], components.S[members, None] * components.Vh[members]
+        constants = self.edit.gains[place.site].constants
         moves = moves[:, None, members]
 
         def read(x: Tensor) -> None:

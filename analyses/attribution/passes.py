@@ -1,4 +1,4 @@
-"""Passes through a model that methods of attribution share: the metric alone, with inputs kept, with a backward pass."""
+"""The passes through a model that methods of attribution share: plain, with inputs kept, with a backward pass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

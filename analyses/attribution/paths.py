@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from analyses.attribution.coalitions import Game, game_of
-from analyses.attribution.effects import Effects
-from analyses.attribution.gradients import backward, check_differentiable, units_of
+from analyses.attribution.effects import Shares
+from analyses.attribution.joint_edits import JointEdit, joint_edit
+from analyses.attribution.passes import backward, check_differentiable, units_of
 from analyses.metrics import Metric
-from analyses.metrics.placement import Mask
+from analyses.metrics.positions import Mask
 from analyses.prompts import Tokens
 from hooks import Site
-from surgery import Compensated, Decompositions, Edit, Scale, Spec, apply
+from surgery import Basis, Compensated, Decompositions, Edit, Scale, Spec, apply
 from surgery.arguments import number, whole
 
 
@@ -29,11 +29,12 @@ def by_path(
     steps: int = 8,
     tolerance: float = 0.01,
     max_steps: int = 128,
+    basis: Basis | None = None,
     svds: Decompositions | None = None,
     attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
-) -> Effects:
+) -> Shares:
     """Shares of the change that a spec makes, which sum to it: integrated gradients over the gains (arXiv:1703.01365).
 
     All gains move together from 1 to the spec's, `a_i = (γ_i − 1) ∫₀¹ ∂m/∂γ_i dτ`, by Gauss–Legendre quadrature. If
@@ -42,7 +43,13 @@ def by_path(
 
     Raises:
         ValueError: if the metric is not differentiable, the numbers of steps or the tolerance make no sense, or as
-        `game_of`. SiteError: if a pattern names no editable matrix.
+            `joint_edit`.
+        SiteError: if a pattern names no editable matrix.
+
+    >>> spec = {"blocks.1.mlp.W_out": surgery.KeepTop(rank=4)}
+    >>> shares = attribution.by_path(model, tokens, metrics.logit(3), spec, progress=False)
+    >>> shares.residual < 0.01
+    True
     """
     steps, max_steps = whole(steps, "steps"), whole(max_steps, "max_steps")
     if not 1 <= steps <= max_steps or not 0 < number(tolerance, "tolerance") < inf:
@@ -50,15 +57,15 @@ def by_path(
             f"steps={steps!r}, max_steps={max_steps!r}, tolerance={tolerance!r}: 1 <= steps <= max_steps and a "
             "positive tolerance."
         )
-    game = game_of(
-        model, tokens, metric, spec, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress
-    )
-    check_differentiable(game.question.examples.metric)
-    n = len(game.players)
-    ends = game.values(torch.tensor([[False] * n, [True] * n]))
+    edit = joint_edit(
+        model, tokens, metric, spec,
+        basis=basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+    check_differentiable(edit.question)
+    ends = edit.ends()
     change, used, passes = ends[1] - ends[0], steps, 2.0
     while True:
-        shares = _integrated(game, used, progress)
+        shares = _integrated(edit, used, progress)
         passes += 2.0 * used
         residual = _residual(shares, change)
         if residual <= tolerance or 2 * used > max_steps:
@@ -71,37 +78,37 @@ def by_path(
     ]
     if residual > tolerance:
         notes.append(f"NOT within the tolerance of {tolerance:.2%}: raise max_steps, or attribute a smaller edit.")
-    return game.effects(f"path ({used} steps)", shares, ends[0], change, passes=passes, notes=notes)
+    return edit.shares(f"path ({used} steps)", shares, ends, passes=passes, notes=notes)
 
 
-def _integrated(game: Game, steps: int, progress: bool) -> Float[Tensor, "example player"]:
+def _integrated(edit: JointEdit, steps: int, progress: bool) -> Float[Tensor, "example player"]:
     """The shares with `steps` nodes of Gauss–Legendre quadrature."""
-    question = game.question
+    question = edit.question
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     total: dict[Site, Tensor] = {}
     for node, weight in tqdm(
         list(zip(nodes, weights, strict=True)), desc="path", unit="step", delay=1, disable=not progress
     ):
-        with apply(question.model, _along(game, (node + 1) / 2), svds=game.svds, progress=False):
-            parts = [
-                (part := question.take(chosen), backward(question, part, direct=True)) for chosen in question.batches()
-            ]
+        with apply(question.model, _along(edit, (node + 1) / 2), svds=edit.svds, progress=False):
+            parts = [question.examples.take(chosen) for chosen in question.batches()]
+            passes = [backward(question, part, direct=True) for part in parts]
         for site, target in question.targets.items():
-            away = 1 - game.gains[site].values.detach()
-            constants = game.gains[site].constants
-            slopes = torch.cat([found.score(target, constants=constants).sum(1) for _, found in parts])
-            total[site] = (
-                total.get(site, torch.zeros(())) + (weight / 2) * units_of(target, away * slopes).float().cpu()
-            )
+            away, constants = 1 - edit.gains[site].values.detach(), edit.gains[site].constants
+            slopes = [
+                part.summed(found.score(target, constants=constants).sum(1))
+                for part, found in zip(parts, passes, strict=True)
+            ]
+            step = (weight / 2) * units_of(target, away * torch.cat(slopes)).float().cpu()
+            total[site] = total.get(site, torch.zeros(())) + step
     return torch.cat([total[site] for site in question.targets], dim=1)
 
 
-def _along(game: Game, t: float) -> dict[str, Edit]:
+def _along(edit: JointEdit, t: float) -> dict[str, Edit]:
     """The edit a part `t` of the way."""
     spec: dict[str, Edit] = {}
-    for site in game.question.targets:
-        gains = game.gains[site]
-        scale = Scale(1 + t * (gains.values.detach() - 1), basis=game.question.basis)
+    for site in edit.question.targets:
+        gains = edit.gains[site]
+        scale = Scale(1 + t * (gains.values.detach() - 1), basis=edit.question.basis)
         spec[str(site)] = scale if gains.constants is None else Compensated(scale, gains.constants)
     return spec
 

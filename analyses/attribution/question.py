@@ -122,6 +122,11 @@ class Question:
         size = self.n_examples if together else max(1, self.rows_per_pass() // rows_each)
         yield from torch.arange(self.n_examples).split(size)
 
+    def on(self, tokens: Int[Tensor, "row pos"]) -> "Question":
+        """The same question of other rows, with the same mask and metric."""
+        examples = replace(self.examples, inputs=replace(self.examples.inputs, tokens=tokens))
+        return replace(self, examples=examples)
+
     @property
     def basis(self) -> Basis:
         """The basis of the components; every target shares it."""
@@ -206,11 +211,14 @@ def ask(
             "one answer an example, or one for all (several for one example are a row, [[3, 5]])."
         )
     size = None if batch_size is None else whole(batch_size, "batch_size", least=1)
-    if asked.attention_mask is None and prompts.mask is None and prompts.items is None:
+    says_nothing = asked.attention_mask is None and prompts.mask is None and prompts.items is None
+    if says_nothing and not isinstance(tokens, Prompts):  # whoever read them has warned
         warn_if_padded(model, prompts.tokens)
     prompts = replace(prompts, mask=_agreed(asked.attention_mask, prompts.mask, prompts.tokens))
     bound = asked.bound(model, prompts)
-    return Question(model, Examples(rows_read(bound, prompts), bound), _targets(model, sites, basis, svds, progress), size)
+    return Question(
+        model, Examples(rows_read(bound, prompts), bound), _targets(model, sites, basis, svds, progress), size
+    )
 
 
 def rows_read(metric: metrics.Metric, prompts: Prompts) -> Inputs:

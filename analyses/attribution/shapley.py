@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from analyses.attribution.coalitions import Game, game_of
-from analyses.attribution.effects import Effects, Measure
-from analyses.attribution.question import Components, basis_asked, selection_of
+from analyses.attribution.effects import Measure, Shares
+from analyses.attribution.joint_edits import JointEdit, joint_edit
+from analyses.attribution.selections import Components, Selection, selection_of
 from analyses.metrics import Metric
-from analyses.metrics.placement import Mask
+from analyses.metrics.positions import Mask
 from analyses.prompts import Tokens
-from surgery import Decompositions, Spec
+from surgery import SVD, Basis, Decompositions, Spec
 from surgery.arguments import seed as whole_seed
 from surgery.arguments import whole
 
@@ -27,48 +27,52 @@ def by_shapley(
     metric: Metric | Callable[[Tensor], Tensor],
     spec: Spec,
     *,
-    samples: int = 64,
+    draws: int = 64,
     seed: int = 0,
     players: Components | None = None,
+    basis: Basis | None = None,
     svds: Decompositions | None = None,
     attention_mask: Mask = None,
     batch_size: int | None = None,
     progress: bool = True,
-) -> Effects:
-    """Shapley shares of the change that a spec makes, from `samples` random orders in which its components are edited.
+) -> Shares:
+    """Shapley shares of the change that a spec makes, from `draws` random orders in which its components are edited.
 
     In every order the shares of all players sum exactly to the change; a share is its mean over orders. Orders come in
     pairs, one the reverse of the other, which lowers the variance (Castro, Gómez and Tejada 2009; Mitchell et al.,
     arXiv:2104.12199). `noise` is the standard error over pairs. With `players`, units of several components play as
-    one: the cost is `samples` times the number of players.
+    one: the cost is `draws` times the number of players.
 
     Raises:
-        ValueError: if `samples` is not an even number of at least 2, or as `game_of`.
+        ValueError: if `draws` is not an even number of at least 2, or as `joint_edit`.
         SiteError: if a pattern names no editable matrix.
+
+    >>> spec = {"blocks.1.mlp.W_out": surgery.Drop([0, 1, 2])}
+    >>> shares = attribution.by_shapley(model, tokens, metrics.accuracy(3), spec, draws=4, progress=False)
+    >>> shares.units
+    {'blocks.1.mlp.W_out': ((0,), (1,), (2,))}
     """
-    samples, seed = whole(samples, "samples"), whole_seed(seed)
-    if samples < 2 or samples % 2:
-        raise ValueError(f"samples={samples!r}: orders come in pairs, so an even number of at least 2 is needed.")
-    game = game_of(
-        model, tokens, metric, spec,
-        players=players, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
+    draws, seed = whole(draws, "draws"), whole_seed(seed)
+    if draws < 2 or draws % 2:
+        raise ValueError(f"draws={draws!r}: orders come in pairs, so an even number of at least 2 is needed.")
+    edit = joint_edit(
+        model, tokens, metric, spec, players=players,
+        basis=basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
     )  # fmt: skip
-    n, generator = len(game.players), torch.Generator().manual_seed(seed)
-    ends = game.values(torch.tensor([[False] * n, [True] * n]))
-    shares = torch.zeros(samples // 2, ends.shape[1], n)
-    runs = samples * (n - 1) * ends.shape[1]
+    n, generator = len(edit.players), torch.Generator().manual_seed(seed)
+    ends = edit.ends()
+    shares = torch.zeros(draws // 2, ends.shape[1], n)
+    runs = draws * (n - 1) * ends.shape[1]
     with tqdm(total=runs, desc="Shapley", unit="run", delay=1, disable=not progress) as bar:
-        for pair in range(samples // 2):
+        for pair in range(draws // 2):
             order = torch.randperm(n, generator=generator)
-            for one in (order, order.flip(0)):
-                shares[pair] += 0.5 * _marginals(game, one, ends, bar.update)
+            for entry in (order, order.flip(0)):
+                shares[pair] += 0.5 * _marginals(edit, entry, ends, bar.update)
     spread = shares.mean(1)
     noise = spread.std(0) / len(spread) ** 0.5 if len(spread) > 1 else torch.full((n,), torch.nan)
-    notes = [f"shares of the change {float((ends[1] - ends[0]).mean()):.4g}, from {samples} orders of {n} players"]
-    return game.effects(
-        f"Shapley ({samples} orders)", shares.mean(0), ends[0], ends[1] - ends[0],
-        passes=2.0 + samples * (n - 1), noise=noise, notes=notes,
-    )  # fmt: skip
+    notes = [f"shares of the change {float((ends[1] - ends[0]).mean()):.4g}, from {draws} orders of {n} players"]
+    passes = 2.0 + draws * (n - 1)
+    return edit.shares(f"Shapley ({draws} orders)", shares.mean(0), ends, passes=passes, noise=noise, notes=notes)
 
 
 @final
@@ -95,6 +99,7 @@ def interactions(
     metric: Metric | Callable[[Tensor], Tensor],
     selection: Components,
     *,
+    basis: Basis | None = None,
     svds: Decompositions | None = None,
     attention_mask: Mask = None,
     batch_size: int | None = None,
@@ -105,12 +110,14 @@ def interactions(
     Raises:
         ValueError: if fewer than two units are selected, or as `ask`.
     """
-    selection = selection_of(selection, basis_asked(svds), "selection")
-    game = game_of(
-        model, tokens, metric, selection.drop(),
-        players=selection, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
+    if basis is None and isinstance(selection, Selection):
+        basis = selection.basis
+    selection = selection_of(selection, basis or SVD(), "selection")
+    edit = joint_edit(
+        model, tokens, metric, selection.drop(), players=selection,
+        basis=basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
     )  # fmt: skip
-    n = len(game.players)
+    n = len(edit.players)
     if n < 2:
         raise ValueError(f"the selection holds {n} unit: two or more are needed for an interaction.")
     pairs = torch.combinations(torch.arange(n))
@@ -118,28 +125,28 @@ def interactions(
     coalitions[1 + torch.arange(n), torch.arange(n)] = True
     coalitions[1 + n + torch.arange(len(pairs)).unsqueeze(1), pairs] = True
     with tqdm(
-        total=len(coalitions) * game.question.n_examples, desc="interactions", unit="run", delay=1, disable=not progress
+        total=len(coalitions) * edit.question.n_examples, desc="interactions", unit="run", delay=1, disable=not progress
     ) as bar:
-        values = game.question.pooled(game.values(coalitions, done=bar.update).mT).mT
+        values = edit.question.pooled(edit.values(coalitions, done=bar.update).mT).mT
     effects = values[1:] - values[0]
     single, joint = effects[:n], effects[n:]
     beyond = joint - single[pairs[:, 0]] - single[pairs[:, 1]]
     rows = torch.zeros(n, n, effects.shape[1])
     rows[torch.arange(n), torch.arange(n)] = single
     rows[pairs[:, 0], pairs[:, 1]] = rows[pairs[:, 1], pairs[:, 0]] = beyond
-    labels = tuple(f"{site} {'+'.join(map(str, unit))}" for site, unit in game.players)
+    labels = tuple(f"{site} {'+'.join(map(str, unit))}" for site, unit in edit.players)
     stderr = rows.std(-1) / rows.shape[-1] ** 0.5 if rows.shape[-1] > 1 else torch.full((n, n), torch.nan)
-    return Interactions(labels, rows.mean(-1), stderr, game.question.measure(values[0]))
+    return Interactions(labels, rows.mean(-1), stderr, edit.question.measure(values[0]))
 
 
 def _marginals(
-    game: Game, order: Int[Tensor, " player"], ends: Float[Tensor, "2 example"], done: Callable[[int], object]
+    edit: JointEdit, order: Int[Tensor, " player"], ends: Float[Tensor, "2 example"], done: Callable[[int], object]
 ) -> Float[Tensor, "example player"]:
     """What each player adds when the players enter in this order."""
     n = len(order)
     position = torch.empty_like(order)
     position[order] = torch.arange(n)
     coalitions = position.unsqueeze(0) < torch.arange(1, n).unsqueeze(1)
-    between = game.values(coalitions, done=done) if n > 1 else ends[:0]
+    between = edit.values(coalitions, done=done) if n > 1 else ends[:0]
     steps = torch.cat([ends[:1], between, ends[1:]]).diff(dim=0)  # [player example], in order of entry
     return steps[position].mT

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from analyses.metrics.positions import Indices, numbers
@@ -61,9 +61,8 @@ class Metric(ABC):
 
     def checked(self, logits: Tensor, n_rows: int, n_pos: int) -> Float[Tensor, " example"]:
         """As `values`, refusing what is not one number for each example."""
-        rows = self.rows
-        n_examples = n_rows if rows is None else self.n_examples
-        return check(self.values(logits, n_rows, n_pos), n_examples or n_rows, name=self.name)
+        n_examples = n_rows if self.first_row is None else len(self.first_row) - 1
+        return check(self.values(logits, n_rows, n_pos), n_examples, name=self.name)
 
     def bind(self, model: nn.Module, tokens: object = None, attention_mask: object = None) -> "Metric":
         """The same metric for this model and, where given, these examples: words have ids, and padding is not read.
@@ -90,6 +89,11 @@ class Metric(ABC):
     @property
     def rows(self) -> ItemRows | None:
         """The rows that the metric is read from, where these are others than the prompts."""
+        return None
+
+    @property
+    def first_row(self) -> Int[Tensor, " example_plus_1"] | None:
+        """The first row of each example, and one entry more; None where an example is a row."""
         return None
 
     @property

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from analyses.metrics.metric import Metric, Unbound
+from analyses.metrics.metric import IGNORED, Metric, Unbound
 from analyses.metrics.positions import Indices, kept, numbers
 from analyses.metrics.readings import Readings, log_p, log_probs, ranks, summed, worst_rank
 from analyses.metrics.references import Loss, next_token_labels
-from analyses.prompts import Continuations, ItemRows, Prompts
+from analyses.prompts import Continuations, ItemRows, Prompts, rows_of_items
 from analyses.prompts.continuations import segments
 from analyses.tasks.items import Kind
 from hooks.inputs import Reads
@@ -91,9 +91,21 @@ class TaskLoss(OfTask):
 
     def bound(self, model: nn.Module, prompts: Prompts | None) -> Metric:
         """The loss of the next tokens, or that of a task's answers."""
-        if prompts is not None and prompts.items is None:
+        if prompts is None:
+            return self
+        if prompts.items is None:
             return Loss(next_token_labels(prompts.tokens, prompts.mask)).bound(model, prompts)
-        return OfTask.bound(self, model, prompts)
+        accepted = [[c for c in item.continuations if c.right] for item in prompts.items]
+        if any(len(continuations) > 1 for continuations in accepted):
+            return OfTask.bound(self, model, prompts)
+        # With one answer an item, it is the cross-entropy of labels, of which more is known (by_fisher).
+        rows = rows_of_items(
+            [replace(item, continuations=tuple(own)) for item, own in zip(prompts.items, accepted, strict=True)],
+            prompts.filler,
+        )
+        labels = torch.full_like(rows.tokens, IGNORED)
+        labels[rows.row, rows.pos] = rows.token
+        return Loss(labels, item_rows=rows)
 
     def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
         """−log p of an accepted answer, in nats per token of the reference."""
@@ -121,6 +133,11 @@ class ItemMetric(Metric):
     def rows(self) -> ItemRows:
         """The rows of all items."""
         return self.item_rows
+
+    @property
+    def first_row(self) -> Int[Tensor, " example_plus_1"] | None:
+        """The first row of each item; None where an item is a row."""
+        return None if bool((self.first.diff() == 1).all()) else self.first
 
     @property
     def n_examples(self) -> int:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from analyses.metrics.metric import IGNORED, Metric, Unbound
 from analyses.metrics.positions import Chosen, Indices, Mask, Positions, kept, numbers, rows_in, rows_of, widened
-from analyses.prompts import Prompts, mask_of
+from analyses.prompts import ItemRows, Prompts, mask_of
 from hooks.inputs import Inputs, Reads
 from hooks.running import arithmetic, run
 
@@ -29,6 +29,7 @@ class Loss(Metric):
     unit: str = "nats"
     higher_is_better: bool | None = False
     differentiable: bool = True
+    item_rows: ItemRows | None = None
 
     def __post_init__(self) -> None:
         labelled = self.labels != IGNORED
@@ -69,6 +70,11 @@ class Loss(Metric):
                 "are aligned to logits, the token after. Pass metrics.next_token_labels(tokens)."
             )
         return self
+
+    @property
+    def rows(self) -> ItemRows | None:
+        """The rows that hold a task's answers, where the labels are these."""
+        return self.item_rows
 
     @property
     def n_examples(self) -> int | None:

@@ -2,20 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from analyses.attribution.ablations import Resampled
-from analyses.attribution.effects import Effects
-from analyses.attribution.moves import one_at_a_time
-from analyses.attribution.question import Sites, ask, check_same_lengths
+from analyses.attribution.question import ask, counterparts
+from analyses.attribution.selections import Sites
+from analyses.attribution.single_removals import measure_each
 from analyses.metrics import Metric
-from analyses.metrics.placement import Mask
+from analyses.metrics.positions import Mask
 from analyses.patching.patched import Direction, Patching
 from analyses.prompts import Tokens, read
-from surgery import Decompositions
+from surgery import Basis, Decompositions
 from surgery.arguments import counted, shown, whole
 
 
@@ -28,6 +28,7 @@ def by_component(
     *,
     direction: Direction = "denoising",
     positions: Literal["all", "each"] | Sequence[int] = "all",
+    basis: Basis | None = None,
     svds: Decompositions | None = None,
     attention_mask: Mask = None,
     batch_size: int | None = None,
@@ -48,49 +49,39 @@ def by_component(
             metric gives the wrong shape or NaN, or as `ask`.
         SiteError: if a pattern names no editable matrix.
     """
-    clean, mask = read(model, clean_tokens, attention_mask)
-    corrupted, mask_of_corrupted = read(model, corrupted_tokens)
-    _check_paired(clean, corrupted)
-    check_same_lengths(mask, mask_of_corrupted)
-    base, other = _runs(direction, clean, corrupted)
-    columns = _columns(positions, clean.shape[1])
-    question = ask(model, base, metric, sites, svds=svds, attention_mask=mask, batch_size=batch_size, progress=progress)
+    clean, corrupted = read(model, clean_tokens, attention_mask), read(model, corrupted_tokens)
+    _check_paired(clean.tokens, corrupted.tokens)
+    _check_direction(direction)
+    question = ask(model, clean, metric, sites, basis=basis, svds=svds, batch_size=batch_size, progress=progress)
+    other = counterparts(question, corrupted)
+    columns = _columns(positions, question.examples.inputs.n_pos)
+    if direction == "denoising":  # the corrupted rows run, and take the clean ones' coordinates
+        question, other = question.on(other), question.examples.inputs.tokens
     source = Resampled(question, other)
-    found = one_at_a_time(question, source, positions=columns, work="patching", progress=progress)
-    measure = question.measure(found.baseline)
-    everywhere = Effects(
-        f"patching ({direction})",
-        # Where a clean coordinate helps, a component is not harmful, nor helpful.
-        replace(measure, higher_is_better=None) if direction == "denoising" else measure,
-        {target.address: target.units for target in question.targets.values()},
-        {str(site): question.pooled(rows[:, 0]) for site, rows in found.effects.items()},
-        {target.address: target.components.S.cpu() for target in question.targets.values()},
-        question.weight_state,
-        found.passes + 1,
-        basis=question.basis,
-        intervention=f"patching, {'corrupted to clean' if direction == 'denoising' else 'clean to corrupted'}",
-    )
+    patched = measure_each(question, source, positions=columns, work="patching", progress=progress)
+    measure = question.measure(patched.baseline)
     parts = tuple(
-        replace(everywhere, examples={str(site): question.pooled(rows[:, n]) for site, rows in found.effects.items()})
+        question.effects(
+            f"patching ({direction})",
+            patched.baseline,
+            {site: rows[:, n] for site, rows in patched.effects.items()},
+            passes=patched.passes + 1,
+            intervention=f"patching, {'corrupted to clean' if direction == 'denoising' else 'clean to corrupted'}",
+        )
         for n in range(1 if columns is None else len(columns))
     )
-    return Patching(
-        direction, measure, question.pooled(torch.cat(source.values)).detach().float().cpu(), parts, columns
-    )
+    if direction == "denoising":  # where a clean coordinate helps, a component is not harmful, nor helpful
+        parts = tuple(replace(part, measure=replace(measure, higher_is_better=None)) for part in parts)
+    reference = question.pooled(torch.cat(source.values)).detach().float().cpu()
+    return Patching(direction, measure, reference, parts, columns)
 
 
-def _runs(direction: str, clean: Tensor, corrupted: Tensor) -> tuple[Tensor, Tensor]:
-    """The examples that are patched, and those that the coordinates come from."""
-    match direction:
-        case "denoising":
-            return corrupted, clean
-        case "noising":
-            return clean, corrupted
-        case _:
-            raise ValueError(
-                f"direction={direction!r}: it is 'denoising' (corrupted runs, clean coordinates) or 'noising' (clean "
-                "runs, corrupted coordinates). Choose one."
-            )
+def _check_direction(given: str) -> None:
+    if given not in get_args(Direction):
+        raise ValueError(
+            f"direction={given!r}: it is 'denoising' (corrupted runs, clean coordinates) or 'noising' (clean runs, "
+            "corrupted coordinates). Choose one."
+        )
 
 
 def _columns(given: str | Sequence[int], n_pos: int) -> tuple[int, ...] | None:

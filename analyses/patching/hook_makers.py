@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from analyses.attribution.question import basis_asked
 from hooks import Place, Site, SiteError, match_sites, place_of
 from hooks import coordinates as ends
 from hooks.coordinates import Axes, HookFunction, Where
-from surgery import SVD, Decompositions
+from surgery import Decompositions
 from surgery.arguments import counted, number, shown, whole
+from surgery.decompositions import chosen_basis
 from surgery.operations import components_in_force
 
 Hooks = list[tuple[str, HookFunction]]
@@ -199,24 +199,20 @@ def _axes(
     model: nn.Module, site: str | Site, components: Sequence[int] | None, svds: Decompositions | None, progress: bool
 ) -> Axes:
     place = _place(model, site)
-    basis = basis_asked(svds)
-    if basis != SVD():
-        raise ValueError(
-            f"svds is in the basis {basis!r}: coordinates are read along singular vectors, which are orthonormal. "
-            "Give decompositions in the basis SVD(), or none."
-        )
-    parts = components_in_force(model, [place.site], basis=basis, svds=svds, progress=progress)[place.site]
+    # Coordinates are read along singular vectors: only these are orthonormal at both ends.
+    basis = chosen_basis(None, svds)
+    matrix = components_in_force(model, [place.site], basis=basis, svds=svds, progress=progress)[place.site]
+    n = matrix.rank
     try:
-        given = range(parts.rank) if components is None else components
-        chosen = [whole(i, "component", most=parts.rank - 1) for i in given]
+        chosen = [whole(i, "component", most=n - 1) for i in (range(n) if components is None else components)]
     except (TypeError, ValueError):
         chosen = []
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(
-            f"components {shown(components)} of '{place.site}': it has {parts.rank}, 0 to {parts.rank - 1}. Name one "
-            "or more of them in a list, each once."
+            f"components {shown(components)} of '{place.site}': it has {n}, 0 to {n - 1}. Name one or more of them in "
+            "a list, each once."
         )
-    return ends.axes_of(place, chosen, parts.U, parts.S, parts.Vh)
+    return ends.axes_of(place, chosen, matrix.U, matrix.S, matrix.Vh)
 
 
 def _finite(given: object, name: str) -> float:

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.attribution.effects import Effects, Measure, Selection
+from analyses.attribution.effects import Effects, Measure
+from analyses.attribution.selections import Selection
 from surgery.arguments import counted
 
 Direction = Literal["denoising", "noising"]

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import TypeAlias, final
 from warnings import warn
 
 import torch
@@ -17,10 +17,6 @@ from analyses.tokens.items import TokenisedItem, UnscorableItems, tokenise
 from analyses.tokens.tokenizer import vocabulary
 from hooks import host_of
 from surgery.arguments import counted, shown
-
-Tokens = Tensor | str | Sequence[str] | Mapping[str, object] | Task | Sequence[Item]
-"""Token ids `[example pos]`, one text, a list of texts, a tokenizer's output (`input_ids`, `attention_mask`), a task or
-a list of its items."""
 
 
 @final
@@ -54,6 +50,11 @@ class Prompts:
         return rows_of_items(self.items, self.filler)
 
 
+Tokens: TypeAlias = Tensor | str | Sequence[str] | Mapping[str, object] | Task | Sequence[Item] | Prompts
+"""Token ids `[example pos]`, one text, a list of texts, a tokenizer's output (`input_ids`, `attention_mask`), a task or
+a list of its items; or prompts that were read before."""
+
+
 def read(model: nn.Module, tokens: object, attention_mask: object = None) -> Prompts:
     """The prompts as rows of tokens on the model's device, with a mask where some tokens are not real.
 
@@ -73,6 +74,8 @@ def read(model: nn.Module, tokens: object, attention_mask: object = None) -> Pro
     tensor([[ True,  True,  True],
             [ True,  True, False]])
     """
+    if isinstance(tokens, Prompts):
+        return tokens
     if isinstance(tokens, Task) or _is_items(tokens):
         return _of_task(model, as_task(tokens), attention_mask)
     own: object = None
