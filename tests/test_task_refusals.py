@@ -43,7 +43,7 @@ CASES = {
     "tasks.from_records('facts.jsonl')": "records='facts.jsonl': give a list of dicts, one for each item, or a DataF",
     "tasks.from_records([['a', 'b']])": "record 0 of 'records' is ['a', 'b']: give a dict of named fields for each i",
     "tasks.from_records([{'prompt': 'a', 'correct': 0}], labels='yes')": "labels='yes' is one string: give a list of",
-    "tasks.from_records([{'prompt': 'a', 'correct': 0}], labels=['a', 1])": "labels=('a', 1): give a list of strings",
+    "tasks.from_records([{'prompt': 'a', 'correct': 0}], labels=['a', 1])": "labels=['a', 1]: give a list of strings",
     "tasks.from_records([{'prompt': 'a', 'answer': 'b'}], correct_is='index')": "correct_is='index': 'correct' is a ",
     "tasks.from_datasets([{'prompt': 'a', 'answer': 'b'}])": "dataset=[{'prompt': 'a', 'answer': 'b'}]: give a loaded",
     "tasks.from_datasets({'train': 1, 'test': 2})": "dataset is a dict with 'train', 'test': a task is made of one s",
