@@ -18,12 +18,12 @@ from tiny_tokenizers import (
     without_own_bos,
     wrapped,
 )
+from tokenizers import normalizers
 from torch import nn
 
 from analyses import tasks
-from analyses.scoring.tokenizer import vocabulary
-from analyses.scoring.tokens import tokenise
 from analyses.tasks import AnswerItem, ChoiceItem, MinimalPair, Task
+from analyses.tokens import tokenise, vocabulary
 
 HOSTS = [bridge_with, pytest.param(hooked_with, marks=pytest.mark.hooked)]
 
@@ -369,8 +369,16 @@ def test_answers_that_are_the_same_tokens_count_once() -> None:
             "the tokenizer does not know a part of ' Łódź', which becomes",
         ),
         (sentence_piece, MinimalPair("Rome", "Ωome"), "the tokenizer does not know a part of 'Ωome'"),
-        (characters, answer("The capital is", " Limaé"), "the tokenizer has no token for 'é' in ' Limaé'"),
-        (characters, answer("The capital is", " é"), "the tokenizer has no token for 'é' in ' é'"),
+        (
+            characters,
+            answer("The capital is", " Limaé"),
+            "no tokens for a part of ' Limaé', which it reads as ' Lima'",
+        ),
+        (
+            characters,
+            answer("The capital is", " é"),
+            "the tokenizer has no tokens for a part of ' é', which",
+        ),
         (
             lambda: whole_words("a b"),
             answer("a", " z"),
@@ -398,6 +406,14 @@ def test_a_tokenizer_that_raises_only_costs_the_items_it_raises_at() -> None:
     found, problems = tokenise(vocabulary(model), task)
     assert [item is None for item in found] == [False, True, False]
     assert problems[0].where == "t, item 1" and "the tokenizer refuses 'a z'" in problems[0].reason
+
+
+def test_a_tokenizer_may_normalise_a_text() -> None:
+    lower = byte_level()
+    lower.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    plain, normalising = bridge_with(wrapped(byte_level())), bridge_with(wrapped(lower))
+    same = one(plain, answer("one", " fi lima"))[1]
+    assert one(normalising, answer("One", " \ufb01 Lima"))[1] == same
 
 
 def test_a_tokenizer_need_not_know_its_own_unknown_token() -> None:

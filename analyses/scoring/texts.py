@@ -8,7 +8,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from analyses.scoring.batches import Batch, pad
-from analyses.scoring.tokenizer import Ids, text_ids, vocabulary
+from analyses.tokens.tokenizer import Ids, text_ids, vocabulary
+from hooks.vocabulary import vocabulary_of
 from surgery.arguments import shown, whole
 
 
@@ -62,7 +63,7 @@ def encode_text(
         windows = _windows(text_ids(words, text), width, words.bos)
     _check(windows, width, words.size, words.n_ctx)
     batches = [_batch(windows[start : start + batch_size], words.pad) for start in range(0, len(windows), batch_size)]
-    device = next(model.parameters()).device
+    device = vocabulary_of(model).device
     return EncodedText(tuple(batch.to(device) for batch in batches), sum(len(window) - 1 for window in windows))
 
 

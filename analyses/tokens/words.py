@@ -1,0 +1,48 @@
+"""Words as answers: the one token by which a model's tokenizer continues a text with them."""
+
+from torch import nn
+
+from analyses.tokens.tokenizer import Ids, Speller, Unspellable, vocabulary
+from surgery.arguments import shown
+
+_BEFORE = ("\n", "a")
+"""Texts to continue: how a tokenizer spells a word by itself may differ, as where it puts a space before every text."""
+
+
+def token_of(model: nn.Module, word: str) -> int:
+    """The id of the token that continues a text by exactly this word, its leading space included.
+
+    Raises:
+        ValueError: if the model has no tokenizer, or spells the word with several tokens or not at all.
+    """
+    words = vocabulary(model)
+    if words.tokenizer is None:
+        raise ValueError(f"the model has no tokenizer, so the answer {word!r} has no id: give token ids.")
+    spell = Speller(words, [word, *_BEFORE, *(text + word for text in _BEFORE)])
+    ids = _spelled(spell, word)
+    if len(ids) == 1:
+        return ids[0]
+    if not ids:
+        raise ValueError(
+            f"the model's tokenizer has no tokens that continue a text by exactly {word!r}: mind the space before a "
+            "word, or give a token id."
+        )
+    tokens = ", ".join(repr(spell.read([id])) for id in ids[:8])
+    space = "" if word.startswith(" ") else f" With a space before it, {' ' + word!r}, it is another word."
+    raise ValueError(
+        f"the answer {shown(word)} is {len(ids)} tokens of this model ({tokens}), and an answer is one token: give "
+        f"another word, or the id of the token that decides.{space}"
+    )
+
+
+def _spelled(spell: Speller, word: str) -> Ids:
+    """The ids that continue a text so that it reads as the text and the word; empty if there are none."""
+    for text in _BEFORE:
+        try:
+            before, both = spell.ids(text), spell.ids(text + word)
+            after = both[len(before) :] if both[: len(before)] == before else spell.ids(word)
+        except Unspellable:
+            continue
+        if word and before and spell.read([*before, *after]) == spell.read(before) + word:
+            return after
+    return ()
