@@ -525,7 +525,7 @@ def compared(
 
 def test_a_comparison_names_what_was_corrected_and_what_was_broken() -> None:
     was, now = [True, False, True, False, True], [True, True, False, False, True]
-    result = compared(was, now, n_resamples=50)
+    result = compared(was, now, resamples=50)
     assert (result.corrected, result.broken) == ((1,), (2,))
     assert result.accuracy.difference == 0 and result.accuracy.covers_zero
     assert result.log_loss.difference == pytest.approx(0.2)
@@ -555,13 +555,13 @@ def test_the_bootstrap_draws_whole_clusters() -> None:
     values = torch.tensor([[1.0, 0.0, 5.0, 2.0, 7.0, -3.0], [0.0, 1.0, 0.0, 1.0, 0.0, 1.0]]).double()
     cluster = torch.tensor([0, 0, 1, 2, 2, 2])
     members = [[0, 1], [2], [3, 4, 5]]
-    for quantity, confidence in product((0, 1), (0.6, 0.8)):
+    for quantity, level in product((0, 1), (0.6, 0.8)):
         exact = []
         for drawn in product(range(3), repeat=3):
             items = [values[quantity, i].item() for c in drawn for i in members[c]]
             exact.append(sum(items) / len(items))
-        low, high = torch.tensor(exact).quantile(torch.tensor([0.5 - confidence / 2, 0.5 + confidence / 2])).tolist()
-        found = scoring.bootstrap(values, cluster, confidence=confidence, n_resamples=50_000)[quantity]
+        low, high = torch.tensor(exact).quantile(torch.tensor([0.5 - level / 2, 0.5 + level / 2])).tolist()
+        found = scoring.bootstrap(values, cluster, level=level, resamples=50_000)[quantity]
         assert found.difference == pytest.approx(values[quantity].mean().item())
         # With three clusters the means take few values: both quantiles lie within one step of them.
         steps = sorted(exact)
@@ -593,7 +593,7 @@ def test_the_interval_of_pure_noise_covers_zero_as_often_as_it_says() -> None:
     covered = 0
     for seed in range(300):
         change = torch.randint(0, 2, (2, 120), generator=generator).double().diff(dim=0)
-        (found,) = scoring.bootstrap(change, cluster, n_resamples=400, seed=seed)
+        (found,) = scoring.bootstrap(change, cluster, resamples=400, seed=seed)
         covered += found.covers_zero
     # 95 % of 300, give or take four standard errors.
     assert 270 <= covered <= 300
@@ -618,12 +618,12 @@ def test_only_the_same_items_by_the_same_rule_are_compared() -> None:
     ):
         scoring.compare(scoring.score(model, one), scoring.score(model, one, rule=Contains(1)))
     scores = scoring.score(model, one)
-    with pytest.raises(ValueError, match=r"confidence=1\.0: it lies between 0 and 1\. Give for instance"):
-        scoring.compare(scores, scores, confidence=1.0)
-    with pytest.raises(ValueError, match=r"n_resamples=0: give a whole number, 1 or more"):
-        scoring.compare(scores, scores, n_resamples=0)
+    with pytest.raises(ValueError, match=r"level=1\.0: a confidence level lies between 0 and 1, such as 0\.95"):
+        scoring.compare(scores, scores, level=1.0)
+    with pytest.raises(ValueError, match=r"resamples=0: give a whole number, 1 or more"):
+        scoring.compare(scores, scores, resamples=0)
     values, cluster = torch.ones(1, 3), torch.tensor([0, 1, 1])
-    for name, bad in (("confidence", 1.5), ("confidence", math.nan), ("n_resamples", 0), ("n_resamples", True)):
+    for name, bad in (("level", 1.5), ("level", math.nan), ("resamples", 0), ("resamples", True)):
         with pytest.raises(ValueError, match=f"{name}={bad}: "):
             scoring.bootstrap(values, cluster, **{name: bad})
 

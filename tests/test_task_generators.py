@@ -32,7 +32,7 @@ def test_both_orders_of_a_scene_come_together() -> None:
 
 
 def test_every_indirect_object_is_reached_once() -> None:
-    rest = {"places": ["park"], "things": ["ball", "ring"]}
+    rest = {"locations": ["park"], "things": ["ball", "ring"]}
     task = tasks.ioi(2 * 6 * 2 * 2, seed=3, names=["Ann", "Bob", "Cy"], templates=SCENES[:2], **rest)
     assert len({item.prompt for item in task}) == 48
     pairs = {(item.metadata["io"], item.metadata["s"], item.metadata["template"]) for item in task}

@@ -43,7 +43,7 @@ CASES = {
     "tasks.from_records('facts.jsonl')": "records='facts.jsonl': give a list of dicts, one for each item, or a DataF",
     "tasks.from_records([['a', 'b']])": "record 0 of 'records' is ['a', 'b']: give a dict of named fields for each i",
     "tasks.from_records([{'prompt': 'a', 'correct': 0}], labels='yes')": "labels='yes' is one string: give a list of",
-    "tasks.from_records([{'prompt': 'a', 'correct': 0}], labels=['a', 1])": "labels=('a', 1): give a list of strings",
+    "tasks.from_records([{'prompt': 'a', 'correct': 0}], labels=['a', 1])": "labels=['a', 1]: give a list of strings",
     "tasks.from_records([{'prompt': 'a', 'answer': 'b'}], correct_is='index')": "correct_is='index': 'correct' is a ",
     "tasks.from_datasets([{'prompt': 'a', 'answer': 'b'}])": "dataset=[{'prompt': 'a', 'answer': 'b'}]: give a loaded",
     "tasks.from_datasets({'train': 1, 'test': 2})": "dataset is a dict with 'train', 'test': a task is made of one s",
@@ -69,8 +69,8 @@ CASES = {
     "scoring.Contains(2.5)": "Contains was given n_tokens=2.5: give a whole number, 1 or more.",
     "scoring.Likeliest('tokens')": "Likeliest was given per='tokens': give one of sequence, token, byte.",
     "scores.top(1.5)": "k=1.5: give a whole number, 1 or more.",
-    "scoring.compare(scores, scores, confidence='0.9')": "confidence='0.9': give a number.",
-    "scoring.compare(scores, scores, n_resamples=10.5)": "n_resamples=10.5: give a whole number, 1 or more.",
+    "scoring.compare(scores, scores, level='0.9')": "level='0.9': give a number.",
+    "scoring.compare(scores, scores, resamples=10.5)": "resamples=10.5: give a whole number, 1 or more.",
     "scoring.compare(scores, scores, seed=None)": "seed=None: give a whole number",
     "scoring.text_loss(model, [1, 2, 3])": "text=[1, 2, 3]: give a string, a tensor of token ids [pos], or rows of t",
     "scoring.text_loss(model, torch.ones(5))": "text=tensor([1., 1., 1., 1., 1.]): give a string",
@@ -169,7 +169,7 @@ texts = Task("texts", tuple(AnswerItem(f"{n}", (" a",)) for n in range(12)))
 splits = task.split(seed=0)
 ids = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
 scores = scoring.score(model, task)
-change = scoring.compare(scores, scores, n_resamples=10)
+change = scoring.compare(scores, scores, resamples=10)
 attributed = eigenpruning.attribute(model, task, W, progress=False)
 recall_task = recall.RecallTask.synthetic(d_vocab=12, n_ctx=16)
 

@@ -372,8 +372,8 @@ def story_model() -> nn.Module:
 def test_on_a_real_story_model_both_families_of_prompts_are_swept() -> None:
     model = story_model()
     names, things = ("Tom", "Lily", "Ben", "Mia", "Sue", "Tim"), ("ball", "book", "hat", "toy")
-    scenes = ("{a} and {b} went to the {place}. {s} gave a {thing} to",)
-    task = tasks.ioi(24, seed=0, names=names, templates=scenes, places=("park", "house"), things=things)
+    scenes = ("{a} and {b} went to the {location}. {s} gave a {thing} to",)
+    task = tasks.ioi(24, seed=0, names=names, templates=scenes, locations=("park", "house"), things=things)
     cut = partial(truncation.curve, model, progress=False)
     curve = cut(task, ["blocks.*.mlp.W_in", "blocks.*.mlp.W_out"], rhos=(0.1, 0.5, 1.0), generic=" the")
     full = curve.of("correct", end="full")["p"][0]

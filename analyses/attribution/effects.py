@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.attribution.selections import Selection, Unit
+from analyses.statistics import bootstrap_interval
 from hooks import Site
 from surgery import SVD, Basis, Edit, Keep
 from surgery.arguments import counted, number, whole
@@ -116,19 +117,9 @@ class Effects:
         self, site: str, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
     ) -> Float[Tensor, "2 component"]:
         """Bootstrap percentile interval of each mean effect over examples, `[lower, upper]`."""
-        if not 0 < number(level, "level") < 1:
-            raise ValueError(f"level={level!r}: a confidence level lies between 0 and 1, such as 0.95.")
-        resamples = whole(resamples, "resamples", least=1)
         self._check_attributed(site)
-        rows = self.examples[site].double()
-        generator = torch.Generator().manual_seed(whole_seed(seed))
-        weights = torch.zeros(resamples, len(rows), dtype=rows.dtype)
-        draws = torch.randint(len(rows), (resamples, len(rows)), generator=generator)
-        weights.scatter_add_(1, draws, torch.ones_like(draws, dtype=rows.dtype))
-        means = weights @ rows / len(rows)
-        tail = (1 - level) / 2
-        bounds = np.quantile(means.numpy(), [tail, 1 - tail], axis=0)  # torch's refuses more than 2**24 numbers
-        return torch.stack([self._spread(site, bound) for bound in torch.from_numpy(bounds).to(self.examples[site])])
+        bounds = bootstrap_interval(self.examples[site], level=level, resamples=resamples, seed=seed)
+        return torch.stack([self._spread(site, bound) for bound in bounds.to(self.examples[site])])
 
     def top(self, k: int) -> Selection:
         """The k units with the largest effects in absolute value, over all matrices, largest first in each matrix."""

@@ -52,7 +52,7 @@ class Robustness:
         )
 
 
-def paraphrase_robustness(comparison: Comparison, *, confidence: float = 0.95, seed: int = 0) -> Robustness:
+def paraphrase_robustness(comparison: Comparison, *, level: float = 0.95, seed: int = 0) -> Robustness:
     """Whether an edit makes a model right on all wordings of a fact, or only on some.
 
     Items that share a group or a prompt are wordings of one fact. The intervals draw facts.
@@ -74,7 +74,7 @@ def paraphrase_robustness(comparison: Comparison, *, confidence: float = 0.95, s
     alike = right + wrong
     changes = torch.stack([right[1] - right[0], alike[1] - alike[0]])
     numbers = torch.arange(len(groups))
-    all_right, consistent = bootstrap(changes, numbers, confidence=confidence, seed=seed)
+    all_right, consistent = bootstrap(changes, numbers, level=level, seed=seed)
     before, after = ((right[side].mean().item(), alike[side].mean().item()) for side in (0, 1))
     return Robustness(len(groups), all_right, consistent, before, after)
 

@@ -9,10 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.scoring.scores import Scores
-from surgery.arguments import counted, number, whole
-from surgery.arguments import seed as checked_seed
-
-_CHUNK = 2**22
+from analyses.statistics import bootstrap_interval
+from surgery.arguments import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class Comparison:
             independent: with paraphrases in the task, look at the interval.
         accuracy: the change of the fraction right.
         log_loss: the change of the mean log-loss, in nats per token.
-        confidence: of both intervals.
+        level: of both intervals.
     """
 
     before: Scores
@@ -55,13 +53,13 @@ class Comparison:
     p_value: float
     accuracy: Change
     log_loss: Change
-    confidence: float
+    level: float
 
     def __repr__(self) -> str:
         verdict = "covers 0: no evidence of a change" if self.accuracy.covers_zero else "does not cover 0"
         return (
             f"accuracy {self.before.accuracy:.3f} → {self.after.accuracy:.3f}, {self.accuracy} "
-            f"at {self.confidence:.0%}, which {verdict}; {len(self.corrected)} corrected, {len(self.broken)} broken, "
+            f"at {self.level:.0%}, which {verdict}; {len(self.corrected)} corrected, {len(self.broken)} broken, "
             f"McNemar p = {self.p_value:.3g}; log-loss {self.log_loss} nats per token; "
             f"{counted(len(self.before), 'item')}"
         )
@@ -84,7 +82,7 @@ class Comparison:
 
 
 def compare(
-    before: Scores, after: Scores, *, confidence: float = 0.95, n_resamples: int = 10_000, seed: int = 0
+    before: Scores, after: Scores, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Comparison:
     """What changed from one scoring of a task's items to another.
 
@@ -93,19 +91,27 @@ def compare(
     Args:
         before: scores of the items.
         after: scores of the same items in the same order.
-        confidence: of the intervals.
-        n_resamples: how many times the items are drawn again.
+        level: of the intervals.
+        resamples: how many times the items are drawn again.
         seed: the same seed gives the same intervals.
 
     Raises:
-        ValueError: if the items or the rules differ, or the confidence or the number of resamples is impossible.
+        ValueError: if the items or the rules differ, or the level or the number of resamples is impossible.
+
+    >>> task = tasks.Task("count", tuple(tasks.AnswerItem((n,), ((n + 1,),)) for n in range(12)))
+    >>> before = scoring.score(model, task)
+    >>> with surgery.apply(model, {"*.W_out": surgery.KeepTop(rank=1)}, progress=False):
+    ...     after = scoring.score(model, task)
+    >>> change = scoring.compare(before, after)
+    >>> change.accuracy.low <= change.accuracy.difference <= change.accuracy.high
+    True
     """
     _check(before, after)
     was, now = before.correct, after.correct
     corrected, broken = (~was & now).nonzero().flatten().tolist(), (was & ~now).nonzero().flatten().tolist()
     changes = torch.stack([now.double() - was.double(), after.log_loss - before.log_loss])
     clusters = _cluster_of(before)
-    accuracy, log_loss = bootstrap(changes, clusters, confidence=confidence, n_resamples=n_resamples, seed=seed)
+    accuracy, log_loss = bootstrap(changes, clusters, level=level, resamples=resamples, seed=seed)
     return Comparison(
         before=before,
         after=after,
@@ -114,14 +120,17 @@ def compare(
         p_value=mcnemar(len(corrected), len(broken)),
         accuracy=accuracy,
         log_loss=log_loss,
-        confidence=confidence,
+        level=level,
     )
 
 
 def mcnemar(corrected: int, broken: int) -> float:
-    """The two-sided p-value that as uneven a split of the changed items is chance: twice the binomial tail, at most 1.
+    """The two-sided p-value that a split of the changed items at least as uneven is chance: twice the binomial tail, at most 1.
 
     Source: McNemar (1947); exact by the binomial distribution with probability ½.
+
+    >>> round(scoring.mcnemar(8, 1), 3)
+    0.039
     """
     n, fewer = corrected + broken, min(corrected, broken)
     tail = term = 1
@@ -136,8 +145,8 @@ def bootstrap(
     values: Float[Tensor, "quantity item"],
     cluster: Int[Tensor, " item"],
     *,
-    confidence: float = 0.95,
-    n_resamples: int = 10_000,
+    level: float = 0.95,
+    resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[Change, ...]:
     """The mean of each quantity over items, with a percentile interval from drawing whole clusters with replacement.
@@ -145,37 +154,22 @@ def bootstrap(
     Args:
         values: each item's values.
         cluster: of each item, the number of its cluster, from 0.
-        confidence: of the intervals.
-        n_resamples: how many times as many clusters as there are get drawn.
+        level: of the intervals.
+        resamples: how many times as many clusters as there are get drawn.
         seed: of the draws.
 
     One cluster alone says nothing of how others would vary: then the intervals are everything.
 
     Raises:
-        ValueError: if the confidence or the number of resamples is impossible, or there is nothing to draw from.
+        ValueError: if the level or the number of resamples is impossible, or there is nothing to draw from.
 
-    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", chapters 8 and 13.
+    Source: `analyses.statistics.bootstrap_interval`.
     """
-    _check_bootstrap(cluster, confidence, n_resamples)
-    means_of_all = values.double().mean(1).tolist()
-    n = int(cluster.max()) + 1
-    if n == 1:
-        return tuple(Change(mean, -inf, inf) for mean in means_of_all)
-    sizes = torch.bincount(cluster, minlength=n).double()
-    sums = torch.zeros(len(values), n, dtype=torch.double).index_add(1, cluster, values.double())
-    generator = torch.Generator().manual_seed(checked_seed(seed))
-    columns, means = torch.cat([sums, sizes[None]]), []
-    for start in range(0, n_resamples, max(1, _CHUNK // n)):
-        count = min(max(1, _CHUNK // n), n_resamples - start)
-        drawn = torch.randint(n, (count, n), generator=generator)
-        times = torch.zeros(count, n, dtype=torch.double).scatter_add_(
-            1, drawn, torch.ones_like(drawn, dtype=torch.double)
-        )
-        totals = times @ columns.T
-        means.append(totals[:, :-1] / totals[:, -1:])
-    tail = (1 - confidence) / 2
-    low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.double), dim=0)
-    return tuple(Change(*triple) for triple in zip(means_of_all, low.tolist(), high.tolist(), strict=True))
+    intervals = bootstrap_interval(values.T, clusters=cluster, level=level, resamples=resamples, seed=seed)
+    if int(cluster.max()) == 0:
+        intervals = torch.tensor([[-inf], [inf]]).expand(2, len(values))
+    means = values.double().mean(1)
+    return tuple(Change(*triple) for triple in zip(means.tolist(), *intervals.tolist(), strict=True))
 
 
 def _cluster_of(scores: Scores) -> Int[Tensor, " item"]:
@@ -183,14 +177,6 @@ def _cluster_of(scores: Scores) -> Int[Tensor, " item"]:
     for at, members in enumerate(scores.task.clusters()):
         cluster[list(members)] = at
     return cluster
-
-
-def _check_bootstrap(cluster: Int[Tensor, " item"], confidence: object, n_resamples: object) -> None:
-    if not 0 < number(confidence, "confidence") < 1:
-        raise ValueError(f"confidence={confidence!r}: it lies between 0 and 1. Give for instance 0.95.")
-    whole(n_resamples, "n_resamples", least=1)
-    if not len(cluster):
-        raise ValueError("there are no values to draw from: give those of one item or more.")
 
 
 def _check(before: Scores, after: Scores) -> None:

@@ -7,25 +7,29 @@ task = tasks.from_jsonl("facts.jsonl")
 parts = task.split(screen=0.1, validation=0.2, test=0.7, seed=0)
 scores = scoring.score(model, parts.test)
 ```
+
+`from_jsonl`, `from_csv`, `from_records` and `from_datasets` read the same fields; `from_counterfact`, `from_bigbench`,
+`from_truthfulqa` and `from_blimp` read published files. `ioi`, `greater_than`, `addition`, `multiplication` and
+`recall` make a task. What every item has is told by `tasks.Item`; a file that cannot be read raises
+`tasks.TaskFileError`.
 """
 
-from analyses.tasks.files import TaskFileError
-from analyses.tasks.formats import from_bigbench, from_blimp, from_counterfact, from_truthfulqa
+from analyses.tasks.benchmarks import from_bigbench, from_blimp, from_counterfact, from_truthfulqa
 from analyses.tasks.generators import addition, greater_than, ioi, multiplication, recall
-from analyses.tasks.items import AnswerItem, ChoiceItem, Item, MinimalPair, Text, Unscorable
+from analyses.tasks.items import AnswerItem, ChoiceItem, MinimalPair
+from analyses.tasks.items import Item as Item
+from analyses.tasks.items import Text as Text
+from analyses.tasks.items import Unscorable as Unscorable
+from analyses.tasks.json_csv import TaskFileError as TaskFileError
 from analyses.tasks.readers import from_csv, from_datasets, from_jsonl, from_records
 from analyses.tasks.task import Splits, Task
 
 __all__ = [
     "AnswerItem",
     "ChoiceItem",
-    "Item",
     "MinimalPair",
     "Splits",
     "Task",
-    "TaskFileError",
-    "Text",
-    "Unscorable",
     "addition",
     "from_bigbench",
     "from_blimp",

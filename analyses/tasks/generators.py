@@ -9,81 +9,42 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from analyses.tasks.items import AnswerItem, Text
-from analyses.tasks.records import joined
+from analyses.tasks.parsing import joined
 from analyses.tasks.task import Task
 from surgery.arguments import counted, whole
 from surgery.arguments import seed as checked_seed
 
 NAMES = (
-    *(
-        "Alice",
-        "Amy",
-        "Anna",
-        "Ben",
-        "Brian",
-        "Carl",
-        "Chris",
-        "Dan",
-        "David",
-        "Emma",
-        "Eric",
-        "Frank",
-        "George",
-        "Grace",
-    ),
-    *(
-        "Jack",
-        "James",
-        "Jane",
-        "Jason",
-        "John",
-        "Kate",
-        "Kevin",
-        "Laura",
-        "Lisa",
-        "Luke",
-        "Mark",
-        "Mary",
-        "Max",
-        "Michael",
-    ),
-    *("Paul", "Peter", "Rachel", "Robert", "Rose", "Ruth", "Sam", "Sarah", "Simon", "Steve", "Susan", "Tom"),
-)
+    "Alice", "Amy", "Anna", "Ben", "Brian", "Carl", "Chris", "Dan", "David", "Emma", "Eric", "Frank", "George",
+    "Grace", "Jack", "James", "Jane", "Jason", "John", "Kate", "Kevin", "Laura", "Lisa", "Luke", "Mark", "Mary",
+    "Max", "Michael", "Paul", "Peter", "Rachel", "Robert", "Rose", "Ruth", "Sam", "Sarah", "Simon", "Steve", "Susan",
+    "Tom",
+)  # fmt: skip
 """First names that common tokenizers hold as one token after a space."""
 
 SCENES = (
-    "When {a} and {b} went to the {place}, {s} gave a {thing} to",
-    "Then {a} and {b} were talking at the {place}. {s} handed a {thing} to",
-    "After {a} and {b} left the {place}, {s} passed a {thing} to",
-    "While {a} and {b} sat near the {place}, {s} showed a {thing} to",
-    "{a} and {b} worked at the {place} today. In the end {s} sold a {thing} to",
-    "Since {a} and {b} met in the {place}, {s} sent a {thing} to",
+    "When {a} and {b} went to the {location}, {s} gave a {thing} to",
+    "Then {a} and {b} were talking at the {location}. {s} handed a {thing} to",
+    "After {a} and {b} left the {location}, {s} passed a {thing} to",
+    "While {a} and {b} sat near the {location}, {s} showed a {thing} to",
+    "{a} and {b} worked at the {location} today. In the end {s} sold a {thing} to",
+    "Since {a} and {b} met in the {location}, {s} sent a {thing} to",
 )
-PLACES = ("store", "park", "school", "station", "office", "garden", "market", "house")
+LOCATIONS = ("store", "park", "school", "station", "office", "garden", "market", "house")
 THINGS = ("book", "drink", "letter", "ring", "ball", "card", "basket", "picture")
 NOUNS = (
-    "war",
-    "siege",
-    "voyage",
-    "reign",
-    "famine",
-    "trial",
-    "dispute",
-    "reform",
-    "drought",
-    "campaign",
-    "project",
+    "war", "siege", "voyage", "reign", "famine", "trial", "dispute", "reform", "drought", "campaign", "project",
     "strike",
-)
+)  # fmt: skip
 
 
 def ioi(
     n: int,
     *,
-    seed: int,
+    seed: int = 0,
     names: Sequence[str] = NAMES,
     templates: Sequence[str] = SCENES,
-    places: Sequence[str] = PLACES,
+    locations: Sequence[str] = LOCATIONS,
     things: Sequence[str] = THINGS,
 ) -> Task:
     """Indirect object identification: who receives what the repeated name gives away.
@@ -96,28 +57,32 @@ def ioi(
         n: the number of items, all different.
         seed: the same seed gives the same items.
         names: at least two.
-        templates: with `{a}` and `{b}` for both names, `{s}` for the repeated one, `{place}` and `{thing}`; the answer
-            follows.
-        places: what fills `{place}`.
+        templates: with `{a}` and `{b}` for both names, `{s}` for the repeated one, `{location}` and `{thing}`; the
+            answer follows.
+        locations: what fills `{location}`.
         things: what fills `{thing}`.
 
     Source: Wang et al., "Interpretability in the Wild" (arXiv:2211.00593).
 
     Raises:
         ValueError: if there are fewer than n such items.
+
+    >>> item = tasks.ioi(2, seed=0)[0]
+    >>> item.answers == (f" {item.metadata['io']}",), item.prompt.count(item.metadata["s"])
+    (True, 2)
     """
-    _several(names=names, templates=templates, places=places, things=things)
+    _check_several(names=names, templates=templates, locations=locations, things=things)
     pairs = [(first, second) for first, second in product(names, names) if first != second]
-    drawn = _draw(2 * len(pairs) * len(templates) * len(places) * len(things), n, seed, unit=2)
     items = []
-    for number in drawn:
+    for number in _draw(2 * len(pairs) * len(templates) * len(locations) * len(things), n, seed, unit=2):
+        # The number is the item's address: its digits, each in another base, choose order, names, template and so on.
         scene, order = divmod(number, 2)
         scene, pair = divmod(scene, len(pairs))
         scene, template = divmod(scene, len(templates))
-        thing, place = divmod(scene, len(places))
+        thing, location = divmod(scene, len(locations))
         io, s = pairs[pair]
         a, b = (io, s) if order == 0 else (s, io)
-        fill = {"a": a, "b": b, "s": s, "place": places[place], "thing": things[thing]}
+        fill = {"a": a, "b": b, "s": s, "location": locations[location], "thing": things[thing]}
         items.append(
             AnswerItem(
                 templates[template].format(**fill),
@@ -133,7 +98,7 @@ def ioi(
 def greater_than(
     n: int,
     *,
-    seed: int,
+    seed: int = 0,
     nouns: Sequence[str] = NOUNS,
     centuries: Sequence[int] = tuple(range(11, 18)),
     template: str = "The {noun} lasted from the year {century}{year:02d} to the year {century}",
@@ -154,8 +119,12 @@ def greater_than(
 
     Raises:
         ValueError: if there are fewer than n such items.
+
+    >>> item = tasks.greater_than(1, seed=0)[0]
+    >>> len(item.answers) == 99 - item.metadata["year"]
+    True
     """
-    _several(nouns=nouns)
+    _check_several(nouns=nouns)
     cases = list(product(nouns, centuries, range(2, 99)))
     items = []
     for number in _draw(len(cases), n, seed):
@@ -187,6 +156,10 @@ def addition(
 
     Raises:
         ValueError: if there are fewer than n such items.
+
+    >>> task = tasks.addition(3)
+    >>> len(task), task[5].prompt, task[5].answers
+    (9, '1 + 2 =', (' 3',))
     """
     return _arithmetic("addition", operator.add, limit, n, seed, template, separator)
 
@@ -208,6 +181,10 @@ def multiplication(
 
     Raises:
         ValueError: if there are fewer than n such items.
+
+    >>> task = tasks.multiplication(20, n=5)
+    >>> len(task), task[0].metadata["i"] < 20
+    (5, True)
     """
     return _arithmetic("multiplication", operator.mul, limit, n, seed, template, separator)
 
@@ -231,12 +208,16 @@ def recall(
         scored: which of the positions with an answer to ask; all by default.
         distractors: wrong tokens whose probability is of interest, such as the noise token; left out where one is
             right.
-        name: what to call the task.
+        name: the task's name.
 
     Source: the noisy in-context recall of arXiv:2406.03068.
 
     Raises:
         ValueError: if no position is asked.
+
+    >>> rows, following = torch.tensor([[4, 2, 4]]), torch.tensor([[2, -1, 2]])
+    >>> [(item.prompt, item.answers) for item in tasks.recall(rows, following)]
+    [((4,), ((2,),)), ((4, 2, 4), ((2,),))]
     """
     asked = answers >= 0 if scored is None else (answers >= 0) & scored
     if not asked.any():
@@ -282,7 +263,7 @@ def _arithmetic(
 def _draw(total: int, n: int, seed: int, *, unit: int = 1) -> list[int]:
     """n different numbers below total, in runs of `unit` that begin at its multiples."""
     whole(n, "n", least=1)
-    if not 0 < n <= total:
+    if n > total:
         raise ValueError(
             f"n={n}: this task has {counted(total, 'different item')}, so n is 1 to {total}. Ask for fewer, or add "
             "material."
@@ -291,8 +272,8 @@ def _draw(total: int, n: int, seed: int, *, unit: int = 1) -> list[int]:
     return [unit * start + step for start in starts for step in range(unit)][:n]
 
 
-def _several(**lists: object) -> None:
+def _check_several(**lists: object) -> None:
     """Refuse one string where several are meant: its characters would be taken for them."""
-    for name, given in lists.items():
-        if isinstance(given, str):
-            raise ValueError(f"{name}={given!r} is one string: give a list of strings, such as [{given!r}].")
+    for name, value in lists.items():
+        if isinstance(value, str):
+            raise ValueError(f"{name}={value!r} is one string: give a list of strings, such as [{value!r}].")

@@ -1,25 +1,16 @@
 """Tasks from JSON, CSV, records in memory and Hugging Face `datasets`."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from analyses.tasks.files import FilePath, Record, read_csv, read_json_lines
-from analyses.tasks.records import CorrectIs, Schema, build, file_task, sift
+from analyses.tasks.json_csv import FilePath, Record, read_csv, read_json_lines
+from analyses.tasks.parsing import CorrectIs, Schema, task_of
 from analyses.tasks.task import Task
 from surgery.arguments import shown
-
-
-@runtime_checkable
-class Rows(Protocol):
-    """What is asked of a dataset; those of Hugging Face have it."""
-
-    features: Mapping[str, object] | None
-
-    def __iter__(self) -> Iterator[Mapping[str, object]]: ...
 
 
 def from_jsonl(
@@ -39,13 +30,13 @@ def from_jsonl(
     - A choice: `prompt`, `labels`, and `correct`, which is a label or its position, or a list of them.
     - A minimal pair: `good` and `bad` (also `sentence_good` and `sentence_bad`).
 
-    Every kind may have `group` (a name or a list of names); all other fields become the item's metadata. In the place
-    of a string there may be a list of token ids. Labels that are repeated count once. A record that makes no item goes
-    to `unscorable`, with its reason.
+    Every kind may have `group` (a name or a list of names); all other fields become the item's metadata. A list of
+    token ids may replace any string. Labels that are repeated count once. A record that makes no item goes to
+    `unscorable`, with its reason.
 
     Args:
         path: the file, in UTF-8.
-        name: what to call the task; the file's name by default.
+        name: the task's name; the file's by default.
         rename: their name for a field → our name, as in `{"question": "prompt"}`.
         template: the prompt made of the record's own fields, as in `"Q: {question}\\nA:"`.
         labels: the labels of every item, where the records bring none.
@@ -54,10 +45,16 @@ def from_jsonl(
 
     Raises:
         TaskFileError: if the file is empty, truncated or not UTF-8, no record makes an item, or `correct` can be read
-            in two ways; it names file and line.
+            in two ways; it names the file and the line, or the item of an array.
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "facts.jsonl"
+    >>> _ = path.write_text('{"prompt": "The capital of Peru is", "answer": "Lima"}')
+    >>> tasks.from_jsonl(path)[0].answers
+    (' Lima',)
     """
-    schema = Schema(rename or {}, template, _labels(labels), separator, correct_is=correct_is)
-    return file_task(path, name, sift(read_json_lines(path), schema.item))
+    schema = Schema(rename or {}, template, labels, separator, correct_is=correct_is)
+    return task_of(read_json_lines(path), schema.item, name=name or Path(path).stem, metadata={"source": str(path)})
 
 
 def from_csv(
@@ -76,20 +73,25 @@ def from_csv(
 
     Args:
         path: the file, in UTF-8.
-        name: what to call the task; the file's name by default.
+        name: the task's name; the file's by default.
         rename: their column → our field.
         template: the prompt made of the row's columns, as in `"Q: {question}\\nA:"`.
-        labels: the labels of every item, where there is no such column.
-        separator: what goes between a prompt and its answer or label, unless one of them brings white space.
-        delimiter: what separates the columns.
-        list_separator: what separates several alternatives, distractors or labels within a column.
-        correct_is: as in `from_jsonl`.
+        labels: as in `from_jsonl`, like `separator` and `correct_is`.
+        delimiter: separates the columns.
+        list_separator: separates several alternatives, distractors or labels within a column.
 
     Raises:
         TaskFileError: as `from_jsonl`.
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "facts.csv"
+    >>> _ = path.write_text("country,answer\\nPeru,Lima\\n")
+    >>> tasks.from_csv(path, template="The capital of {country} is")[0].prompt
+    'The capital of Peru is'
     """
-    schema = Schema(rename or {}, template, _labels(labels), separator, list_separator, correct_is)
-    return file_task(path, name, sift(read_csv(path, delimiter=delimiter), schema.item))
+    schema = Schema(rename or {}, template, labels, separator, list_separator, correct_is)
+    records = read_csv(path, delimiter=delimiter)
+    return task_of(records, schema.item, name=name or Path(path).stem, metadata={"source": str(path)})
 
 
 def from_records(
@@ -106,23 +108,24 @@ def from_records(
 
     Args:
         records: one mapping an item, or one row.
-        name: what to call the task.
+        name: the task's name.
         rename: their key or column → our field.
-        template: the prompt made of the record's own fields, as in `"Q: {question}\\nA:"`.
-        labels: the labels of every item, where the records bring none.
-        separator: what goes between a prompt and its answer or label, unless one of them brings white space.
-        correct_is: as in `from_jsonl`.
+        template: as in `from_jsonl`, like `labels`, `separator` and `correct_is`.
 
     Raises:
         TaskFileError: if no record makes an item, or `correct` can be read in two ways; it names the record.
         TypeError: if these are no records.
+
+    >>> task = tasks.from_records([{"prompt": "1 + 1 =", "labels": ["2", "3"], "correct": "2"}], correct_is="label")
+    >>> task[0].right
+    (' 2',)
     """
-    schema = Schema(rename or {}, template, _labels(labels), separator, correct_is=correct_is)
-    return build(name, sift(_records(records, name), schema.item), {"source": name})
+    schema = Schema(rename or {}, template, labels, separator, correct_is=correct_is)
+    return task_of(_records(records, name), schema.item, name=name, metadata={"source": name})
 
 
 def from_datasets(
-    dataset: Rows | str,
+    dataset: Iterable[Mapping[str, object]] | str,
     *,
     config: str | None = None,
     split: str | None = None,
@@ -139,41 +142,36 @@ def from_datasets(
     no others are given.
 
     Args:
-        dataset: a loaded split, or the name or folder of one to load (needs the extra `datasets`).
+        dataset: a loaded split, or the name or folder of one to load.
         config: the dataset's configuration, when loading by name.
         split: the split to load, when loading by name; "validation" by default.
-        name: what to call the task; the dataset's name by default.
+        name: the task's name; the dataset's by default.
         rename: their column → our field.
-        template: the prompt made of the row's columns, as in `"Q: {question}\\nA:"`.
-        labels: the labels of every item, where there is no such column.
-        separator: what goes between a prompt and its answer or label, unless one of them brings white space.
-        correct_is: as in `from_jsonl`.
+        template: as in `from_jsonl`, like `labels`, `separator` and `correct_is`.
 
     Raises:
         TaskFileError: if no row makes an item, or `correct` can be read in two ways; it names the row.
         TypeError: if this is no dataset, or a dict of several splits.
         ValueError: if a configuration or a split is named for a dataset that is loaded already.
-        ImportError: if a dataset is to be loaded by name and `datasets` is not installed.
+
+    >>> import datasets
+    >>> loaded = datasets.Dataset.from_dict({"prompt": ["Is fire hot?"], "correct": ["yes"]})
+    >>> tasks.from_datasets(loaded, labels=["yes", "no"])[0].wrong
+    (' no',)
     """
-    if not isinstance(dataset, str) and (config is not None or split is not None):
-        raise ValueError(
-            f"config={config!r}, split={split!r}: these choose what is loaded by name, and this dataset is loaded "
-            "already. Leave them out, or give its name."
-        )
-    loaded = _load(dataset, config, split or "validation") if isinstance(dataset, str) else _rows(dataset)
-    called = name or (dataset if isinstance(dataset, str) else "dataset")
-    rename = rename or {}
-    names = _class_names(loaded, rename)
-    meant = correct_is or ("position" if names else None)
-    schema = Schema(rename, template, _labels(labels) or names, separator, correct_is=meant)
+    import datasets  # slow to import, and needed here only
+
+    if isinstance(dataset, str):
+        loaded, called = datasets.load_dataset(dataset, config, split=split or "validation"), name or dataset
+    else:
+        _check_loaded(dataset, config, split)
+        loaded, called = dataset, name or "dataset"
+    names = _class_names(getattr(loaded, "features", None), rename or {})
+    schema = Schema(
+        rename or {}, template, labels or names, separator, correct_is=correct_is or ("position" if names else None)
+    )
     records = (Record(f"{called}, row {row}", dict(fields)) for row, fields in enumerate(loaded))
-    return build(called, sift(records, schema.item), {"source": called})
-
-
-def _labels(labels: Sequence[str] | None) -> tuple[str, ...] | None:
-    if isinstance(labels, str):
-        raise ValueError(f"labels={labels!r} is one string: give a list of labels, such as ['yes', 'no'].")
-    return None if labels is None else tuple(labels)
+    return task_of(records, schema.item, name=called, metadata={"source": called})
 
 
 def _records(records: object, name: str) -> Iterator[Record]:
@@ -194,39 +192,35 @@ def _records(records: object, name: str) -> Iterator[Record]:
 
 
 def _plain(value: object) -> object:
-    """Numbers and arrays of numpy, pandas and torch as Python's own; what is missing becomes None."""
+    """Numbers and arrays of numpy, pandas and torch as Python's own; a missing value as None."""
     if isinstance(value, np.ndarray | np.generic | Tensor):
         value = value.tolist()
     return None if value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value) else value
 
 
-def _rows(dataset: object) -> Rows:
-    if isinstance(dataset, Rows):
-        return dataset
+def _check_loaded(dataset: object, config: str | None, split: str | None) -> None:
+    import datasets
+
+    if config is not None or split is not None:
+        raise ValueError(
+            f"config={config!r}, split={split!r}: these choose what is loaded by name, and this dataset is loaded "
+            "already. Leave them out, or give its name."
+        )
     if isinstance(dataset, Mapping):
         raise TypeError(
             f"dataset is a dict with {', '.join(map(repr, dataset))}: a task is made of one split. Give dataset[name] "
             "of one of them."
         )
-    raise TypeError(
-        f"dataset={shown(dataset)}: give a loaded Hugging Face dataset or its name. Lists of dicts and DataFrames are "
-        "read with tasks.from_records."
-    )
+    if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
+        raise TypeError(
+            f"dataset={shown(dataset)}: give a loaded Hugging Face dataset or its name. Lists of dicts and DataFrames "
+            "are read with tasks.from_records."
+        )
 
 
-def _load(name: str, config: str | None, split: str) -> Rows:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(
-            f"cannot load {name!r}: reading by name needs the package `datasets`, which is not installed. "
-            "Install model-surgery[datasets], or pass a loaded dataset."
-        ) from error
-    return datasets.load_dataset(name, config, split=split)  # type: ignore[return-value]
-
-
-def _class_names(dataset: Rows, rename: Mapping[str, str]) -> tuple[str, ...] | None:
-    for column, feature in (dataset.features or {}).items():
+def _class_names(features: Mapping[str, object] | None, rename: Mapping[str, str]) -> tuple[str, ...] | None:
+    """The names of the classes in the column that means `correct`, if it has any."""
+    for column, feature in (features or {}).items():
         names = getattr(feature, "names", None)
         if rename.get(column, column) == "correct" and names:
             return tuple(names)

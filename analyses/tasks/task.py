@@ -1,10 +1,9 @@
 """A task: items of one kind, and how they are divided into screen, validation and test items."""
 
 import random
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import accumulate, combinations, pairwise
 from typing import overload
 
 import numpy as np
@@ -21,11 +20,17 @@ class Task:
     """Named items of one kind, in a fixed order.
 
     Args:
-        name: what tables and plots call it.
+        name: the name in tables and plots.
         items: all of one kind.
         metadata: facts about the task as a whole, such as the file it came from.
-        unscorable: what was left out because it cannot be scored, each with its place and reason; it stays with every
-            part of the task.
+        unscorable: items that were left out because they cannot be scored, each with its source and reason; every part
+            of the task keeps them.
+
+    >>> task = tasks.Task("facts", (tasks.AnswerItem("The capital of Peru is", (" Lima",)),))
+    >>> task
+    Task('facts', 1 item of kind 'answer')
+    >>> task.to_dataframe()["reference"].tolist()
+    [' Lima']
     """
 
     name: str
@@ -96,7 +101,7 @@ class Task:
         return replace(self, items=tuple(item for item in self.items if keep(item)))
 
     def where(self, index: int) -> str:
-        """Where the item at this position came from: its file and line, or its position."""
+        """The source of the item at this position: its file and line, or its position in the task."""
         return self.items[index].source or f"{self.name}, item {index}"
 
     def clusters(self) -> tuple[tuple[int, ...], ...]:
@@ -123,12 +128,12 @@ class Task:
             members.setdefault(root(index), []).append(index)
         return tuple(tuple(indices) for indices in members.values())
 
-    def split(self, *, screen: float = 0.1, validation: float = 0.2, test: float = 0.7, seed: int) -> "Splits":
+    def split(self, *, screen: float = 0.1, validation: float = 0.2, test: float = 0.7, seed: int = 0) -> "Splits":
         """Three disjoint, shuffled parts of the task, which together are the whole of it.
 
         Clusters stay whole, so that neither a paraphrase nor the mirror image of a test item is ever selected on. A
-        part misses its fraction by the largest cluster at most. The parts are shuffled too: the first items of one are
-        a random sample of it.
+        part misses its fraction by the largest cluster at most. The items of each part are shuffled too: its first
+        items are a random sample of it.
 
         Args:
             screen: fraction of the items to look for promising candidates with.
@@ -138,6 +143,10 @@ class Task:
 
         Raises:
             ValueError: if the fractions do not sum to 1, or one above 0 would get no items, or the seed is none.
+
+        >>> parts = tasks.multiplication(10).split(seed=0)
+        >>> len(parts.screen) + len(parts.validation) + len(parts.test)
+        100
         """
         fractions = {"screen": screen, "validation": validation, "test": test}
         fractions = {name: number(value, name) for name, value in fractions.items()}
@@ -184,7 +193,11 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """Three disjoint parts of a task: to screen candidates, to choose among them, to report on."""
+    """Three disjoint parts of a task: to screen candidates, to choose among them, to report on.
+
+    >>> tasks.addition(10).split(seed=0).test.name
+    'addition'
+    """
 
     screen: Task
     validation: Task
@@ -195,17 +208,18 @@ class Splits:
             part: object = getattr(self, name)
             if not isinstance(part, Task):
                 raise TypeError(f"{name}={shown(part)}: each part is a Task. Split one with task.split(seed=0).")
-        for one, other in (("screen", "validation"), ("screen", "test"), ("validation", "test")):
-            both = _texts(getattr(self, one)) & _texts(getattr(self, other))
+        texts = {name: _texts(getattr(self, name)) for name in ("screen", "validation", "test")}
+        for name, other in combinations(texts, 2):
+            both = texts[name] & texts[other]
             if both:
                 raise ValueError(
-                    f"{counted(len(both), 'item')} of {one} are in {other} too, such as {shown(min(both, key=repr))}: "
+                    f"{counted(len(both), 'item')} of {name} are in {other} too, such as {shown(min(both, key=repr))}: "
                     "an item that something was chosen on does not test it. Split with task.split(seed=0)."
                 )
 
 
 def _texts(part: Task) -> set[Item]:
-    """The items of text: of ids equal ones may be asked apart."""
+    """The items that are text; items of ids are left out, since equal ones may be asked on purpose."""
     return {item for item in part.items if item.identity}
 
 
@@ -229,17 +243,10 @@ def as_task(given: object, *, allowed: str = "a Task") -> Task:
 
 def _cut(clusters: list[tuple[int, ...]], fractions: list[float]) -> list[list[int]]:
     """The clusters in a row, cut where the number of items passed is nearest to the fractions asked for."""
-    passed = [0]
-    for cluster in clusters:
-        passed.append(passed[-1] + len(cluster))
-    cuts, asked = [0], 0.0
-    for fraction in fractions[:-1]:
-        asked += fraction
-        cuts.append(max(cuts[-1], _nearest(passed, asked * passed[-1])))
+    passed = np.cumsum([0, *map(len, clusters)])
+    cuts = [0]
+    for fraction in accumulate(fractions[:-1]):
+        gaps = np.abs(passed - fraction * passed[-1])
+        nearest = int(np.flatnonzero(gaps == gaps.min())[-1])
+        cuts.append(max(cuts[-1], nearest))
     return [[i for cluster in clusters[a:b] for i in cluster] for a, b in pairwise([*cuts, len(clusters)])]
-
-
-def _nearest(ascending: list[int], target: float) -> int:
-    after = min(bisect_left(ascending, target), len(ascending) - 1)
-    before = max(after - 1, 0)
-    return before if target - ascending[before] < ascending[after] - target else after

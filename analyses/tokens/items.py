@@ -1,11 +1,11 @@
-"""From texts to token ids: where a sequence begins, and where a prompt ends and its answer begins."""
+"""From items to token ids: where a sequence begins, and where a prompt ends and its answer begins."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from analyses.tasks.items import Item, MinimalPair, Text, Unscorable
+from analyses.tasks.items import Item, Text, Unscorable
 from analyses.tasks.task import Task, as_task
 from analyses.tokens.tokenizer import Ids, Speller, Unspellable, Vocabulary, vocabulary
 from surgery.arguments import counted, whole
@@ -22,15 +22,19 @@ class Continuation:
 
     @property
     def row(self) -> Ids:
-        """What has to be read to score it: everything but its last token."""
+        """The ids that the model has to read to score the continuation: all but the last."""
         return self.context + self.ids[:-1]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenisedItem:
-    """The prompt as it is given, what the continuations continue, and these: the right ones before the wrong ones.
+    """An item as token ids.
 
-    Prompt and context differ where the prompt ends in spaces and the continuations are strings, which take these over.
+    Args:
+        prompt: the prompt exactly as it is given.
+        context: the ids that the continuations continue. They differ from the prompt where it ends in spaces and the
+            continuations are strings: the spaces then go to the continuations.
+        continuations: the right ones before the wrong ones.
     """
 
     prompt: Ids
@@ -55,12 +59,12 @@ class UnscorableItems(ValueError):
 def tokenise(
     words: Vocabulary, task: Task, *, new_tokens: int = 0
 ) -> tuple[tuple[TokenisedItem | None, ...], tuple[Unscorable, ...]]:
-    """The task's items as token ids, and the items that have none; the latter are None among the former.
+    """The task's items as token ids, None for items that have none; and those items with the reason.
 
     A prompt and a string that continues it are split where the tokenizer itself splits them: spaces at the prompt's end
-    go to the continuation, both are tokenised as one text, and what comes after the prompt's own tokens is the
-    continuation. Where the tokenizer would merge the two, the continuation is tokenised apart, if that spells the same
-    text. Ids, and what is generated, continue the prompt exactly as it is given.
+    go to the continuation, both are tokenised as one text, and the ids after the prompt's own are the continuation.
+    Where the tokenizer would merge the two, the continuation is tokenised apart, if that spells the same text. Ids, and
+    generated text, continue the prompt exactly as it is given.
 
     Args:
         words: of the model.
@@ -68,17 +72,15 @@ def tokenise(
         new_tokens: how many tokens will be generated after a prompt and have to fit.
     """
     spell = Speller(words, _texts(task))
-    found: list[TokenisedItem | None] = []
+    tokenised: list[TokenisedItem | None] = []
     problems: list[Unscorable] = []
     for index, item in enumerate(task.items):
         try:
-            tokenised = _tokenised(spell, item)
-            _check_length(words, tokenised, new_tokens)
-            found.append(tokenised)
+            tokenised.append(_tokenised(spell, item, new_tokens))
         except Unspellable as reason:
             problems.append(Unscorable(task.where(index), str(reason)))
-            found.append(None)
-    return tuple(found), tuple(problems)
+            tokenised.append(None)
+    return tuple(tokenised), tuple(problems)
 
 
 def scorable(
@@ -91,23 +93,26 @@ def scorable(
         task: any task, or a list of items.
         prepend_bos: overrides `model.cfg.default_prepend_bos`.
         new_tokens: how many tokens will be generated after a prompt and have to fit.
+
+    >>> items = [tasks.AnswerItem((1, 2), ((3,),)), tasks.AnswerItem((1, 2), ((99,),))]
+    >>> [str(item) for item in scoring.scorable(model, items).unscorable]
+    ["items, item 1: token 99 in (99,) is outside the model's vocabulary of 40"]
     """
     task = as_task(task)
     whole(new_tokens, "new_tokens")
     tokenised, problems = tokenise(vocabulary(model, prepend_bos=prepend_bos), task, new_tokens=new_tokens)
-    kept = task.take(index for index, item in enumerate(tokenised) if item is not None)
-    return replace(kept, unscorable=task.unscorable + problems)
+    rest = task.take(index for index, item in enumerate(tokenised) if item is not None)
+    return replace(rest, unscorable=task.unscorable + problems)
 
 
-def _texts(task: Task) -> Iterable[str]:
+def _texts(task: Task) -> Iterator[str]:
+    """Every string that will be tokenised, but for the few continuations that are tokenised apart."""
     for item in task.items:
-        context, spaces = _trimmed(item.context)
-        if isinstance(item.context, str):
-            yield item.context
-            yield item.context.rstrip(" ")
+        trimmed, spaces = _trimmed(item.context)
+        yield from (text for text in (item.context, trimmed) if isinstance(text, str))
         for text in (*item.right, *item.wrong):
             if isinstance(text, str):
-                yield context + spaces + text if isinstance(context, str) else text
+                yield trimmed + spaces + text if isinstance(trimmed, str) else text
 
 
 def _trimmed(context: Text) -> tuple[Text, str]:
@@ -118,118 +123,99 @@ def _trimmed(context: Text) -> tuple[Text, str]:
     return trimmed, context[len(trimmed) :]
 
 
-def _tokenised(spell: Speller, item: Item) -> TokenisedItem:
-    asked = [(text, True) for text in item.right] + [(text, False) for text in item.wrong]
-    if isinstance(item, MinimalPair):
-        found = [_sentence(spell, text, right) for text, right in asked]
-        return TokenisedItem(found[0].context, found[0].context, _merged(found))
-    trimmed, spaces = _trimmed(item.context)
-    given, before = (_checked(spell, _read(spell, text), item.context) for text in (item.context, trimmed))
-    strings = [isinstance(text, str) for text, _ in asked]
-    context = before if any(strings) else given
-    if not context:
-        raise Unspellable(
-            "nothing comes before the answer: the prompt is empty, and texts begin without a special token"
-        )
-    if given != before and any(strings) and not all(strings):
-        raise Unspellable(
-            f"the prompt ends in {item.context[-20:]!r}: a string takes the spaces at its end over, token ids come "
-            "after them, so that the two are not asked at the same place; give all texts as strings, or all as ids"
-        )
-    found = [_continuation(spell, trimmed, spaces, context, text, right) for text, right in asked]
-    return TokenisedItem(given, context, _merged(found))
+def _tokenised(spell: Speller, item: Item, new_tokens: int) -> TokenisedItem:
+    texts = [(text, True) for text in item.right] + [(text, False) for text in item.wrong]
+    if item.kind == "pair":
+        continuations = [_sentence(spell, text, right) for text, right in texts]
+        prompt = context = continuations[0].context
+    else:
+        trimmed, spaces = _trimmed(item.context)
+        prompt, before = (_within(spell, _read(spell, text), item.context) for text in (item.context, trimmed))
+        strings = [isinstance(text, str) for text, _ in texts]
+        context = before if any(strings) else prompt
+        if not context:
+            raise Unspellable(
+                "nothing comes before the answer: the prompt is empty, and texts begin without a special token"
+            )
+        if prompt != before and any(strings) and not all(strings):
+            raise Unspellable(
+                f"the prompt ends in {item.context[-20:]!r}: a string takes the spaces at its end over, token ids come "
+                "after them, so that the two are not asked at the same position; give all texts as strings, or all as "
+                "ids"
+            )
+        continuations = [
+            Continuation(context, _within(spell, _after(spell, trimmed, spaces, text), text), right, text)
+            for text, right in texts
+        ]
+    longest = max(len(continuation.row) for continuation in continuations)
+    if new_tokens:
+        longest = max(longest, len(prompt) + new_tokens - 1)
+    if longest > spell.words.n_ctx:
+        raise Unspellable(f"it takes {longest} tokens, and the model reads {spell.words.n_ctx}")
+    return TokenisedItem(prompt, context, _without_repeats(continuations))
 
 
-def _read(spell: Speller, prompt: Text) -> Ids:
-    return spell.begin(spell.ids(prompt)) if isinstance(prompt, str) else prompt
-
-
-def _merged(found: list[Continuation]) -> tuple[Continuation, ...]:
+def _without_repeats(continuations: Sequence[Continuation]) -> tuple[Continuation, ...]:
     """Continuations that are the same tokens, once; refuses a right and a wrong one that are."""
     first_with: dict[tuple[Ids, Ids], Continuation] = {}
-    for one in found:
-        other = first_with.setdefault((one.context, one.ids), one)
-        if other.right != one.right:
+    for continuation in continuations:
+        first = first_with.setdefault((continuation.context, continuation.ids), continuation)
+        if first.right != continuation.right:
             raise Unspellable(
-                f"{other.text!r} and {one.text!r}, one right and one wrong, are the same tokens {one.ids}"
+                f"{first.text!r} and {continuation.text!r}, one right and one wrong, are the same tokens {first.ids}"
             )
     return tuple(first_with.values())
 
 
+def _read(spell: Speller, prompt: Text) -> Ids:
+    """The ids of a beginning: of a string with the beginning-of-sequence token, exactly once, if there is one."""
+    if not isinstance(prompt, str):
+        return prompt
+    ids, bos = spell.ids(prompt), spell.words.bos
+    return ids if bos is None or ids[:1] == (bos,) else (bos, *ids)
+
+
 def _sentence(spell: Speller, text: Text, right: bool) -> Continuation:
     if isinstance(text, str):
-        ids = spell.ids(text)
-        spell.check(text, 0)
-        ids = _checked(spell, spell.begin(_known(spell, ids, text)), text)
-    else:
-        ids = _checked(spell, text, text)
+        spell.check(spell.ids(text), text)
+    ids = _within(spell, _read(spell, text), text)
     if len(ids) < 2:
         raise Unspellable(f"{text!r} is a single token with nothing before it, which has no probability")
     return Continuation(ids[:1], ids[1:], right, text)
 
 
-def _continuation(spell: Speller, prompt: Text, spaces: str, context: Ids, text: Text, right: bool) -> Continuation:
-    if isinstance(text, str):
-        ids = _after(spell, prompt, spaces + text) if isinstance(prompt, str) else _after_ids(spell, prompt, text)
-        ids = _known(spell, ids, text)
-    else:
-        ids = text
-    if not ids:
-        raise Unspellable(f"the tokenizer has no tokens for {text!r}")
-    return Continuation(context, _checked(spell, ids, text), right, text)
+def _after(spell: Speller, prompt: Text, spaces: str, text: Text) -> Ids:
+    """The ids by which the text, after these spaces, continues the prompt.
 
-
-def _after(spell: Speller, prompt: str, text: str) -> Ids:
-    """The ids by which the text continues the prompt."""
-    before, both = spell.ids(prompt), spell.ids(prompt + text)
-    spell.check(prompt + text, len(prompt))
+    Raises:
+        Unspellable: if no ids say that text at that position.
+    """
+    if not isinstance(text, str):
+        return text
+    if not isinstance(prompt, str):
+        apart = spell.check(spell.ids(text), text)
+        # Some tokenizers put a space before every text, which would be a second one here.
+        if spell.read([*prompt, *apart]) != spell.read(prompt) + text:
+            raise Unspellable(
+                f"the tokenizer spells {text!r} apart from its prompt, which is ids, differently: give ids for both"
+            )
+        return apart
+    before, both = spell.ids(prompt), spell.ids(prompt + spaces + text)
     if both[: len(before)] == before:
-        return both[len(before) :]
-    apart, tokenizer = _apart(spell, text), spell.words.tokenizer
-    assert tokenizer is not None, "it gave the ids"
-    if tokenizer.decode([*before, *apart]) != tokenizer.decode(list(both)):
+        return spell.check(both[len(before) :], text)
+    # The tokenizer has a token that reaches over the end of the prompt: the model would never have read this prompt.
+    apart = spell.check(spell.ids(spaces + text), text)
+    if spell.read([*before, *apart]) != spell.read(both):
         raise Unspellable(
-            f"the tokenizer merges the end of {prompt[-20:]!r} with {text!r}: between the two is no token boundary"
+            f"the tokenizer merges the end of {prompt[-20:]!r} with {spaces + text!r}: between the two is no token "
+            "boundary"
         )
     return apart
 
 
-def _after_ids(spell: Speller, prompt: Ids, text: str) -> Ids:
-    """The ids by which the text continues a prompt that is given as ids."""
-    apart, tokenizer = _apart(spell, text), spell.words.tokenizer
-    assert tokenizer is not None, "it gave the ids"
-    # Some tokenizers put a space before every text, which would be a second one here.
-    if tokenizer.decode([*prompt, *apart]) != tokenizer.decode(list(prompt)) + text:
-        raise Unspellable(
-            f"the tokenizer spells {text!r} apart from its prompt, which is ids, differently: give ids for both"
-        )
-    return apart
-
-
-def _apart(spell: Speller, text: str) -> Ids:
-    ids = spell.ids(text)
-    spell.check(text, 0)
+def _within(spell: Speller, ids: Ids, text: Text) -> Ids:
+    """The ids, if the model has an embedding for each."""
+    outside = next((id for id in ids if not 0 <= id < spell.words.size), None)
+    if outside is not None:
+        raise Unspellable(f"token {outside} in {text!r} is outside the model's vocabulary of {spell.words.size}")
     return ids
-
-
-def _known(spell: Speller, ids: Ids, text: str) -> Ids:
-    # A text may have the token written out: GPT-2's tokenizers call their end-of-text token unknown.
-    unknown = next((token for token, id in spell.unknown.items() if id in ids and token not in text), None)
-    if unknown is not None:
-        raise Unspellable(f"the tokenizer does not know a part of {text!r}, which becomes {unknown!r}")
-    return ids
-
-
-def _checked(spell: Speller, ids: Ids, text: Text) -> Ids:
-    outside = [id for id in ids if not 0 <= id < spell.words.size]
-    if outside:
-        raise Unspellable(f"token {outside[0]} in {text!r} is outside the model's vocabulary of {spell.words.size}")
-    return ids
-
-
-def _check_length(words: Vocabulary, item: TokenisedItem, new_tokens: int) -> None:
-    longest = max(len(one.row) for one in item.continuations)
-    if new_tokens:
-        longest = max(longest, len(item.prompt) + new_tokens - 1)
-    if longest > words.n_ctx:
-        raise Unspellable(f"it takes {longest} tokens, and the model reads {words.n_ctx}")

@@ -1,42 +1,20 @@
-"""How a model's tokenizer spells a text, and what it cannot spell."""
+"""How a model's tokenizer spells a text, and which texts it cannot spell."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, TypeAlias
 
 from torch import nn
+
+from hooks.vocabulary import Tokenizer, vocabulary_of
 
 Ids: TypeAlias = tuple[int, ...]
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What is asked of a model's tokenizer; those of `transformers` have it."""
-
-    bos_token: str | None
-    bos_token_id: int | None
-    eos_token: str | None
-    eos_token_id: int | None
-    pad_token: str | None
-    pad_token_id: int | None
-    unk_token: str | None
-    unk_token_id: int | None
-    is_fast: bool
-
-    def __call__(
-        self, text: list[str], *, add_special_tokens: bool, return_offsets_mapping: bool, verbose: bool
-    ) -> Mapping[str, list]:
-        """Ids and, of a fast tokenizer, the characters that each id stands for."""
-        ...
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of the ids."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What a model reads: ids below `size`, at most `n_ctx` of them, beginning with `bos` where a text does."""
+    """What a model reads: ids below `size`, at most `n_ctx` of them; a text begins with `bos`, if that is not None."""
 
     tokenizer: Tokenizer | None
     bos: int | None
@@ -56,21 +34,23 @@ def vocabulary(model: nn.Module, *, prepend_bos: bool | None = None) -> Vocabula
     Args:
         model: a HookedTransformer or a TransformerBridge.
         prepend_bos: overrides `model.cfg.default_prepend_bos`.
+
+    Raises:
+        ValueError: if `prepend_bos` is neither True, False nor None.
     """
     if prepend_bos not in (None, True, False):
         raise ValueError(f"prepend_bos={prepend_bos!r}: give True, False, or None for the model's own setting.")
-    cfg, tokenizer = model.cfg, getattr(model, "tokenizer", None)
-    if prepend_bos is None:
-        prepend_bos = bool(getattr(cfg, "default_prepend_bos", True))
-    size = int(cfg.d_vocab)  # type: ignore[arg-type]
+    reads = vocabulary_of(model)
+    tokenizer, size = reads.tokenizer, reads.d_vocab
+    wants_bos = reads.default_prepend_bos if prepend_bos is None else prepend_bos
     return Vocabulary(
         tokenizer=tokenizer,
-        bos=_special(tokenizer, "bos", size) if prepend_bos else None,
+        bos=_special(tokenizer, "bos", size) if wants_bos else None,
         # Padding is masked: any id that has an embedding will do.
         pad=_special(tokenizer, "pad", size) or 0,
         eos=_special(tokenizer, "eos", size),
         size=size,
-        n_ctx=int(getattr(cfg, "n_ctx", None) or 2**31),
+        n_ctx=reads.n_ctx or 2**31,
     )
 
 
@@ -93,35 +73,15 @@ class Unspellable(Exception):
 
 
 class Speller:
-    """The ids of strings, and of which characters they are; every string is tokenised once, all in one call."""
+    """The ids of strings; all texts known beforehand are tokenised in one call, which is many times faster."""
 
     def __init__(self, words: Vocabulary, texts: Iterable[str]) -> None:
         self.words = words
-        self.known: dict[str, tuple[Ids, list[tuple[int, int]] | None]] = {"": ((), [])}
-        self.refused: dict[str, str] = {}
         self.unknown = _unknown(words.tokenizer)
-        self.learn(texts)
-
-    def learn(self, texts: Iterable[str]) -> None:
-        """Tokenises the texts that are new."""
-        new = [text for text in dict.fromkeys(texts) if text not in self.known and text not in self.refused]
-        tokenizer = self.words.tokenizer
-        if not new or tokenizer is None:
-            return
-        fast = bool(tokenizer.is_fast)
-        try:
-            found = tokenizer(new, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
-        except Exception as error:
-            # A vocabulary without an unknown token raises a bare Exception for the whole list: find out for which text.
-            if len(new) == 1:
-                self.refused[new[0]] = str(error)
-            else:
-                for text in new:
-                    self.learn([text])
-            return
-        spans = found["offset_mapping"] if fast else [None] * len(new)
-        for text, ids, span in zip(new, found["input_ids"], spans, strict=True):
-            self.known[text] = (tuple(ids), span)
+        # The ids of each text, or the reason why it has none.
+        self.spelled: dict[str, Ids | str] = {"": ()}
+        if words.tokenizer is not None:
+            self.spelled |= _spelled(words.tokenizer, [text for text in dict.fromkeys(texts) if text])
 
     def ids(self, text: str) -> Ids:
         """The ids of a text, without any special token that is not written in it.
@@ -129,41 +89,70 @@ class Speller:
         Raises:
             Unspellable: if there is no tokenizer, or it refuses.
         """
-        if text and self.words.tokenizer is None:
+        tokenizer = self.words.tokenizer
+        if text and tokenizer is None:
             raise Unspellable(f"the model has no tokenizer, so it reads token ids and not the text {text[:40]!r}")
-        self.learn([text])
-        if text in self.refused:
-            raise Unspellable(f"the tokenizer refuses {text[:40]!r}: {self.refused[text]}")
-        return self.known[text][0]
+        if text not in self.spelled and tokenizer is not None:
+            self.spelled |= _spelled(tokenizer, [text])
+        ids = self.spelled[text]
+        if isinstance(ids, str):
+            raise Unspellable(f"the tokenizer refuses {text[:40]!r}: {ids}")
+        return ids
 
-    def begin(self, ids: Ids) -> Ids:
-        """The ids of a text's beginning with the beginning-of-sequence token, if there is one, exactly once."""
-        bos = self.words.bos
-        return ids if bos is None or ids[:1] == (bos,) else (bos, *ids)
+    def read(self, ids: Iterable[int]) -> str:
+        """The text of the ids, as it stands there: without the tidying by which some tokenizers change words."""
+        assert self.words.tokenizer is not None, "it gave the ids"
+        return self.words.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
-    def check(self, text: str, start: int) -> None:
-        """Refuses a text if the tokenizer has no tokens for a part of it from `start` on."""
-        _, spans = self.known[text]
-        if spans is None:
-            return
-        covered = bytearray(len(text))
-        for first, last in spans:
-            covered[first:last] = b"\1" * (last - first)
-        lost = next((at for at in range(start, len(text)) if not covered[at] and not text[at].isspace()), None)
-        if lost is not None:
-            raise Unspellable(f"the tokenizer has no token for {text[lost]!r} in {text[start:]!r}")
+    def check(self, ids: Ids, text: str) -> Ids:
+        """The ids, if they spell the whole text.
+
+        Raises:
+            Unspellable: if the tokenizer has no tokens for a part of the text.
+        """
+        if not ids:
+            raise Unspellable(f"the tokenizer has no tokens for {text!r}")
+        # A text may have the token written out: GPT-2's tokenizers call their end-of-text token unknown.
+        unknown = next((token for token, id in self.unknown.items() if id in ids and token not in text), None)
+        if unknown is not None:
+            raise Unspellable(f"the tokenizer does not know a part of {text!r}, which becomes {unknown!r}")
+        # Without an unknown token, a tokenizer may leave out in silence what it does not know.
+        read = self.read(ids)
+        if _bare(read) != _bare(text):
+            raise Unspellable(f"the tokenizer has no tokens for a part of {text!r}, which it reads as {read!r}")
+        return ids
+
+
+def _spelled(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, Ids | str]:
+    """The ids of each text, or why it has none."""
+    try:
+        rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    except Exception as error:
+        # A vocabulary without an unknown token raises a bare Exception for the whole list: ask for each text alone.
+        if len(texts) == 1:
+            return {texts[0]: str(error)}
+        return {text: ids for single in texts for text, ids in _spelled(tokenizer, [single]).items()}
+    return dict(zip(texts, map(tuple, rows), strict=True))
+
+
+def _bare(text: str) -> str:
+    """The text as it is compared: tokenizers add and drop spaces, and some normalise letters or make them lower case.
+
+    Llama's write a space as ▁.
+    """
+    return "".join(unicodedata.normalize("NFKC", text).casefold().replace("▁", " ").split())
 
 
 def _unknown(tokenizer: Tokenizer | None) -> dict[str, int]:
     """The tokens for what a tokenizer does not know: by its configuration, and by its model if that differs."""
     if tokenizer is None:
         return {}
-    found = {tokenizer.unk_token: tokenizer.unk_token_id}
+    ids = {tokenizer.unk_token: tokenizer.unk_token_id}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     token = getattr(getattr(backend, "model", None), "unk_token", None)
     if backend is not None and token is not None:
-        found[token] = backend.token_to_id(token)
-    return {token: id for token, id in found.items() if token is not None and id is not None}
+        ids[token] = backend.token_to_id(token)
+    return {token: id for token, id in ids.items() if token is not None and id is not None}
 
 
 def _special(tokenizer: Tokenizer | None, name: Literal["bos", "eos", "pad"], size: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from analyses.tokens.tokenizer import Ids, Speller, Unspellable, vocabulary
 from surgery.arguments import shown
 
 _BEFORE = ("\n", "a")
@@ -14,42 +15,34 @@ def token_of(model: nn.Module, word: str) -> int:
     Raises:
         ValueError: if the model has no tokenizer, or spells the word with several tokens or not at all.
     """
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None:
+    words = vocabulary(model)
+    if words.tokenizer is None:
         raise ValueError(f"the model has no tokenizer, so the answer {word!r} has no id: give token ids.")
-    spelled = _spelled(tokenizer, word)
-    if len(spelled) == 1:
-        return spelled[0]
-    if not spelled:
+    spell = Speller(words, [word, *_BEFORE, *(text + word for text in _BEFORE)])
+    ids = _spelled(spell, word)
+    if len(ids) == 1:
+        return ids[0]
+    if not ids:
         raise ValueError(
             f"the model's tokenizer has no tokens that continue a text by exactly {word!r}: mind the space before a "
             "word, or give a token id."
         )
-    parts = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(spelled[:8])))
+    tokens = ", ".join(repr(spell.read([id])) for id in ids[:8])
     space = "" if word.startswith(" ") else f" With a space before it, {' ' + word!r}, it is another word."
     raise ValueError(
-        f"the answer {shown(word)} is {len(spelled)} tokens of this model ({parts}), and an answer is one token: give "
+        f"the answer {shown(word)} is {len(ids)} tokens of this model ({tokens}), and an answer is one token: give "
         f"another word, or the id of the token that decides.{space}"
     )
 
 
-def _spelled(tokenizer, word: str) -> list[int]:
-    """The ids by which a text is continued so that it reads as the text and the word; empty if there are none."""
-
-    def ids(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def read(found: list[int]) -> str:
-        return tokenizer.decode(found, clean_up_tokenization_spaces=False)
-
-    if not word:
-        return []
+def _spelled(spell: Speller, word: str) -> Ids:
+    """The ids that continue a text so that it reads as the text and the word; empty if there are none."""
     for text in _BEFORE:
         try:
-            before, both = ids(text), ids(text + word)
-            after = both[len(before) :] if both[: len(before)] == before else ids(word)
-        except Exception:  # a vocabulary without an unknown token raises a bare one
+            before, both = spell.ids(text), spell.ids(text + word)
+            after = both[len(before) :] if both[: len(before)] == before else spell.ids(word)
+        except Unspellable:
             continue
-        if before and read([*before, *after]) == read(before) + word:
+        if word and before and spell.read([*before, *after]) == spell.read(before) + word:
             return after
-    return []
+    return ()

@@ -2,13 +2,12 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from analyses.tasks.files import (
+from analyses.tasks.items import AnswerItem, ChoiceItem, Item
+from analyses.tasks.json_csv import (
     FilePath,
     Record,
     TaskFileError,
@@ -18,8 +17,7 @@ from analyses.tasks.files import (
     read_json_object,
     read_text,
 )
-from analyses.tasks.items import AnswerItem, ChoiceItem, Item
-from analyses.tasks.records import Schema, build, file_task, joined, once, sift
+from analyses.tasks.parsing import Schema, joined, task_of, without_repeats
 from analyses.tasks.task import Task
 from surgery.arguments import seed
 
@@ -44,7 +42,7 @@ def from_counterfact(
 
     Args:
         path: the file, in UTF-8.
-        name: what to call the task; the file's name by default.
+        name: the task's name; the file's by default.
         prompts: which of CounterFact's prompts to take. The default is LASER's: a statement and its paraphrases.
         separator: what goes between a prompt and its answer.
 
@@ -55,12 +53,23 @@ def from_counterfact(
     Raises:
         TaskFileError: if the file is not of either form; it names file and line.
         ValueError: if there are no such prompts.
+
+    >>> import json, pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "known.json"
+    >>> fact = {"prompt": "Big Ben is in", "attribute": "London", "subject": "Big Ben"}
+    >>> _ = path.write_text(json.dumps([fact]))
+    >>> tasks.from_counterfact(path)[0].answers
+    (' London',)
     """
-    wanted = () if isinstance(prompts, str) else tuple(dict.fromkeys(prompts))
-    unknown = [one for one in wanted if one not in get_args(CounterFactPrompt)]
-    if unknown or not wanted:
+    kinds = () if isinstance(prompts, str) else tuple(dict.fromkeys(prompts))
+    if not kinds or set(kinds) - set(get_args(CounterFactPrompt)):
         raise ValueError(f"prompts={prompts!r}: CounterFact has {get_args(CounterFactPrompt)}. Give a list of them.")
-    return file_task(path, name, sift(read_json_array(path), partial(_facts, prompts=wanted, separator=separator)))
+    return task_of(
+        read_json_array(path),
+        lambda record: _facts(record, kinds, separator),
+        name=name or Path(path).stem,
+        metadata={"source": str(path)},
+    )
 
 
 def from_bigbench(
@@ -75,7 +84,7 @@ def from_bigbench(
 
     Args:
         path: the file, in UTF-8.
-        name: what to call the task; the name in the file by default.
+        name: the task's name; the one in the file by default.
         separator: what goes between the prompt and a target, unless the prompt ends in white space.
         shuffle_seed: of the order of the choices; None leaves them as in the file.
 
@@ -83,13 +92,23 @@ def from_bigbench(
 
     Raises:
         TaskFileError: if the file is not of this form; it names file and line.
+
+    >>> import json, pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "task.json"
+    >>> example = {"input": "Is fire hot?", "target_scores": {"yes": 1, "no": 0}}
+    >>> _ = path.write_text(json.dumps({"name": "fire", "examples": [example]}))
+    >>> tasks.from_bigbench(path)[0].right
+    ('yes',)
     """
     if shuffle_seed is not None:
         seed(shuffle_seed, "shuffle_seed")
     header, records = read_json_object(path, "examples")
-    found = sift(records, lambda record: _bigbench_items(header, record, separator, shuffle_seed))
-    metadata = {"source": str(path), "description": header.get("description", ""), "shuffle_seed": shuffle_seed}
-    return build(name or str(header.get("name", Path(path).stem)), found, metadata)
+    return task_of(
+        records,
+        lambda record: [_bigbench_item(header, record, separator, shuffle_seed)],
+        name=name or str(header.get("name", Path(path).stem)),
+        metadata={"source": str(path), "description": header.get("description", ""), "shuffle_seed": shuffle_seed},
+    )
 
 
 def from_truthfulqa(
@@ -106,7 +125,7 @@ def from_truthfulqa(
         path: the file, in UTF-8.
         form: `best`: the best answer against all incorrect ones; `binary`: the best against the best incorrect one;
             `statements`: for each answer, correct or not, whether it is true or false, as LASER asks.
-        name: what to call the task; the file's name by default.
+        name: the task's name; the file's by default.
         template: the prompt, with `{question}` and, for statements, `{answer}` in it.
         separator: what goes between a prompt and a label.
 
@@ -118,6 +137,13 @@ def from_truthfulqa(
     Raises:
         TaskFileError: if the file lacks a column; it names file and line.
         ValueError: if there is no such form, or the template lacks a field.
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "qa.csv"
+    >>> columns = "Question,Best Answer,Correct Answers,Incorrect Answers"
+    >>> _ = path.write_text(f"{columns}\\nAre seeds bad?,No,No; Not at all,Yes\\n")
+    >>> tasks.from_truthfulqa(path)[0].labels
+    (' No', ' Yes')
     """
     if form not in get_args(TruthfulQAForm):
         raise ValueError(f"form={form!r}: the forms are {', '.join(map(repr, get_args(TruthfulQAForm)))}. Give one.")
@@ -126,11 +152,16 @@ def from_truthfulqa(
     _check_template(template, ["{question}", "{answer}"] if form == "statements" else ["{question}"])
     if read_text(path).lstrip()[:1] in ("[", "{"):
         raise TaskFileError(
-            f"{path}:1: this is a JSON file, such as TruthfulQA's mc_task.json: from_truthfulqa reads its table "
-            "TruthfulQA.csv. Give that one, or make records of this one and read them with tasks.from_records."
+            f"{path}:1",
+            "this is a JSON file, such as TruthfulQA's mc_task.json: from_truthfulqa reads its table TruthfulQA.csv. "
+            "Give that one, or make records of this one and read them with tasks.from_records.",
         )
-    found = sift(read_csv(path), lambda record: _question(record, form, template, separator))
-    return build(name or Path(path).stem, found, {"source": str(path), "form": form})
+    return task_of(
+        read_csv(path),
+        lambda record: _question(record, form, template, separator),
+        name=name or Path(path).stem,
+        metadata={"source": str(path), "form": form},
+    )
 
 
 def from_blimp(path: FilePath, *, name: str | None = None) -> Task:
@@ -143,15 +174,22 @@ def from_blimp(path: FilePath, *, name: str | None = None) -> Task:
     Raises:
         TaskFileError: if no line of a file is a pair; it names file and line.
         FileNotFoundError: if the folder holds no JSON-lines file.
+
+    >>> import json, pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "agreement.jsonl"
+    >>> _ = path.write_text(json.dumps({"sentence_good": "Cats sleep.", "sentence_bad": "Cats sleeps."}))
+    >>> tasks.from_blimp(path)[0].wrong
+    ('Cats sleeps.',)
     """
     paths: Sequence[FilePath] = sorted(Path(path).glob("*.jsonl")) if Path(path).is_dir() else [path]
     if not paths:
         raise FileNotFoundError(
             f"{path}: no *.jsonl in this folder: BLiMP has one such file a phenomenon. Give its `data` folder."
         )
-    found = [sift(read_json_lines(file), lambda record: Schema().item(_sentences(record))) for file in paths]
-    items, unscorable = (tuple(chain.from_iterable(parts)) for parts in zip(*found, strict=True))
-    return file_task(path, name, (items, unscorable))
+    name, metadata = name or Path(path).stem, {"source": str(path)}
+    files = [task_of(read_json_lines(file), Schema().pair, name=name, metadata=metadata) for file in paths]
+    items, unscorable = [item for file in files for item in file], [odd for file in files for odd in file.unscorable]
+    return Task(name, tuple(items), metadata, tuple(unscorable))
 
 
 def _check_template(template: str, fields: Sequence[str]) -> None:
@@ -166,15 +204,15 @@ def _check_template(template: str, fields: Sequence[str]) -> None:
     raise ValueError(f"{given}: it has {' and '.join(fields)}, and no other field. Double every other brace.")
 
 
-def _string(record: Record, fields: Mapping[str, object], *path: str) -> str:
+def _string(record: Record, *path: str) -> str:
     """The string at the end of a path of field names."""
-    value: object = fields
+    value: object = record.fields
     for depth, key in enumerate(path):
         if not isinstance(value, Mapping) or key not in value:
-            found = ", ".join(map(repr, value)) if isinstance(value, Mapping) else repr(value)
+            fields_there = ", ".join(map(repr, value)) if isinstance(value, Mapping) else repr(value)
             raise record.error(
                 f"there is no {'.'.join(path[: depth + 1])!r}",
-                f"this format has it, and the record has {found}",
+                f"this format has it, and the record has {fields_there}",
                 "Is the file of this format?",
             )
         value = value[key]
@@ -183,8 +221,8 @@ def _string(record: Record, fields: Mapping[str, object], *path: str) -> str:
     return value
 
 
-def _strings(record: Record, fields: Mapping[str, object], key: str) -> list[str]:
-    value = fields.get(key, [])
+def _strings(record: Record, key: str) -> list[str]:
+    value = record.fields.get(key, [])
     if not isinstance(value, list) or not all(isinstance(entry, str) and entry for entry in value):
         raise record.error(f"{key!r} is {value!r}", "it is a list of strings that are not empty", "Correct it")
     return value
@@ -195,76 +233,63 @@ def _facts(record: Record, prompts: Sequence[CounterFactPrompt], separator: str)
     if "requested_rewrite" not in fields:
         yield _known_fact(record, separator)
         return
-    subject = _string(record, fields, "requested_rewrite", "subject")
-    pattern = _string(record, fields, "requested_rewrite", "prompt")
+    subject = _string(record, "requested_rewrite", "subject")
+    pattern = _string(record, "requested_rewrite", "prompt")
     if "{}" not in pattern:
         raise record.error(f"the prompt is {pattern!r}", "it holds {} where the subject belongs", "Correct it")
-    answer = _string(record, fields, "requested_rewrite", "target_true", "str")
-    rival = _string(record, fields, "requested_rewrite", "target_new", "str")
+    answer = _string(record, "requested_rewrite", "target_true", "str")
+    rival = _string(record, "requested_rewrite", "target_new", "str")
     rewrite = fields["requested_rewrite"]
-    assert isinstance(rewrite, Mapping), "a string was found in it"
+    relation = rewrite.get("relation_id") if isinstance(rewrite, Mapping) else None
     texts: dict[CounterFactPrompt, list[str]] = {
         "rewrite": [pattern.replace("{}", subject)],
-        "paraphrase": _strings(record, fields, "paraphrase_prompts"),
-        "neighborhood": _strings(record, fields, "neighborhood_prompts"),
+        "paraphrase": _strings(record, "paraphrase_prompts"),
+        "neighborhood": _strings(record, "neighborhood_prompts"),
     }
-    case = fields.get("case_id", record.where)
+    case = fields.get("case_id", record.source)
     for form in prompts:
         for text in texts[form]:
             yield AnswerItem(
-                prompt=text,
-                answers=(joined(text, answer, separator),),
-                distractors=(joined(text, rival, separator),),
+                text,
+                (joined(text, answer, separator),),
+                (joined(text, rival, separator),),
                 groups=(f"case {case}", f"subject {subject}"),
-                metadata={
-                    "case_id": case,
-                    "subject": subject,
-                    "relation_id": rewrite.get("relation_id"),
-                    "prompt_kind": form,
-                },
-                source=record.where,
+                metadata={"case_id": case, "subject": subject, "relation_id": relation, "prompt_kind": form},
             )
 
 
 def _known_fact(record: Record, separator: str) -> AnswerItem:
-    fields = record.fields
-    prompt, answer, subject = (_string(record, fields, name) for name in ("prompt", "attribute", "subject"))
-    return AnswerItem(
-        prompt=prompt,
-        answers=(joined(prompt, answer, separator),),
-        groups=(f"subject {subject}",),
-        metadata={name: value for name, value in fields.items() if name not in ("prompt", "attribute")},
-        source=record.where,
-    )
+    prompt, answer, subject = (_string(record, name) for name in ("prompt", "attribute", "subject"))
+    metadata = {name: value for name, value in record.fields.items() if name not in ("prompt", "attribute")}
+    return AnswerItem(prompt, (joined(prompt, answer, separator),), groups=(f"subject {subject}",), metadata=metadata)
 
 
-def _bigbench_items(
-    header: Mapping[str, object], record: Record, separator: str, shuffle_seed: int | None
-) -> list[Item]:
+def _bigbench_item(header: Mapping[str, object], record: Record, separator: str, shuffle_seed: int | None) -> Item:
     fields = record.fields
     scores = fields.get("target_scores")
     metadata = {name: value for name, value in fields.items() if name not in ("input", "target", "target_scores")}
     if scores is None:
         prompt = _bigbench_prompt(header, record, ())
         value = fields.get("target")
-        targets = _strings(record, fields, "target") if isinstance(value, list) else [_string(record, fields, "target")]
+        targets = _strings(record, "target") if isinstance(value, list) else [_string(record, "target")]
         answers = tuple(dict.fromkeys(joined(prompt, target, separator) for target in targets))
-        return [AnswerItem(prompt, answers, metadata=metadata, source=record.where)]
+        return AnswerItem(prompt, answers, metadata=metadata)
     if not isinstance(scores, Mapping) or not all(isinstance(s, int | float) and isfinite(s) for s in scores.values()):
         raise record.error(f"'target_scores' is {scores!r}", "it maps each label to a number", "Correct it")
-    shown = tuple(scores)
+    order = list(scores)
     if shuffle_seed is not None:
-        shown = tuple(random.Random(f"{shuffle_seed} {fields.get('input')}").sample(sorted(scores), len(scores)))
+        # From the labels in alphabetical order, so that their order in the file plays no part.
+        order = random.Random(f"{shuffle_seed} {fields.get('input')}").sample(sorted(scores), len(scores))
     best = max(scores.values(), default=0)
-    right = [at for at, label in enumerate(shown) if scores[label] == best]
-    if len(right) == len(shown):
+    right = [at for at, label in enumerate(order) if scores[label] == best]
+    if len(right) == len(order):
         raise record.error(f"the labels score {scores!r}", "none of them is right, since all are alike", "Leave it out")
-    prompt = _bigbench_prompt(header, record, shown)
-    labels, correct = once(record, [joined(prompt, label, separator) for label in shown], right)
-    return [ChoiceItem(prompt, labels, correct, metadata=metadata, source=record.where)]
+    prompt = _bigbench_prompt(header, record, order)
+    labels, correct = without_repeats(record, [joined(prompt, label, separator) for label in order], right)
+    return ChoiceItem(prompt, labels, correct, metadata=metadata)
 
 
-def _bigbench_prompt(header: Mapping[str, object], record: Record, labels: tuple[str, ...]) -> str:
+def _bigbench_prompt(header: Mapping[str, object], record: Record, labels: Sequence[str]) -> str:
     # The format's own defaults, where a task sets none.
     defaults = {
         "task_prefix": "",
@@ -272,56 +297,37 @@ def _bigbench_prompt(header: Mapping[str, object], record: Record, labels: tuple
         "example_output_prefix": "\nA: ",
         "choice_prefix": "\n  choice: ",
     }
-    parts = {name: str(header.get(name, default)) for name, default in defaults.items()}
-    shown = labels if header.get("append_choices_to_input", True) else ()
-    choices = "".join(f"{parts['choice_prefix']}{label}" for label in shown)
-    question = _string(record, record.fields, "input")
-    return f"{parts['task_prefix']}{parts['example_input_prefix']}{question}{choices}{parts['example_output_prefix']}"
+    task, before, after, choice = (str(header.get(name, default)) for name, default in defaults.items())
+    listed = labels if header.get("append_choices_to_input", True) else ()
+    choices = "".join(f"{choice}{label}" for label in listed)
+    return f"{task}{before}{_string(record, 'input')}{choices}{after}"
 
 
 def _question(record: Record, form: TruthfulQAForm, template: str, separator: str) -> list[Item]:
-    question, best = (_string(record, record.fields, name).strip() for name in ("Question", "Best Answer"))
-    right = list(dict.fromkeys([best, *_answers(record, "Correct Answers")])) if form != "binary" else [best]
+    question, best = (_string(record, name).strip() for name in ("Question", "Best Answer"))
     if form == "binary":
-        wrong = [_string(record, record.fields, "Best Incorrect Answer").strip()]
+        right, wrong = [best], [_string(record, "Best Incorrect Answer").strip()]
     else:
+        right = list(dict.fromkeys([best, *_answers(record, "Correct Answers")]))
         wrong = _answers(record, "Incorrect Answers")
     both = next((answer for answer in wrong if answer in right), None)
     if both is not None or not wrong:
         given = "there is no incorrect answer" if both is None else f"{both!r} is listed as correct and as incorrect"
         raise record.error(given, "a question has both, and they differ", "Correct it, or leave it out")
     metadata = {"type": record.fields.get("Type"), "category": record.fields.get("Category")}
-    if form == "statements":
-        return _statements(record, template, question, (right, wrong), separator, metadata)
-    prompt = template.format(question=question)
-    labels = tuple(joined(prompt, answer, separator) for answer in [best, *wrong])
-    return [ChoiceItem(prompt, labels, (0,), metadata=metadata, source=record.where)]
 
+    def choice(labels: Sequence[str], correct: int, groups: tuple[str, ...] = (), **fields: str) -> ChoiceItem:
+        prompt = template.format(question=question, **fields)
+        texts = tuple(joined(prompt, label, separator) for label in labels)
+        return ChoiceItem(prompt, texts, (correct,), groups=groups, metadata=metadata)
 
-def _statements(
-    record: Record,
-    template: str,
-    question: str,
-    answers: tuple[list[str], list[str]],
-    separator: str,
-    metadata: Mapping[str, object],
-) -> list[Item]:
-    items: list[Item] = []
-    for truth, side in enumerate(answers):
-        for answer in side:
-            prompt = template.format(question=question, answer=answer)
-            labels = tuple(joined(prompt, label, separator) for label in ("true", "false"))
-            group = (f"question {question}",)
-            items.append(ChoiceItem(prompt, labels, (truth,), groups=group, metadata=metadata, source=record.where))
-    return items
+    if form != "statements":
+        return [choice([best, *wrong], 0)]
+    group = (f"question {question}",)
+    answers = [(answer, 0) for answer in right] + [(answer, 1) for answer in wrong]
+    return [choice(["true", "false"], truth, group, answer=answer) for answer, truth in answers]
 
 
 def _answers(record: Record, column: str) -> list[str]:
-    parts = (part.strip() for part in _string(record, record.fields, column).split(";"))
+    parts = (part.strip() for part in _string(record, column).split(";"))
     return list(dict.fromkeys(part for part in parts if part))
-
-
-def _sentences(record: Record) -> Record:
-    for name in ("sentence_good", "sentence_bad"):
-        _string(record, record.fields, name)
-    return record
