@@ -302,7 +302,7 @@ def _corrected(target: Target, gains: Float[Tensor, "example unit"]) -> Temporar
     """`y + ((x U) ⊙ (γ − 1) s) Vh`, which is y, but depends on the gains."""
     place, parts = target.place, target.components
     U, S, Vh, shared = parts.U, parts.S, parts.Vh, gains
-    if target.units != tuple((i,) for i in range(parts.rank)):
+    if target.units != tuple((i,) for i in range(parts.n_components)):
         members = [i for unit in target.units for i in unit]
         U, S, Vh = U[:, members], S[members], Vh[members]
         shared = gains[:, [column for column, unit in enumerate(target.units) for _ in unit]]

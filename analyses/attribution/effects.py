@@ -25,9 +25,9 @@ from surgery import SVD, Basis, Drop, Edit, Keep
 from surgery.arguments import counted, number, shown, whole
 from surgery.arguments import seed as whole_seed
 from surgery.bases import decode_basis
-from surgery.codec import encode
-from surgery.factorise import degenerate_blocks
 from surgery.files import whole_file
+from surgery.json_values import encode
+from surgery.svd import degenerate_blocks
 
 Unit = tuple[int, ...]
 """Components that are removed together: usually one, or a degenerate block."""

@@ -257,7 +257,7 @@ def bias_of(target: Target) -> Tensor | None:
 
 def units_of(target: Target, rows: Float[Tensor, "example component"]) -> Float[Tensor, "example unit"]:
     """What concerns the components asked about, added up in each unit."""
-    if len(target.units) == target.components.rank and all(unit == (i,) for i, unit in enumerate(target.units)):
+    if len(target.units) == target.components.n_components and all(unit == (i,) for i, unit in enumerate(target.units)):
         return rows
     return torch.stack([rows[:, list(unit)].sum(1) for unit in target.units], dim=1)
 

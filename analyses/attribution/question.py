@@ -289,12 +289,12 @@ def _targets(model: nn.Module, sites: Sites, svds: Decompositions | None, progre
     for site, components in components_in_force(model, chosen, basis=basis, svds=svds, progress=progress).items():
         units = chosen[site]
         if units is None:
-            units = tuple((i,) for i in range(components.rank))
-        over = [i for unit in units for i in unit if i >= components.rank]
+            units = tuple((i,) for i in range(components.n_components))
+        over = [i for unit in units for i in unit if i >= components.n_components]
         if over:
             raise ValueError(
-                f"component {over[0]} of '{site}' was selected, but it has {counted(components.rank, 'component')}, 0 "
-                f"to {components.rank - 1}."
+                f"component {over[0]} of '{site}' was selected, but it has {counted(components.n_components, 'component')}, 0 "
+                f"to {components.n_components - 1}."
             )
         targets[site] = Target(host.place(site), components, units)
     return targets

@@ -207,13 +207,13 @@ def _axes(
         )
     parts = components_in_force(model, [place.site], basis=basis, svds=svds, progress=progress)[place.site]
     try:
-        given = range(parts.rank) if components is None else components
-        chosen = [whole(i, "component", most=parts.rank - 1) for i in given]
+        given = range(parts.n_components) if components is None else components
+        chosen = [whole(i, "component", most=parts.n_components - 1) for i in given]
     except (TypeError, ValueError):
         chosen = []
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(
-            f"components {shown(components)} of '{place.site}': it has {parts.rank}, 0 to {parts.rank - 1}. Name one "
+            f"components {shown(components)} of '{place.site}': it has {parts.n_components}, 0 to {parts.n_components - 1}. Name one "
             "or more of them in a list, each once."
         )
     return ends.axes_of(place, chosen, parts.U, parts.S, parts.Vh)
