@@ -147,7 +147,7 @@ def spearman(a: Tensor, b: Tensor) -> float:
 def _spaced(svds: Decompositions, n: int) -> Selection:
     """Components of every matrix from the strongest to the weakest, evenly spaced."""
     return Selection({
-        site: sorted({round(float(i)) for i in torch.linspace(0, parts.rank - 1, min(n, parts.rank))})
+        site: sorted({round(float(i)) for i in torch.linspace(0, parts.n_components - 1, min(n, parts.n_components))})
         for site, parts in svds.items()
     })  # fmt: skip
 

@@ -30,7 +30,7 @@ def gradient(
     model: nn.Module, tokens: Tensor, svds: Decompositions, scored: dict[str, Metric], *, rounds: int, device: str
 ) -> None:
     """`by_gradient` of everything against a plain forward and backward pass, and against loops over components."""
-    n = sum(parts.rank for parts in svds.values())
+    n = sum(parts.n_components for parts in svds.values())
     calls: dict[str, timing.Call] = {}
     for name, metric in scored.items():
         calls[f"{name}: plain"] = partial(forward_and_backward, model, tokens, metric)
@@ -58,8 +58,10 @@ def _loops(
     model: nn.Module, tokens: Tensor, metric: Metric, svds: Decompositions, *, ours: float, passed: float, device: str
 ) -> None:
     """Two loops over components: one differentiates each gain by itself, one scores from activations that are kept."""
-    n = sum(parts.rank for parts in svds.values())
-    scoring = passed + sum(_seconds_to_score(parts, tokens.numel(), device) * parts.rank for parts in svds.values())
+    n = sum(parts.n_components for parts in svds.values())
+    scoring = passed + sum(
+        _seconds_to_score(parts, tokens.numel(), device) * parts.n_components for parts in svds.values()
+    )
     one = svds["blocks.0.attn.W_Q"]
     found = [timing.timed(partial(_one_gain, model, tokens, metric, one, i), device=device) for i in range(3)]
     alone = n * min(took for took, _ in found)
@@ -112,7 +114,7 @@ def _seconds_to_score(parts: Decomposition, n_tokens: int, device: str) -> float
     def score(i: int) -> Tensor:
         return parts.S[i] * ((x @ parts.U[:, i]) * (g @ parts.Vh[i])).sum()
 
-    return median(timing.seconds_of(partial(score, i % parts.rank), device=device) for i in range(20))
+    return median(timing.seconds_of(partial(score, i % parts.n_components), device=device) for i in range(20))
 
 
 def ablation(
@@ -159,7 +161,7 @@ def last_matrix(
     model: nn.Module, tokens: Tensor, svds: Decompositions, metric: Metric, site: str, *, sampled: int, device: str
 ) -> None:
     """Every component of the last W_out, where only one position and the unembedding are left to compute."""
-    units = {site: list(range(svds[site].rank))}
+    units = {site: list(range(svds[site].n_components))}
     call = partial(_by_ablation, model, tokens, metric, svds, units)
     ours = median(timing.seconds_of(call, device=device) for _ in range(3)) / len(units[site])
     plain = (

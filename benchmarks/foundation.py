@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import surgery
 from surgery import Decompositions, KeepTop
-from surgery.factorise import exact
+from surgery.svd import exact
 
 MLP = "blocks.*.mlp.W_{in,out}"
 KINDS = ("mlp.W_in", "mlp.W_out", "attn.W_Q", "attn.W_Q[*]")
@@ -86,7 +86,7 @@ def apply_and_undo(model: nn.Module, svds: Decompositions, *, rounds: int, devic
     def by_hand() -> None:
         for site, parts in svds.items():
             weight = _stored(model, site)
-            before, k = weight.clone(), int(0.1 * parts.rank)
+            before, k = weight.clone(), int(0.1 * parts.n_components)
             weight.copy_((parts.U[:, :k] * parts.S[:k]) @ parts.Vh[:k])
             weight.copy_(before)
 

@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hooks.places import Place
-from hooks.sites import SiteError
 
 HookFunction = Callable[..., Tensor]
 Where = Literal["all"] | int | slice | Sequence[int] | Tensor
@@ -108,12 +107,7 @@ def hook_point(place: Place) -> str:
     Raises:
         SiteError: if this model, as it is set up now, does not show it.
     """
-    end, wire = ("input", place.input) if _at_input(place) else ("output", place.output)
-    if wire.name is None:
-        raise SiteError(
-            f"the {end} of '{place.site}' is at no hook point of this model: {wire.hidden}. Switch that off."
-        )
-    return wire.name
+    return place.hook_name("input" if _at_input(place) else "output", advice="Switch that off.")
 
 
 def check_positions(where: object) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hooks.hosts import host_of
 from hooks.places import Place
 from hooks.records import of_every_model, record_of
-from hooks.slots import EditedModelError, Shadow, Slot, check_fits, refuse_loading, refuse_moved_shadow
+from hooks.shadows import EditedModelError, Shadow, Slot, check_fits, refuse_loading, refuse_moved_shadow
 from hooks.temporary import remove_hooks
 
 _REPROCESSING = (

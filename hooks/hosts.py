@@ -16,11 +16,11 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from hooks.ends import End, Hidden
 from hooks.places import Layout, Place
 from hooks.records import record_of
+from hooks.shadows import Slot
 from hooks.sites import ATTENTION_MATRICES, MATRICES, MLP_MATRICES, Matrix, Site, SiteError
-from hooks.slots import Slot
-from hooks.wires import Wire
 
 _SPLIT_INPUTS = ("use_split_qkv_input", "use_attn_in")
 _READERS = {"W_Q": "query_input", "W_K": "key_input", "W_V": "value_input"}
@@ -222,48 +222,57 @@ class HookedTransformerHost(Host):
             return None
         return Slot(owner, bias, f"{site.prefix}.{site.part}.{bias}")
 
-    def _input(self, site: Site) -> Wire:
-        block, cfg = self.model.blocks[site.layer], self.model.cfg
-        if site.matrix == "W_O":
-            return Wire(block.attn.hook_z, None, "last", f"{site.prefix}.attn.hook_z")
-        if site.matrix == "W_out":
-            return Wire(block.mlp.hook_post, None, "last", f"{site.prefix}.mlp.hook_post")
-        reads = "ln1" if site.part == "attn" else "ln2"
-        split = [flag for flag in _SPLIT_INPUTS if site.part == "attn" and getattr(cfg, flag, False)]
-        name, hidden = f"{site.prefix}.{reads}.hook_normalized", ""
-        norm = getattr(block, reads, None)
-        if cfg.positional_embedding_type == "shortformer" and site.matrix in ("W_Q", "W_K"):
-            hidden = "positions are added after the normalisation"
-        elif split:
-            hidden = f"{split[0]} gives every head an input of its own"
-        elif not hasattr(norm, "hook_normalized"):
-            resid = "hook_resid_pre" if site.part == "attn" or cfg.parallel_attn_mlp else "hook_resid_mid"
-            name = f"{site.prefix}.{resid}"
-            copied = site.part == "mlp" and getattr(cfg, "use_hook_mlp_in", False)
-            hidden = "use_hook_mlp_in copies the input before the matrix reads it" if copied else ""
-        elif _is_post_norm(cfg):
-            hidden = "this architecture normalises after the matrix, not before"
-        argument = _READERS[site.matrix] if site.part == "attn" else 0
-        affine = norm if not hidden and name.endswith("hook_normalized") and "w" in norm._parameters else None
-        shared = site.part == "mlp" and "W_gate" in block.mlp._parameters
-        return Wire(getattr(block, site.part), argument, "last", None if hidden else name, hidden, affine, shared)
-
-    def _output(self, site: Site) -> Wire:
+    def _input(self, site: Site) -> End:
         block = self.model.blocks[site.layer]
+        if site.matrix == "W_O":
+            return End(block.attn.hook_z, None, "last", f"{site.prefix}.attn.hook_z")
+        if site.matrix == "W_out":
+            return End(block.mlp.hook_post, None, "last", f"{site.prefix}.mlp.hook_post")
+        # The other matrices read the residual stream, through `ln1` or `ln2` where the model has them. TransformerLens
+        # shows what a normalisation divides by its scale before its own gain and bias (`norm` below applies them).
+        norm = getattr(block, "ln1" if site.part == "attn" else "ln2", None)
+        hook = self._shown_input(site, norm)
+        affine = (
+            norm if isinstance(hook, str) and hook.endswith("hook_normalized") and "w" in norm._parameters else None
+        )
+        argument = _READERS[site.matrix] if site.part == "attn" else 0
+        shared = site.part == "mlp" and "W_gate" in block.mlp._parameters
+        return End(getattr(block, site.part), argument, "last", hook, affine, shared)
+
+    def _shown_input(self, site: Site, norm: nn.Module | None) -> str | Hidden:
+        """The hook point that shows what a matrix reads from the residual stream."""
+        cfg = self.model.cfg
+        if cfg.positional_embedding_type == "shortformer" and site.matrix in ("W_Q", "W_K"):
+            return Hidden("positions are added after the normalisation")
+        for flag in _SPLIT_INPUTS if site.part == "attn" else ():
+            if getattr(cfg, flag, False):
+                return Hidden(f"{flag} gives every head an input of its own")
+        if not hasattr(norm, "hook_normalized"):  # without normalisation the stream itself is read
+            if site.part == "mlp" and getattr(cfg, "use_hook_mlp_in", False):
+                return Hidden("use_hook_mlp_in copies the input before the matrix reads it")
+            before_attention = site.part == "attn" or cfg.parallel_attn_mlp
+            return f"{site.prefix}.{'hook_resid_pre' if before_attention else 'hook_resid_mid'}"
+        if _is_post_norm(cfg):
+            return Hidden("this architecture normalises after the matrix, not before")
+        return f"{site.prefix}.{'ln1' if site.part == 'attn' else 'ln2'}.hook_normalized"
+
+    def _output(self, site: Site) -> End:
+        block, cfg = self.model.blocks[site.layer], self.model.cfg
         if site.matrix in ("W_O", "W_out"):
-            hook = "hook_attn_out" if site.matrix == "W_O" else "hook_mlp_out"
-            normed = self.model.cfg.use_normalization_before_and_after or _is_post_norm(self.model.cfg)
-            hidden = f"{hook} lies after another normalisation" if normed else ""
-            if site.matrix == "W_O" and self.model.cfg.use_attn_result:
-                hidden = "use_attn_result shows the result of each head before they are summed"
-            return Wire(getattr(block, site.part), None, "first", None if hidden else f"{site.prefix}.{hook}", hidden)
+            name = "hook_attn_out" if site.matrix == "W_O" else "hook_mlp_out"
+            hook: str | Hidden = f"{site.prefix}.{name}"
+            if site.matrix == "W_O" and cfg.use_attn_result:
+                hook = Hidden("use_attn_result shows the result of each head before they are summed")
+            elif cfg.use_normalization_before_and_after or _is_post_norm(cfg):
+                hook = Hidden(f"{name} lies after another normalisation")
+            return End(getattr(block, site.part), None, "first", hook)
         if site.part == "attn":
-            hook = f"hook_{site.matrix[-1].lower()}"
+            name = f"hook_{site.matrix[-1].lower()}"
         else:
             gated_linear = site.matrix == "W_in" and hasattr(block.mlp, "hook_pre_linear")
-            hook = "hook_pre_linear" if gated_linear else "hook_pre"
-        module = getattr(getattr(block, site.part), hook)
-        return Wire(module, None, "first", f"{site.prefix}.{site.part}.{hook}")
+            name = "hook_pre_linear" if gated_linear else "hook_pre"
+        module = getattr(getattr(block, site.part), name)
+        return End(module, None, "first", f"{site.prefix}.{site.part}.{name}")
 
 
 @final
@@ -319,22 +328,23 @@ class BridgeHost(Host):
         layout = Layout(_orientation(layer) or "")
         d_in, d_out = layout.to_matrix(slots[0].registered()).shape
         n_heads = self.n_heads(site.matrix) if site.part == "attn" else None
-        return Place(site, slots, layout, d_in, d_out, n_heads, *self._wires(site, layer), bias)
+        return Place(site, slots, layout, d_in, d_out, n_heads, *self._ends(site, layer), bias)
 
-    def _wires(self, site: Site, layer: nn.Module) -> tuple[Wire, Wire]:
+    def _ends(self, site: Site, layer: nn.Module) -> tuple[End, End]:
         container = self.model.blocks[site.layer]._modules[site.part]
         projection = _PROJECTIONS[site.matrix]
         prefix = f"{site.prefix}.{site.part}.{projection}"
         bridge = container._modules[projection]
         if getattr(container, "_use_processed_weights", False):  # multiplies by hand, past the wrapped layers
-            writes = Wire(bridge.hook_out, None, "first", f"{prefix}.hook_out")
+            output = End(bridge.hook_out, None, "first", f"{prefix}.hook_out")
             if site.matrix == "W_out":
-                return Wire(bridge.hook_in, None, "last", f"{prefix}.hook_in"), writes
-            return Wire(container.hook_in, None, "last", f"{site.prefix}.mlp.hook_in", shared=True), writes
-        split = [f for f in (*_SPLIT_INPUTS, "use_attn_result") if getattr(self.model.cfg, f, False)]
-        hidden = f"{split[0]} bypasses {prefix}" if split and site.part == "attn" else ""
-        reads = Wire(layer, 0, "last", None if hidden else f"{prefix}.hook_in", hidden)
-        return reads, Wire(layer, None, "first", None if hidden else f"{prefix}.hook_out", hidden)
+                return End(bridge.hook_in, None, "last", f"{prefix}.hook_in"), output
+            return End(container.hook_in, None, "last", f"{site.prefix}.mlp.hook_in", shared=True), output
+        for flag in (*_SPLIT_INPUTS, "use_attn_result") if site.part == "attn" else ():
+            if getattr(self.model.cfg, flag, False):
+                hidden = Hidden(f"{flag} bypasses {prefix}")
+                return End(layer, 0, "last", hidden), End(layer, None, "first", hidden)
+        return End(layer, 0, "last", f"{prefix}.hook_in"), End(layer, None, "first", f"{prefix}.hook_out")
 
 
 def host_of(model: nn.Module) -> Host:

@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from hooks.ends import End, Hidden, OnActivation
+from hooks.shadows import Slot
 from hooks.sites import Site, SiteError
-from hooks.slots import Slot
 from hooks.temporary import Temporary
-from hooks.wires import Change, Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,8 @@ class Place:
     d_in: int
     d_out: int
     n_heads: int | None
-    input: Wire
-    output: Wire
+    input: End
+    output: End
     bias: Slot | None
 
     @property
@@ -104,7 +105,7 @@ class Place:
         return slice(self.site.head * width, (self.site.head + 1) * width)
 
     def read_input(self, activation: Tensor) -> Float[Tensor, "batch pos d_in"]:
-        """What this matrix multiplies, out of the tensor that its input wire carries.
+        """What this matrix multiplies, out of the activation at its input.
 
         Raises:
             SiteError: if every head has an input of its own (`use_split_qkv_input`, `use_attn_in`) and this site is
@@ -122,7 +123,7 @@ class Place:
         return activation
 
     def read_output(self, activation: Tensor) -> Float[Tensor, "batch pos d_out"]:
-        """This matrix's part of the tensor that its output wire carries (for a head of W_O: the sum over heads)."""
+        """This matrix's part of the activation at its output (for a head of W_O: the sum over heads)."""
         if self.site.matrix == "W_O":
             return activation
         return self._columns(activation)[..., self.head_slice]
@@ -136,10 +137,21 @@ class Place:
         flat[..., self.head_slice] += change
         return flat.view(activation.shape)
 
-    def tapped(self, *, at_input: Change | None = None, at_output: Change | None = None) -> Temporary[None]:
+    def tapped(self, *, at_input: OnActivation | None = None, at_output: OnActivation | None = None) -> Temporary[None]:
         """Run functions on what passes at the ends of this matrix, in every forward pass inside the `with` block."""
         ends = ((self.input, at_input), (self.output, at_output))
-        return Temporary([wire.tap(change) for wire, change in ends if change is not None])
+        return Temporary([end.tap(function) for end, function in ends if function is not None])
+
+    def hook_name(self, end: Literal["input", "output"], *, advice: str) -> str:
+        """TransformerLens's name of the hook point at one end of this matrix; `advice` completes the refusal.
+
+        Raises:
+            SiteError: if this model, as it is set up now, shows that end at no hook point.
+        """
+        hook = (self.input if end == "input" else self.output).hook
+        if isinstance(hook, Hidden):
+            raise SiteError(f"the {end} of '{self.site}' is at no hook point of this model: {hook.reason}. {advice}")
+        return hook
 
     def _columns(self, activation: Tensor) -> Tensor:
         flat = _flat(activation)

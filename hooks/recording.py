@@ -15,9 +15,9 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hooks.ends import is_of_an_end
 from hooks.sites import Site
 from hooks.temporary import Forward, Hook, Temporary
-from hooks.wires import is_of_a_wire
 
 __all__ = ["Recording", "has_hooks", "hidden", "recorded", "replayed"]
 
@@ -88,7 +88,7 @@ def has_hooks(model: nn.Module) -> bool:
     """Whether somebody's hooks are on the model: they may expect the batch and positions they were written for."""
     points = model.hook_dict.values()
     found = (hook for point in points for hook in (*point._forward_hooks.values(), *point._backward_hooks.values()))
-    return not all(is_of_a_wire(hook) for hook in found)
+    return not all(is_of_an_end(hook) for hook in found)
 
 
 def hidden(output: object) -> Tensor:

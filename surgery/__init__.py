@@ -16,15 +16,15 @@ from collections.abc import Iterable
 from torch import nn
 
 from hooks import EditedModelError, SiteError, match_each
+from surgery.as_hooks import fwd_hooks
 from surgery.bases import SVD, Basis, HaarBasis, RandomizedSVD, RowBlocks
 from surgery.controls import RandomBasis, RandomComponents
 from surgery.cuts import DropBottom, DropTop, KeepBottom, KeepTop
 from surgery.decompositions import Decomposition, Decompositions, StaleDecompositionError, decompose, forget
-from surgery.documents import SpecFileError, load, save
 from surgery.edits import Compensated, Drop, Edit, Gains, Keep, Scale, Zero
 from surgery.operations import Operation, active, apply, commit, undo_all
+from surgery.spec_files import SpecFileError, load, save
 from surgery.specs import Spec
-from surgery.streams import fwd_hooks
 
 __all__ = [
     "SVD", "Basis", "Compensated", "Decomposition", "Decompositions", "Drop", "DropBottom", "DropTop", "Edit",

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooks.fingerprints import fingerprint
-from surgery import factorise
+from surgery import svd
 from surgery.arguments import seed, shown, whole
-from surgery.codec import build
-from surgery.factorise import Factors
+from surgery.json_values import build
+from surgery.svd import Factors
 
 
 class Basis(ABC):
@@ -44,7 +44,7 @@ class SVD(Basis):
 
     def decompose(self, W: Float[Tensor, "*head d_in d_out"]) -> Factors:
         """Singular vectors and values, by the fastest route that is exact enough for the size."""
-        return factorise.exact(W)
+        return svd.exact(W)
 
 
 @final
@@ -75,7 +75,7 @@ class RandomizedSVD(Basis):
                 f"{self!r} asks for more than the {min(d_in, d_out)} components of a {d_in} x {d_out} matrix: "
                 "choose a smaller rank."
             )
-        return factorise.randomised(W, self.rank, n_iter=self.n_iter, generator=_generator(W, self.seed))
+        return svd.randomised(W, self.rank, n_iter=self.n_iter, generator=_generator(W, self.seed))
 
 
 @final
@@ -92,8 +92,8 @@ class HaarBasis(Basis):
 
     def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Factors:
         """The same strengths, other directions."""
-        S = factorise.exact(W).S
-        return factorise.random_basis(S, *W.shape, generator=_generator(W, self.seed))
+        S = svd.exact(W).S
+        return svd.random_basis(S, *W.shape, generator=_generator(W, self.seed))
 
 
 @final
@@ -111,7 +111,7 @@ class RowBlocks(Basis):
 
     def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Factors:
         """The components of all blocks, strongest first; each reads from the rows of its block only."""
-        return factorise.row_blocks(W, self.blocks)
+        return svd.row_blocks(W, self.blocks)
 
 
 def check_basis(value: object, name: str) -> None:

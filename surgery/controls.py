@@ -44,9 +44,9 @@ class RandomComponents(Edit):
         """0 on the drawn components; the draw depends on the seed and on the weights."""
         drawn = self._order(decomposition)
         if self.count is not None:
-            if self.count > decomposition.rank:
+            if self.count > decomposition.n_components:
                 raise ValueError(
-                    f"{self!r} asks for more components than '{decomposition.site}' has: {decomposition.rank}. "
+                    f"{self!r} asks for more components than '{decomposition.site}' has: {decomposition.n_components}. "
                     "Give a smaller count."
                 )
             return dropped(decomposition, drawn[: self.count].tolist())
@@ -56,7 +56,7 @@ class RandomComponents(Edit):
 
     def _order(self, decomposition: Decomposition) -> Int[Tensor, " component"]:
         start = self.seed ^ int(decomposition.fingerprint[:12], 16)
-        return torch.randperm(decomposition.rank, generator=torch.Generator().manual_seed(start))
+        return torch.randperm(decomposition.n_components, generator=torch.Generator().manual_seed(start))
 
 
 @final

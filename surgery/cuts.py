@@ -10,14 +10,15 @@ from surgery.decompositions import Decomposition
 from surgery.edits import Edit, Gains, dropped, kept
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ByRank(Edit):
     """A cut in the spectrum, placed by exactly one of a count, a fraction of the full rank, an energy or a rule."""
 
-    __slots__ = ()
-    rank: int | None
-    rho: float | None
-    energy: float | None
-    rule: str | None
+    rank: int | None = None
+    rho: float | None = None
+    energy: float | None = None
+    rule: str | None = None
+    basis: Basis = SVD()
 
     def __post_init__(self) -> None:
         own = type(self).__name__
@@ -46,10 +47,10 @@ class ByRank(Edit):
             return ranks.rank_from_rho(self.rho, min(decomposition.shape))
         if self.rank is not None:
             return self._checked(self.rank, decomposition)
-        if decomposition.rank < min(decomposition.shape):
+        if decomposition.n_components < min(decomposition.shape):
             raise ValueError(
                 f"{self!r} needs the whole spectrum of '{decomposition.site}', of which {decomposition.basis!r} holds "
-                f"{decomposition.rank} of {min(decomposition.shape)} components: give a rank or rho, or use SVD()."
+                f"{decomposition.n_components} of {min(decomposition.shape)} components: give a rank or rho, or use SVD()."
             )
         if self.energy is not None:
             return self._count_of_energy(decomposition, self.energy)
@@ -67,17 +68,17 @@ class ByRank(Edit):
         return ranks.rank_from_energy(decomposition.S, energy)
 
     def _strongest(self, decomposition: Decomposition, count: int) -> range:
-        if count > decomposition.rank:
+        if count > decomposition.n_components:
             raise ValueError(
                 f"{self!r} cuts '{decomposition.site}' after component {count}, but {decomposition.basis!r} holds the "
-                f"leading {decomposition.rank} only: choose a basis of a larger rank."
+                f"leading {decomposition.n_components} only: choose a basis of a larger rank."
             )
         return range(count)
 
 
 def _total(decomposition: Decomposition) -> int:
     """How many components sum to the matrix, more than the basis holds where it holds the leading ones only."""
-    return max(decomposition.rank, min(decomposition.shape))
+    return max(decomposition.n_components, min(decomposition.shape))
 
 
 @final
@@ -91,12 +92,6 @@ class KeepTop(ByRank):
     ``"marchenko-pastur"``, ``"gavish-donoho"`` or ``"effective-rank"``.
     """
 
-    rank: int | None = None
-    rho: float | None = None
-    energy: float | None = None
-    rule: str | None = None
-    basis: Basis = SVD()
-
     def gains(self, decomposition: Decomposition) -> Gains:
         """1 on the strongest, 0 on the others."""
         return kept(decomposition, self._strongest(decomposition, self.count(decomposition)))
@@ -107,12 +102,6 @@ class KeepTop(ByRank):
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DropTop(ByRank):
     """Remove the components that `KeepTop` with the same arguments keeps: its exact complement."""
-
-    rank: int | None = None
-    rho: float | None = None
-    energy: float | None = None
-    rule: str | None = None
-    basis: Basis = SVD()
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """0 on the strongest, 1 on the others."""
@@ -139,12 +128,6 @@ class KeepBottom(_Bottom):
     With `energy`, the fewest of the weakest that hold that fraction of the squared Frobenius norm.
     """
 
-    rank: int | None = None
-    rho: float | None = None
-    energy: float | None = None
-    rule: str | None = None
-    basis: Basis = SVD()
-
     def gains(self, decomposition: Decomposition) -> Gains:
         """1 on the weakest, 0 on the others."""
         return dropped(decomposition, self._others(decomposition))
@@ -155,12 +138,6 @@ class KeepBottom(_Bottom):
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DropBottom(_Bottom):
     """Remove the components that `KeepBottom` with the same arguments keeps: its exact complement."""
-
-    rank: int | None = None
-    rho: float | None = None
-    energy: float | None = None
-    rule: str | None = None
-    basis: Basis = SVD()
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """0 on the weakest, 1 on the others."""

@@ -21,9 +21,9 @@ from hooks.fingerprints import fingerprint
 from hooks.records import record_of
 from surgery.arguments import shown
 from surgery.bases import SVD, Basis, check_basis, decode_basis
-from surgery.codec import encode
-from surgery.factorise import Factors
 from surgery.files import whole_file
+from surgery.json_values import encode
+from surgery.svd import Factors
 
 _FORMAT, _VERSION = "model-surgery decompositions", "2"
 
@@ -49,8 +49,8 @@ class Decomposition:
     weight_state: str
 
     @property
-    def rank(self) -> int:
-        """The number of components, zero ones included."""
+    def n_components(self) -> int:
+        """The number of components, those of strength 0 included."""
         return self.S.shape[0]
 
     @property
@@ -72,7 +72,7 @@ class Decomposition:
 
     def __repr__(self) -> str:
         d_in, d_out = self.shape
-        return f"Decomposition({self.site}: {d_in} x {d_out}, {self.rank} components, {self.weight_state})"
+        return f"Decomposition({self.site}: {d_in} x {d_out}, {self.n_components} components, {self.weight_state})"
 
 
 class Decompositions(Mapping[str, Decomposition]):

@@ -163,10 +163,10 @@ class Scale(Edit):
             return values
         given = self.gain if isinstance(self.gain, Tensor) else torch.tensor(self.gain, dtype=torch.float64)
         if not given.ndim:
-            return given.to(decomposition.S).expand(decomposition.rank)
-        if given.shape[0] != decomposition.rank:
+            return given.to(decomposition.S).expand(decomposition.n_components)
+        if given.shape[0] != decomposition.n_components:
             raise ValueError(
-                f"Scale was given {given.shape[0]} gains, but '{decomposition.site}' has {decomposition.rank} "
+                f"Scale was given {given.shape[0]} gains, but '{decomposition.site}' has {decomposition.n_components} "
                 "components: give one each, or a mapping {index: gain}."
             )
         return given.to(decomposition.S)
@@ -239,10 +239,10 @@ class Compensated(Edit):
     def gains(self, decomposition: Decomposition) -> Gains:
         """The gains of the edit within, and the constants."""
         constants = torch.tensor(tuple(self.constants), dtype=torch.float64)
-        if len(constants) != decomposition.rank:
+        if len(constants) != decomposition.n_components:
             raise ValueError(
                 f"Compensated was given {len(constants)} constants, but '{decomposition.site}' has "
-                f"{decomposition.rank} components: give one each."
+                f"{decomposition.n_components} components: give one each."
             )
         return self.edit.gains(decomposition)._replace(constants=constants.to(decomposition.S))
 
@@ -314,7 +314,7 @@ def _sequence(given: object, what: str, edit: Edit) -> Iterable[object]:
 
 def _resolved(edit: Edit, given: slice | str | Iterable[Index], decomposition: Decomposition) -> list[int]:
     """The components as indices from 0, each once."""
-    n = decomposition.rank
+    n = decomposition.n_components
     chosen: list[int] = []
     for item in _indices(given, edit):
         match item:

@@ -27,8 +27,8 @@ from surgery.decompositions import (
     chosen_basis,
     components_of,
 )
-from surgery.rendering import Rendering, install, render
 from surgery.report import table
+from surgery.slot_states import SlotState, install, render
 from surgery.specs import (
     Change,
     Spec,
@@ -359,7 +359,7 @@ def lasting_tensors() -> AbstractContextManager:
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
-def _state(model: nn.Module, touched: Sequence[Change], operations: Sequence[Operation]) -> list[Rendering]:
+def _state(model: nn.Module, touched: Sequence[Change], operations: Sequence[Operation]) -> list[SlotState]:
     """What the matrices that `touched` edits look like under these operations."""
     places = {change.site.joint: change.place.joint for change in touched}
     written = [operation for operation in operations if operation.written]

@@ -37,7 +37,7 @@ def _row(change: Change, original: Callable[[Place], Tensor]) -> tuple:
         str(change.site),
         repr(change.edit),
         kept,
-        decomposition.rank,
+        decomposition.n_components,
         energy,
         error,
         d_in * d_out,

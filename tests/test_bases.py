@@ -7,7 +7,7 @@ from torch import Tensor
 from hooks.fingerprints import fingerprint
 from surgery import HaarBasis, RandomizedSVD, RowBlocks
 from surgery.bases import SVD, Basis, decode_basis
-from surgery.codec import encode
+from surgery.json_values import encode
 
 TALL = torch.randn(30, 12, generator=torch.Generator().manual_seed(5))
 ALL = [SVD(), RandomizedSVD(4, 0), RandomizedSVD(4, 1, n_iter=0), HaarBasis(2), RowBlocks(5)]

@@ -48,7 +48,7 @@ def test_a_coalition_is_its_weights_overwritten(kind: str, batch_size: int | Non
 def test_everybody_together_is_the_spec_with_its_constants(kind: str):
     tokens, metric = models.tokens(3), metrics.loss(metrics.next_token_labels(models.tokens(3)))
     with models.borrowed(kind) as model:
-        n = surgery.decompose(model, OUT, progress=False)[OUT].rank
+        n = surgery.decompose(model, OUT, progress=False)[OUT].n_components
         spec = {OUT: Compensated(Drop([0, 1, 4]), torch.linspace(-1, 1, n)), "blocks.0.attn.W_V[*]": Drop([1])}
         game = joint_edit(model, tokens, metric, spec, progress=False)
         values = game.values(torch.tensor([[False] * len(game.players), [True] * len(game.players)]))

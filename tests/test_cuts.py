@@ -157,7 +157,7 @@ class TestLeadingComponentsOnly:
 def test_row_blocks_have_more_components_than_the_rank() -> None:
     basis = RowBlocks(2)
     parts = decomposition_of(W, basis)
-    assert parts.rank == 20
+    assert parts.n_components == 20
     torch.testing.assert_close(edited(KeepTop(rank=20, basis=basis), basis=basis), W, rtol=0, atol=1e-12)
     top = edited(KeepTop(rank=3, basis=basis), basis=basis)
     blocks = [torch.linalg.svd(rows, full_matrices=False) for rows in (W[:10], W[10:])]

@@ -25,7 +25,7 @@ from surgery import (
     RowBlocks,
     StaleDecompositionError,
     Zero,
-    factorise,
+    svd,
 )
 from surgery.decompositions import _checksum, chosen_basis
 
@@ -36,13 +36,13 @@ OUT = "blocks.0.mlp.W_out"
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes that are factorised from here on, one entry for each call."""
     calls: list[tuple[int, ...]] = []
-    exact = factorise.exact
+    exact = svd.exact
 
-    def counting(W: torch.Tensor) -> factorise.Factors:
+    def counting(W: torch.Tensor) -> svd.Factors:
         calls.append(tuple(W.shape))
         return exact(W)
 
-    monkeypatch.setattr(factorise, "exact", counting)
+    monkeypatch.setattr(svd, "exact", counting)
     return calls
 
 
@@ -61,7 +61,7 @@ def test_components_sum_to_the_weights_read_by_hand(kind: str) -> None:
             torch.testing.assert_close(S, torch.linalg.svdvals(W), rtol=1e-6, atol=1e-6)
             torch.testing.assert_close(U.T @ U, torch.eye(rank).double(), rtol=0, atol=1e-5)
             torch.testing.assert_close(Vh @ Vh.T, torch.eye(rank).double(), rtol=0, atol=1e-5)
-            assert (parts.site, parts.rank, parts.shape) == (address, rank, tuple(W.shape))
+            assert (parts.site, parts.n_components, parts.shape) == (address, rank, tuple(W.shape))
             torch.testing.assert_close(parts.energy.sum(), torch.tensor(1.0).double())
         surgery.forget(model)
 
@@ -142,7 +142,7 @@ def test_two_bases_are_remembered_side_by_side() -> None:
     with borrowed("bridge gpt2") as model:
         exact = surgery.decompose(model, OUT)
         rough = surgery.decompose(model, OUT, basis=RandomizedSVD(3, 0))
-        assert (exact[OUT].rank, rough[OUT].rank) == (32, 3)
+        assert (exact[OUT].n_components, rough[OUT].n_components) == (32, 3)
         assert surgery.decompose(model, OUT)[OUT] is exact[OUT]
         assert surgery.decompose(model, OUT, basis=RandomizedSVD(3, 0))[OUT] is rough[OUT]
         with pytest.raises(ValueError) as error:
@@ -396,16 +396,16 @@ def test_an_interrupted_run_keeps_what_it_has_finished(
 ) -> None:
     with borrowed("bridge llama") as model:
         surgery.forget(model)
-        exact, calls = factorise.exact, []
+        exact, calls = svd.exact, []
         stop_at = 3 if "mlp" in pattern else 2
 
-        def interrupted(W: torch.Tensor) -> factorise.Factors:
+        def interrupted(W: torch.Tensor) -> svd.Factors:
             calls.append(W)
             if len(calls) == stop_at:
                 raise KeyboardInterrupt
             return exact(W)
 
-        monkeypatch.setattr(factorise, "exact", interrupted)
+        monkeypatch.setattr(svd, "exact", interrupted)
         svds = Decompositions() if given else None
         with pytest.raises(KeyboardInterrupt):
             surgery.decompose(model, pattern, svds=svds)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hooks import EditedModelError, place_of
 from hooks.editor import editor_of, guard, strip, unguard
-from hooks.slots import Slot
+from hooks.shadows import Slot
 
 SITES = ("blocks.0.attn.W_Q", "blocks.1.attn.W_K", "blocks.1.attn.W_O", "blocks.0.mlp.W_out")
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import surgery
 from hooks import Place, SiteError, host_of, place_of
+from hooks.ends import Hidden
 from hooks.temporary import together
 from surgery import Zero
 
@@ -22,7 +23,7 @@ def places(kind: str, model: nn.Module) -> list[Place]:
 
 
 def observed(model: nn.Module, places: list[Place]) -> dict[str, tuple[Tensor, Tensor]]:
-    """What goes through the two wires of every place in one forward pass."""
+    """What goes through the two ends of every place in one forward pass."""
     seen: dict[tuple[str, str], Tensor] = {}
 
     def keep(place: Place, end: str):
@@ -87,15 +88,15 @@ def test_the_heads_of_W_O_sum_to_the_output(kind: str) -> None:
 def test_the_named_hook_points_show_the_same_activations(kind: str) -> None:
     with borrowed(kind) as model:
         everywhere = places(kind, model)
-        named = [p for p in everywhere if p.input.name and p.output.name]
+        named = [p for p in everywhere if isinstance(p.input.hook, str) and isinstance(p.output.hook, str)]
         assert {str(p.site.joint) for p in everywhere} - {str(p.site.joint) for p in named} == hidden_sites(kind)
-        names = {wire.name for place in named for wire in (place.input, place.output)}
+        names = {end.hook for place in named for end in (place.input, place.output)}
         with torch.no_grad():
             _, cache = model.run_with_cache(tokens(), names_filter=lambda name: name in names)
         seen = observed(model, named)
         for place in named:
-            x = place.read_input(place.input.from_hook(cache[place.input.name]))
-            y = place.read_output(cache[place.output.name])
+            x = place.read_input(place.input.from_hook(cache[place.input.hook]))
+            y = place.read_output(cache[place.output.hook])
             torch.testing.assert_close(x, seen[str(place.site)][0], atol=1e-6, rtol=1e-6)
             torch.testing.assert_close(y, seen[str(place.site)][1], atol=1e-6, rtol=1e-6)
 
@@ -117,8 +118,8 @@ def test_a_change_reaches_the_matrix_after_the_users_hooks_and_its_output_before
         patched = torch.randn_like(observed(model, [place])["blocks.0.mlp.W_out"][0])
         given = torch.randn(*tokens().shape, place.d_out)
         user = [
-            (place.input.name, lambda activation, hook: patched),
-            (place.output.name, lambda activation, hook: seen.update(written=activation)),
+            (place.input.hook, lambda activation, hook: patched),
+            (place.output.hook, lambda activation, hook: seen.update(written=activation)),
         ]
         tapped = place.tapped(at_input=lambda x: seen.update(read=x), at_output=lambda y: given)
         with torch.no_grad(), model.hooks(fwd_hooks=user), tapped:
@@ -163,9 +164,8 @@ def test_heads_with_inputs_of_their_own_are_read_one_by_one(hooked_transformer: 
             "blocks.1.attn.W_Q has no single input: the model gives every head an input of its own "
             "(use_split_qkv_input or use_attn_in). Name the heads, 'blocks.1.attn.W_Q[*]', or switch that off."
         )
-        assert joint.input.name is None
-        assert joint.input.hidden == f"{mode} gives every head an input of its own"
-        assert place_of(model, "blocks.1.mlp.W_in").input.name == "blocks.1.ln2.hook_normalized"
+        assert joint.input.hook == Hidden(f"{mode} gives every head an input of its own")
+        assert place_of(model, "blocks.1.mlp.W_in").input.hook == "blocks.1.ln2.hook_normalized"
 
 
 def test_repeated_key_value_heads_are_not_taken_for_the_matrix_s_own(hooked_transformer: type) -> None:
@@ -181,24 +181,23 @@ def test_repeated_key_value_heads_are_not_taken_for_the_matrix_s_own(hooked_tran
 
 def test_without_normalisation_the_residual_stream_is_the_input(hooked_transformer: type) -> None:
     model = hooked("no-norm")
-    assert place_of(model, "blocks.1.attn.W_Q").input.name == "blocks.1.hook_resid_pre"
-    assert place_of(model, "blocks.1.mlp.W_in").input.name == "blocks.1.hook_resid_mid"
+    assert place_of(model, "blocks.1.attn.W_Q").input.hook == "blocks.1.hook_resid_pre"
+    assert place_of(model, "blocks.1.mlp.W_in").input.hook == "blocks.1.hook_resid_mid"
     model.set_use_attn_in(True)
-    assert place_of(model, "blocks.1.mlp.W_in").input.name == "blocks.1.hook_resid_mid"
+    assert place_of(model, "blocks.1.mlp.W_in").input.hook == "blocks.1.hook_resid_mid"
     model.set_use_attn_in(False)
     model.set_use_hook_mlp_in(True)
-    assert place_of(model, "blocks.1.attn.W_Q").input.name == "blocks.1.hook_resid_pre"
-    wire = place_of(model, "blocks.1.mlp.W_in").input
-    assert (wire.name, wire.hidden) == (None, "use_hook_mlp_in copies the input before the matrix reads it")
+    assert place_of(model, "blocks.1.attn.W_Q").input.hook == "blocks.1.hook_resid_pre"
+    expected = Hidden("use_hook_mlp_in copies the input before the matrix reads it")
+    assert place_of(model, "blocks.1.mlp.W_in").input.hook == expected
 
 
 @pytest.mark.parametrize("mode", SPLIT_MODES)
 def test_the_bridge_says_which_mode_bypasses_a_projection(mode: str) -> None:
     model = build("bridge gpt2 compatible")
     getattr(model, f"set_{mode}")(True)
-    wire = place_of(model, "blocks.0.attn.W_Q").input
-    assert (wire.name, wire.hidden) == (None, f"{mode} bypasses blocks.0.attn.q")
-    assert place_of(model, "blocks.0.mlp.W_in").input.name == "blocks.0.mlp.in.hook_in"
+    assert place_of(model, "blocks.0.attn.W_Q").input.hook == Hidden(f"{mode} bypasses blocks.0.attn.q")
+    assert place_of(model, "blocks.0.mlp.W_in").input.hook == "blocks.0.mlp.in.hook_in"
 
 
 @pytest.mark.parametrize(

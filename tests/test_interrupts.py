@@ -28,8 +28,8 @@ CONSTANT = {"blocks.1.mlp.W_out": Compensated(Drop([0]), [0.5] * 32)}
 PAIR = {"blocks.0.mlp.W_in": Drop([0, 1])}
 METRIC = metrics.logit(3)
 
-CHANGES_A_MODEL = ("hooks/editor.py", "hooks/slots.py", "hooks/temporary.py", "surgery/operations.py",
-                   "surgery/rendering.py")  # fmt: skip
+CHANGES_A_MODEL = ("hooks/editor.py", "hooks/shadows.py", "hooks/temporary.py", "surgery/operations.py",
+                   "surgery/slot_states.py")  # fmt: skip
 
 
 THOROUGH = "SURGERY_THOROUGH" in os.environ

@@ -355,7 +355,7 @@ def test_promises_are_the_slopes_of_the_loss_by_central_differences(kind: str, f
         wanted = candidates(model, sites, (0.5,), (Zero(),))
         found = promises(model, scoring.encode(model, task, batch_size=3), wanted, progress=False)
         for one in wanted:
-            rank = surgery.decompose(model, str(one.site), progress=False)[str(one.site)].rank
+            rank = surgery.decompose(model, str(one.site), progress=False)[str(one.site)].n_components
             slopes = []
             for i in range(rank):
                 up, down = (_loss(model, task, {str(one.site): Scale({i: 1 + s})}) for s in (step, -step))

@@ -75,7 +75,7 @@ def test_controls_remove_as_much_and_do_not_help(found: tuple) -> None:
     for one in controls.controls:
         with surgery.apply(model, one.candidate.spec, progress=False) as operation:
             assert scoring.score(model, task).accuracy == one.summary.accuracy
-            removed = parts.rank - operation.to_dataframe()["kept"].item()
+            removed = parts.n_components - operation.to_dataframe()["kept"].item()
         if repr(one.candidate.edit).endswith("count=1)"):
             assert removed == 1
     assert "better than 100% of the controls" in repr(controls)

@@ -79,7 +79,7 @@ def test_on_a_linear_model_shares_are_single_ablations():
 def test_constants_have_their_share(kind: str):
     tokens, metric = models.tokens(3), difference()
     with models.borrowed(kind) as model:
-        n = surgery.decompose(model, OUT, progress=False)[OUT].rank
+        n = surgery.decompose(model, OUT, progress=False)[OUT].n_components
         constants = torch.linspace(2, -1, n)
         spec = {OUT: Compensated(Drop([0, 1]), constants)}
         effects = attribution.by_path(model, tokens, metric, spec, progress=False)

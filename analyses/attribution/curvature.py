@@ -298,7 +298,7 @@ def _corrected(
     """`y + ((x U) ⊙ (γ − 1) s) Vh`, which is y, but depends on the gains; `owner` is the example of each row."""
     place, components = target.place, target.components
     U, S, Vh, shared = components.U, components.S, components.Vh, gains
-    if target.units != tuple((i,) for i in range(components.rank)):
+    if target.units != tuple((i,) for i in range(components.n_components)):
         members = [i for unit in target.units for i in unit]
         U, S, Vh = U[:, members], S[members], Vh[members]
         shared = gains[:, [column for column, unit in enumerate(target.units) for _ in unit]]

@@ -22,8 +22,7 @@ from analyses.statistics import bootstrap_interval
 from hooks import Site
 from surgery import SVD, Basis, Edit, Keep
 from surgery.arguments import counted, number, whole
-from surgery.arguments import seed as whole_seed
-from surgery.factorise import degenerate_blocks
+from surgery.svd import degenerate_blocks
 
 __all__ = ["REMOVAL", "Effects", "Measure", "Shares"]
 

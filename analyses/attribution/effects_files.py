@@ -10,8 +10,8 @@ from torch import Tensor
 from analyses.attribution.effects import REMOVAL, Effects, Measure, Shares
 from surgery import SVD
 from surgery.bases import decode_basis
-from surgery.codec import encode
 from surgery.files import whole_file
+from surgery.json_values import encode
 
 _FORMAT, _VERSION = "model-surgery effects", "1"
 _BY_SITE = ("examples", "strengths", "noise", "positions")

@@ -155,7 +155,7 @@ def bias_of(target: Target) -> Tensor | None:
 
 def units_of(target: Target, rows: Float[Tensor, "*row component"]) -> Float[Tensor, "*row unit"]:
     """What concerns the components asked about, added up in each unit."""
-    n = target.components.rank
+    n = target.components.n_components
     if len(target.units) == n and all(unit == (i,) for i, unit in enumerate(target.units)):
         return rows
     return torch.stack([rows[..., list(unit)].sum(-1) for unit in target.units], dim=-1)

@@ -354,12 +354,12 @@ def _targets(
     for site, components in components_in_force(model, selection, basis=basis, svds=svds, progress=progress).items():
         units = selection[site]
         if units is None:
-            units = tuple((i,) for i in range(components.rank))
-        beyond = [i for unit in units for i in unit if i >= components.rank]
+            units = tuple((i,) for i in range(components.n_components))
+        beyond = [i for unit in units for i in unit if i >= components.n_components]
         if beyond:
             raise ValueError(
-                f"component {beyond[0]} of '{site}' was selected, but it has {counted(components.rank, 'component')}, "
-                f"0 to {components.rank - 1}."
+                f"component {beyond[0]} of '{site}' was selected, but it has {counted(components.n_components, 'component')}, "
+                f"0 to {components.n_components - 1}."
             )
         targets[site] = Target(places[site], components, units)
     return targets

@@ -13,8 +13,8 @@ from hooks import match_sites
 from surgery import SVD, Basis, Decompositions, Drop, Edit
 from surgery.arguments import counted
 from surgery.arguments import seed as whole_seed
-from surgery.factorise import Factors
 from surgery.operations import components_in_force
+from surgery.svd import Factors
 
 
 @final

@@ -216,7 +216,7 @@ class _State:
     """What is kept of one matrix between batches."""
 
     def __init__(self, target: Target, reduce: Reduce) -> None:
-        start: Callable[[], Running] = partial(running, reduce, target.components.rank)
+        start: Callable[[], Running] = partial(running, reduce, target.components.n_components)
         self.target, self.score, self.flipped = target, start(), start()
         self.input = torch.zeros(target.place.d_in, dtype=torch.float64)
         self.count = 0

@@ -14,10 +14,10 @@ from surgery import Basis, Decompositions, Edit, KeepTop, RandomizedSVD
 from surgery import sites as sites_of
 from surgery.arguments import fraction, shown
 from surgery.bases import SVD
-from surgery.codec import encode
 from surgery.cuts import ByRank
 from surgery.decompositions import decomposed
 from surgery.edits import Gains
+from surgery.json_values import encode
 from surgery.ranks import rank_from_rho
 
 PAPER_RHOS = (0.9, 0.8, 0.6, 0.2, 0.1, 0.05, 0.01)

@@ -20,8 +20,8 @@ from analyses.scoring import EncodedTask, Readings
 from analyses.tasks.task import Task
 from hooks.fingerprints import fingerprint
 from surgery import active
-from surgery.codec import encode
 from surgery.files import whole_file
+from surgery.json_values import encode
 
 _FORMAT, _VERSION = "model-surgery search log", 2
 

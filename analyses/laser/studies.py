@@ -129,8 +129,8 @@ def effective_ranks(
                 "matrix": site.matrix,
                 "effective_rank": effective,
                 "stable_rank": stable_rank(parts.S),
-                "rank": parts.rank,
-                "fraction": effective / parts.rank,
+                "rank": parts.n_components,
+                "fraction": effective / parts.n_components,
                 "weights": parts.weight_state,
             }
         )

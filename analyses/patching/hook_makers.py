@@ -202,7 +202,7 @@ def _axes(
     # Coordinates are read along singular vectors: only these are orthonormal at both ends.
     basis = chosen_basis(None, svds)
     matrix = components_in_force(model, [place.site], basis=basis, svds=svds, progress=progress)[place.site]
-    n = matrix.rank
+    n = matrix.n_components
     try:
         chosen = [whole(i, "component", most=n - 1) for i in (range(n) if components is None else components)]
     except (TypeError, ValueError):

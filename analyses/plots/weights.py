@@ -34,7 +34,7 @@ def spectrum(decompositions: Decompositions | Decomposition) -> go.Figure:
             drawn.add_trace(_line(entry).update(name=entry.site, line={"color": colour, "width": 2}))
             if entry.basis == SVD():
                 drawn.add_scatter(
-                    x=[0, entry.rank - 1],
+                    x=[0, entry.n_components - 1],
                     y=2 * [noise_edge(entry.S, *entry.shape)],
                     mode="lines",
                     name=f"{entry.site}: noise edge",

@@ -22,7 +22,7 @@ from analyses.recall.transformer import EMBED, MLPS, POSITIONS, TRAINED, UNEMBED
 from analyses.truncation.curves import Cut, cuts_of
 from hooks import Site
 from hooks.fingerprints import fingerprint
-from surgery import SVD, Decomposition, factorise
+from surgery import SVD, Decomposition, svd
 from surgery import sites as sites_of
 from surgery.arguments import counted, number, whole
 from surgery.arguments import seed as checked_seed
@@ -147,7 +147,7 @@ def _model(weights: Weights, task: RecallTask) -> nn.Module:
 
 
 def _decomposition(W: Float[Tensor, "d_in d_out"], site: str) -> Decomposition:
-    return Decomposition(site, *factorise.exact(W), SVD(), fingerprint(W), "raw")
+    return Decomposition(site, *svd.exact(W), SVD(), fingerprint(W), "raw")
 
 
 def _edited(weights: Weights, cut: Cut, decompositions: Mapping[str, Decomposition]) -> tuple[str, dict[str, Tensor]]:

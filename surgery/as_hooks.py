@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from hooks import Place, Site, SiteError
+from hooks import Place, Site
 from hooks.editor import editor_of
 from hooks.hosts import refuse_compiled
-from hooks.wires import Wire
 from surgery.decompositions import Decompositions
+from surgery.edits import Gains
 from surgery.operations import active, changes_in_force, check_on_top, lasting_tensors
-from surgery.specs import Change, Gains, Spec, combine, plan, recompose, spec_in_one
+from surgery.specs import Change, Spec, added_bias, combine, plan, recompose, spec_in_one
 
 HookFunction = Callable[..., Tensor | None]
 
@@ -48,7 +48,7 @@ def fwd_hooks(
 
 @dataclass(slots=True)
 class _Correction:
-    """Two hooks that act together: the first leaves what the second adds."""
+    """Two hooks that act together: the first leaves what the second adds to the output."""
 
     model: nn.Module
     place: Place
@@ -57,16 +57,11 @@ class _Correction:
     _pending: list[Tensor] = field(default_factory=list)
 
     def hooks(self) -> list[tuple[str, HookFunction]]:
-        reads, writes = self.place.input, self.place.output
-        return [(self._visible(reads, "input"), self._read), (self._visible(writes, "output"), self._write)]
-
-    def _visible(self, wire: Wire, end: str) -> str:
-        if wire.name is None:
-            raise SiteError(
-                f"the {end} of '{self.place.site}' is at no hook point of this model: {wire.hidden}. "
-                "Use surgery.apply(model, spec), which always works."
-            )
-        return wire.name
+        advice = "Use surgery.apply(model, spec), which always works."
+        return [
+            (self.place.hook_name("input", advice=advice), self._read),
+            (self.place.hook_name("output", advice=advice), self._write),
+        ]
 
     def _read(self, activation: Tensor, hook: nn.Module) -> None:
         x = self.place.read_input(self.place.input.from_hook(activation))
@@ -76,20 +71,17 @@ class _Correction:
         return self.place.add_to_output(activation, self._pending.pop())
 
     def _change(self, x: Tensor) -> Tensor:
-        decomposition, after = self.added[0].decomposition, combine([*self.present, *self.added])
-        S = decomposition.S
-        before = combine(self.present) if self.present else Gains(torch.ones_like(S), 1.0)
-        lost = before.values - after.values
-        x = x.to(S.dtype)
-        if decomposition.basis.complete:
-            change = ((x @ decomposition.U) * (-lost * S)) @ decomposition.Vh
-        else:  # the components do not sum to the matrix, or take its place
-            change = x @ (self._matrix(after) - self._matrix(before if self.present else None))
-        if after.constants is not None:
-            change = change + (lost * S * after.constants) @ decomposition.Vh
-        return change
-
-    def _matrix(self, gains: Gains | None) -> Tensor:
+        """What the output changes by: `x (W_after − W_before)`, and the constants' share of the bias."""
         decomposition = self.added[0].decomposition
-        W = editor_of(self.model).original(self.place).to(decomposition.S.dtype)
-        return W if gains is None else recompose(W, decomposition, gains)
+        x, S = x.to(decomposition.S.dtype), decomposition.S
+        before = combine(self.present) if self.present else Gains(torch.ones_like(S), 1.0)
+        after = combine([*self.present, *self.added])
+        if decomposition.basis.complete:
+            change = ((x @ decomposition.U) * ((after.values - before.values) * S)) @ decomposition.Vh
+        else:  # the components do not sum to the matrix, or take its place
+            W = editor_of(self.model).original(self.place).to(S.dtype)
+            change = x @ (recompose(W, decomposition, after) - recompose(W, decomposition, before))
+        for gains, sign in ((after, 1), (before, -1)):
+            bias = added_bias(decomposition, gains)
+            change = change if bias is None else change + sign * bias
+        return change

@@ -1,4 +1,4 @@
-"""What the slots of a model have to hold for a set of changes to be in force, and putting it there."""
+"""Compute the tensor that each slot of a model must hold under a set of changes, and install it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from hooks import Place, Site
 from hooks.editor import Editor, editor_of, refresh_compiled
-from hooks.slots import Slot
+from hooks.shadows import Slot
 from surgery.specs import Change, added_bias, combine, recompose
 
 
 @dataclass(frozen=True, slots=True)
-class Rendering:
+class SlotState:
     """The tensor that a slot has to show, and the one to be written into its parameter; None for the original."""
 
     slot: Slot
@@ -25,38 +25,38 @@ class Rendering:
 
 def render(
     model: nn.Module, places: Iterable[Place], *, shown: Sequence[Change], written: Sequence[Change]
-) -> list[Rendering]:
+) -> list[SlotState]:
     """The state of every slot of these whole matrices under all `shown` changes, the `written` ones in the parameters.
 
     Raises:
         ValueError: if a change adds a constant where this host has no bias to add it to.
     """
     editor = editor_of(model)
-    renderings = []
+    states = []
     for place in places:
         all_changes, permanent = _on_matrix(shown, place.site), _on_matrix(written, place.site)
         shadowed = len(permanent) < len(all_changes)
         shown_weight = _weight(editor, place, all_changes) if shadowed else None
         shown_bias = _bias(editor, place, all_changes) if shadowed else None
         written_weight, written_bias = _weight(editor, place, permanent), _bias(editor, place, permanent)
-        renderings += [Rendering(slot, shown_weight, written_weight) for slot in place.slots]
+        states += [SlotState(slot, shown_weight, written_weight) for slot in place.slots]
         if place.bias is not None:
-            renderings.append(Rendering(place.bias, shown_bias, written_bias))
-    return renderings
+            states.append(SlotState(place.bias, shown_bias, written_bias))
+    return states
 
 
-def install(model: nn.Module, renderings: Iterable[Rendering]) -> None:
-    """Put every slot into its rendered state."""
-    editor, states = editor_of(model), list(renderings)
-    for rendering in states:
-        if rendering.written is None:
-            editor.restore(rendering.slot)
+def install(model: nn.Module, states: Iterable[SlotState]) -> None:
+    """Put every slot into its state."""
+    editor, states = editor_of(model), list(states)
+    for state in states:
+        if state.written is None:
+            editor.restore(state.slot)
     editor.write((state.slot, state.written) for state in states if state.written is not None)
-    for rendering in states:
-        if rendering.shown is None:
-            editor.hide(rendering.slot)
+    for state in states:
+        if state.shown is None:
+            editor.hide(state.slot)
         else:
-            editor.show(rendering.slot, rendering.shown)
+            editor.show(state.slot, state.shown)
     refresh_compiled()
 
 

@@ -124,7 +124,7 @@ def test_hooks_come_as_a_reader_and_a_writer_at_named_points(kind: str) -> None:
     with borrowed(kind) as model:
         place = place_of(model, OUT)
         (read_at, read), (write_at, write) = surgery.fwd_hooks(model, {OUT: Zero()})
-        assert (read_at, write_at) == (place.input.name, place.output.name)
+        assert (read_at, write_at) == (place.input.hook, place.output.hook)
         assert {read_at, write_at} <= set(model.hook_dict)
         assert callable(read)
         assert callable(write)
@@ -146,7 +146,7 @@ def test_after_the_users_hooks_on_the_input_and_before_those_on_the_output(kind:
         def elsewhere(activation: Tensor, hook: object) -> Tensor:
             return activation * 0.5
 
-        before, after = [(place.input.name, patch)], [(place.output.name, double)]
+        before, after = [(place.input.hook, patch)], [(place.output.hook, double)]
         rest = [("blocks.1.hook_resid_pre", elsewhere)]
         spec = {OUT: KeepTop(rank=3)}
         hooks = surgery.fwd_hooks(model, spec)

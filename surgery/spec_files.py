@@ -17,8 +17,8 @@ from hooks.fingerprints import fingerprint
 from surgery import controls, cuts, edits
 from surgery.arguments import shown
 from surgery.bases import decode_basis
-from surgery.codec import TAG, build, encode
 from surgery.files import whole_file
+from surgery.json_values import TAG, build, encode
 from surgery.specs import Spec, check_spec, resolve
 
 T = TypeVar("T")

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from surgery import factorise
-from surgery.factorise import Factors
+from surgery import svd
+from surgery.svd import Factors
 
 Route = Callable[[Tensor], Factors]
-ROUTES = [factorise.exact, factorise.by_lapack, factorise.by_gram]
+ROUTES = [svd.exact, svd.by_lapack, svd.by_gram]
 SHAPES = [(48, 48), (96, 40), (40, 96), (1, 30), (30, 1), (1, 1), (3, 50, 20), (2, 3, 20, 50), (300, 280)]
 
 
@@ -101,22 +101,22 @@ def test_the_gram_route_is_no_worse_than_lapack_in_fp32(shape: tuple[int, int], 
     def worst(route: Route) -> float:
         return float((route(W).S - true).abs().max())
 
-    assert worst(factorise.by_gram) <= max(worst(factorise.by_lapack), 1e-7)
+    assert worst(svd.by_gram) <= max(worst(svd.by_lapack), 1e-7)
 
 
 @pytest.mark.parametrize("shape", [(64, 40), (40, 64), (50, 50)], ids=str)
 def test_routes_and_runs_agree_in_sign_and_value(shape: tuple[int, int]) -> None:
     W = with_spectrum(torch.linspace(4, 1, min(shape)), *shape).float()
-    lapack, gram = factorise.by_lapack(W), factorise.by_gram(W)
+    lapack, gram = svd.by_lapack(W), svd.by_gram(W)
     for a, b in zip(lapack, gram, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
-    for a, b in zip(gram, factorise.by_gram(W.clone()), strict=True):
+    for a, b in zip(gram, svd.by_gram(W.clone()), strict=True):
         assert torch.equal(a, b)
 
 
 @given(st.integers(0, 2**31), st.sampled_from([(12, 7), (7, 12), (9, 9)]), st.sampled_from([1.0, -1.0]))
 def test_the_largest_entry_of_v_is_positive(seed: int, shape: tuple[int, int], sign: float) -> None:
-    Vh = factorise.exact(sign * gaussian(*shape, seed=seed)).Vh
+    Vh = svd.exact(sign * gaussian(*shape, seed=seed)).Vh
     largest, opposite = Vh.amax(-1), -Vh.amin(-1)
     assert bool((largest >= 0.999 * opposite).all())
 
@@ -133,7 +133,7 @@ def test_a_tie_between_entries_does_not_leave_the_sign_to_rounding() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_what_comes_back_is_fp32_or_better_and_as_exact(dtype: torch.dtype) -> None:
     W = gaussian(40, 24).to(dtype)
-    factors = factorise.exact(W)
+    factors = svd.exact(W)
     assert {x.dtype for x in factors} == {torch.float64 if dtype == torch.float64 else torch.float32}
     assert_is_svd(factors, W.double(), atol=1e-13 if dtype == torch.float64 else 1e-5)
 
@@ -141,10 +141,10 @@ def test_what_comes_back_is_fp32_or_better_and_as_exact(dtype: torch.dtype) -> N
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_squares_neither_overflow_nor_vanish(scale: float) -> None:
     W = gaussian(30, 20)
-    torch.testing.assert_close(factorise.by_gram(W * scale).S / scale, factorise.by_gram(W).S)
+    torch.testing.assert_close(svd.by_gram(W * scale).S / scale, svd.by_gram(W).S)
 
 
-@pytest.mark.parametrize("route", [*ROUTES, lambda W: factorise.row_blocks(W, 2), lambda W: low_rank(W, 3)])
+@pytest.mark.parametrize("route", [*ROUTES, lambda W: svd.row_blocks(W, 2), lambda W: low_rank(W, 3)])
 def test_results_enter_autograd_wherever_they_were_made(route: Route) -> None:
     with torch.inference_mode():
         made_there = gaussian(6, 4)
@@ -175,23 +175,23 @@ def test_results_are_contiguous_and_share_nothing_with_the_weight() -> None:
 
 
 def test_lapack_giving_up_is_met_in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
-    svd, asked = torch.linalg.svd, []
+    lapack, asked = torch.linalg.svd, []
 
     def stubborn(A: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]:
         asked.append(A.dtype)
         if A.dtype == torch.float32:
             raise torch.linalg.LinAlgError("linalg.svd: The algorithm failed to converge")
-        return svd(A, **options)
+        return lapack(A, **options)
 
     monkeypatch.setattr(torch.linalg, "svd", stubborn)
     W = gaussian(20, 12)
-    factors = factorise.by_lapack(W)
+    factors = svd.by_lapack(W)
     assert asked == [torch.float32, torch.float64]
     assert factors.S.dtype == torch.float32
     assert_is_svd(factors, W)
 
 
-@pytest.mark.parametrize("route", [*ROUTES, lambda W: factorise.row_blocks(W, 2), lambda W: low_rank(W, 2)])
+@pytest.mark.parametrize("route", [*ROUTES, lambda W: svd.row_blocks(W, 2), lambda W: low_rank(W, 2)])
 def test_what_has_no_svd_is_refused(route: Route) -> None:
     W = gaussian(6, 5)
     W[0, 0], W[1, 1], W[2, 2] = torch.nan, torch.inf, -torch.inf
@@ -214,7 +214,7 @@ def test_what_is_no_matrix_is_refused(shape: tuple[int, ...]) -> None:
 
 
 def low_rank(W: Tensor, rank: int, seed: int = 5, **options: int) -> Factors:
-    return factorise.randomised(W, rank, generator=torch.Generator().manual_seed(seed), **options)
+    return svd.randomised(W, rank, generator=torch.Generator().manual_seed(seed), **options)
 
 
 @pytest.mark.parametrize("shape", [(60, 30), (30, 60), (2, 60, 30)], ids=str)
@@ -255,14 +255,14 @@ def test_randomised_refuses_numbers_out_of_range(options: dict[str, int]) -> Non
     with pytest.raises(
         ValueError, match=r"for a matrix of shape \(30, 20\): rank goes from 0 to 20, .* Choose numbers"
     ):
-        factorise.randomised(gaussian(30, 20), **options, generator=torch.Generator())
+        svd.randomised(gaussian(30, 20), **options, generator=torch.Generator())
 
 
 @pytest.mark.parametrize(("shape", "blocks"), [((12, 5), 3), ((12, 40), 3), ((13, 6), 4), ((8, 8), 1), ((6, 4), 6)])
 def test_row_blocks_are_the_svds_of_the_blocks(shape: tuple[int, int], blocks: int) -> None:
     W = gaussian(*shape)
-    factors = factorise.row_blocks(W, blocks)
-    which = factorise.block_of(factors.U, blocks)
+    factors = svd.row_blocks(W, blocks)
+    which = svd.block_of(factors.U, blocks)
     parts = np.array_split(W.double().numpy(), blocks)
     torch.testing.assert_close(product(factors).float(), W, rtol=0, atol=1e-5)
     assert bool((factors.S.diff() <= 0).all())
@@ -283,24 +283,24 @@ def test_row_blocks_are_the_svds_of_the_blocks(shape: tuple[int, int], blocks: i
 
 def test_row_blocks_of_a_stack_are_those_of_each_matrix() -> None:
     W = gaussian(3, 10, 4)
-    stacked = factorise.row_blocks(W, 4)
+    stacked = svd.row_blocks(W, 4)
     for i in range(3):
-        for part, alone in zip(stacked, factorise.row_blocks(W[i], 4), strict=True):
+        for part, alone in zip(stacked, svd.row_blocks(W[i], 4), strict=True):
             torch.testing.assert_close(part[i], alone, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("blocks", [0, 11])
 def test_row_blocks_refuses_more_blocks_than_rows(blocks: int) -> None:
     with pytest.raises(ValueError, match=rf"blocks={blocks} for 10 rows: from 1 to 10 are possible. Choose"):
-        factorise.row_blocks(gaussian(10, 4), blocks)
+        svd.row_blocks(gaussian(10, 4), blocks)
 
 
 def test_a_random_basis_has_the_spectrum_and_uniform_directions() -> None:
     S, generator = torch.tensor([3.0, 2.0, 1.0]), torch.Generator().manual_seed(1)
-    factors = factorise.random_basis(S, 7, 4, generator=generator)
+    factors = svd.random_basis(S, 7, 4, generator=generator)
     spectrum = np.linalg.svd(product(factors).numpy(), compute_uv=False)
     np.testing.assert_allclose(spectrum, [3, 2, 1, 0], atol=1e-6)
-    many = factorise.random_basis(S.expand(20_000, 3), 7, 4, generator=generator)
+    many = svd.random_basis(S.expand(20_000, 3), 7, 4, generator=generator)
     assert off_orthonormal(many) < 1e-5
     # Uniform: entries have mean 0 and variance 1/d in any rotated frame, and U and Vh are independent.
     turn = torch.from_numpy(np.linalg.qr(np.random.default_rng(0).standard_normal((7, 7)))[0]).float()
@@ -314,12 +314,12 @@ def test_a_random_basis_has_the_spectrum_and_uniform_directions() -> None:
 
 def test_a_random_basis_is_repeatable_and_needs_room() -> None:
     S = torch.tensor([2.0, 1.0], dtype=torch.float64)
-    a, b = (factorise.random_basis(S, 5, 4, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    a, b = (svd.random_basis(S, 5, 4, generator=torch.Generator().manual_seed(3)) for _ in range(2))
     assert all(torch.equal(x, y) and x.dtype == torch.float64 for x, y in zip(a, b, strict=True))
     with pytest.raises(
         ValueError, match=r"2 singular values for a 5 x 1 matrix: it has 1 components. Pass at most that"
     ):
-        factorise.random_basis(S, 5, 1, generator=torch.Generator())
+        svd.random_basis(S, 5, 1, generator=torch.Generator())
 
 
 @pytest.mark.parametrize(
@@ -335,17 +335,17 @@ def test_a_random_basis_is_repeatable_and_needs_room() -> None:
     ],
 )
 def test_degenerate_blocks(S: list[float], runs: tuple[slice, ...]) -> None:
-    assert factorise.degenerate_blocks(torch.tensor(S, dtype=torch.float64)) == runs
+    assert svd.degenerate_blocks(torch.tensor(S, dtype=torch.float64)) == runs
 
 
 def test_outside_degenerate_blocks_components_do_not_depend_on_rounding() -> None:
     W = with_spectrum(torch.tensor([5.0, 3.0, 3.0, 3.0, 1.0]), 30, 20).float()
-    S = factorise.exact(W).S
-    (run,) = factorise.degenerate_blocks(S[:5])
+    S = svd.exact(W).S
+    (run,) = svd.degenerate_blocks(S[:5])
     assert run == slice(1, 4)
     parts = [
         [(f.U[:, at] * f.S[at]) @ f.Vh[at] for at in (slice(0, 1), run, slice(4, 5), slice(1, 2))]
-        for f in (factorise.by_gram(W), factorise.by_lapack(W))
+        for f in (svd.by_gram(W), svd.by_lapack(W))
     ]
     apart = [float((a - b).abs().max()) for a, b in zip(*parts, strict=True)]
     assert max(apart[:3]) < 1e-5 < apart[3]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hooks import EditedModelError
-from hooks.slots import Shadow, Slot, check_fits, refuse_moved_shadow
+from hooks.shadows import Shadow, Slot, check_fits, refuse_moved_shadow
 
 
 @pytest.fixture
