@@ -50,6 +50,12 @@ CASES = {
     "effects.interval(OUT, level='95%')": "level='95%': give a number.",
     "effects.interval(OUT, level=95)": "level=95: a confidence level lies between 0 and 1, such as 0.95.",
     "effects.degenerate(rtol=1)": "rtol=1: a relative difference lies between 0 and 1, such as 1e-5.",
+    "controls.random_selection(effects, {OUT: [0]}, match='norm')": (
+        "match='norm': it is 'count' or 'energy'. Choose one."
+    ),
+    "matched(Gains(torch.ones(3), 1.0), None, by='norm')": (
+        "by='norm': a control has the same 'count', 'energy' or 'spectrum'. Give one of these."
+    ),
     "controls.by_strength(effects, 1.5)": "k=1.5: give a whole number, 0 or more.",
     "controls.compare(model, tokens, metric, effects, ks=5)": ("ks=5: give numbers of components, such as [1, 5, 20]."),
     "controls.compare(model, tokens, metric, effects, ks=[1.5])": "k=1.5: give a whole number, 1 or more.",
@@ -178,7 +184,7 @@ _RUNS = {
     "by_path": "attribution.by_path(model, t, metric, SPEC, progress=False)",
     "screen": "attribution.screen(model, t, metric, OUT, candidates=2, choose=1, progress=False)",
     "patching": "patching.by_component(model, t, t, metric, {OUT: [0]}, progress=False)",
-    "compare": "controls.compare(model, t, metric, effects, ks=[1], seeds=1, progress=False)",
+    "compare": "controls.compare(model, t, metric, effects, ks=[1], draws=1, progress=False)",
 }
 CASES |= {f"warned(lambda t: {run})": "[('<string>', 1)]" for run in _RUNS.values()}
 """A warning of padding comes once, and from the user's own line."""
@@ -192,7 +198,8 @@ sys.path.insert(0, {tests!r})
 import models
 from analyses import attribution, controls, metrics, patching
 from analyses.attribution import Selection
-from surgery import Drop
+from surgery import Drop, Gains
+from surgery.controls import matched
 OUT = {out!r}
 model, tokens, SPEC = models.build("bridge gpt2"), models.tokens(2), {{OUT: Drop([0])}}
 metric = metrics.logit(3, higher_is_better=True)

@@ -158,7 +158,7 @@ def test_directions_are_rotated_among_singular_vectors_only() -> None:
     with models.borrowed("bridge gpt2") as model:
         svds = Decompositions(basis=BASIS)
         effects = attribution.by_ablation(model, tokens, metric(), "blocks.1.mlp.W_*", svds=svds, progress=False)
-        compared = controls.compare(model, tokens, metric(), effects, ks=(1,), seeds=1, svds=svds, progress=False)
+        compared = controls.compare(model, tokens, metric(), effects, ks=(1,), draws=1, svds=svds, progress=False)
         assert "no directions were rotated: components in RowBlocks(blocks=2) are not orthogonal" in repr(compared)
         chosen = effects.top(1)
         with pytest.raises(ValueError, match="they are rotated among singular vectors only"):

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from models import borrowed
 
 import surgery
-from surgery import SVD, RandomBasis, RandomComponents
+from surgery import SVD, Gains, RandomBasis, RandomComponents
 from surgery.bases import HaarBasis
+from surgery.controls import matched, nearest_energy, random_directions
 from surgery.decompositions import Decomposition
 
 N = 12
@@ -58,15 +59,53 @@ def test_two_matrices_get_two_draws_from_one_seed() -> None:
 
 
 @given(st.floats(0, 1), st.integers(0, 1000))
-def test_as_much_energy_is_removed_as_one_component_more_or_less_allows(energy: float, seed: int) -> None:
+def test_as_much_energy_is_removed_as_no_component_left_could_bring_nearer(energy: float, seed: int) -> None:
     share = torch.linalg.svdvals(W).square()
     share = share / share.sum()
     chosen = removed_by(RandomComponents(energy=energy, seed=seed))
     missed = abs(float(share[chosen].sum()) - energy)
-    drawn_in_order = [removed_by(RandomComponents(count=count, seed=seed)) for count in range(N + 1)]
-    assert chosen in drawn_in_order
-    assert missed <= min(abs(float(share[part].sum()) - energy) for part in drawn_in_order) + 1e-12
+    cuts = [removed_by(RandomComponents(count=count, seed=seed)) for count in range(N + 1)]
+    assert missed <= min(abs(float(share[cut].sum()) - energy) for cut in cuts) + 1e-12  # no cut of the order is nearer
     assert missed <= float(share.max()) / 2 + 1e-12
+    left = [i for i in range(N) if i not in chosen]
+    if float(share[chosen].sum()) < energy:
+        assert all(abs(float(share[[*chosen, i]].sum()) - energy) >= missed - 1e-12 for i in left)
+
+
+def test_what_would_overshoot_is_passed_over_and_weaker_components_fill_the_gap() -> None:
+    shares = torch.tensor([0.64, 0.09, 0.09, 0.09, 0.09], dtype=torch.float64)
+    matrix = torch.diag(shares.sqrt())
+    for seed in range(20):
+        assert len(removed_by(RandomComponents(energy=0.27, seed=seed), decomposition_of(matrix))) == 3
+    assert nearest_energy([1, 0, 2, 3, 4], shares, 0.27) == [1, 2, 3]
+    assert nearest_energy([0, 1, 2, 3, 4], shares, 0.7) == [0, 1]
+    assert nearest_energy([4, 3], shares, 0.0) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=N, max_size=N), st.integers(0, 99))
+def test_a_matched_control_removes_as_much_as_the_gains_do(gains: list[float], seed: int) -> None:
+    parts, values = decomposition_of(W), torch.tensor(gains, dtype=torch.float64)
+    squares = torch.linalg.svdvals(W).square()
+    by_count, by_energy, by_spectrum = (
+        matched(Gains(values, 1.0), parts, by=by, seed=seed) for by in ("count", "energy", "spectrum")
+    )
+    assert by_count == RandomComponents(count=round(N - sum(gains)), seed=seed)
+    assert isinstance(by_energy, RandomComponents)
+    edited = (values.square() * squares).sum() / squares.sum()  # of the squared Frobenius norm
+    assert by_energy.energy == pytest.approx(1 - float(edited), abs=1e-9)
+    assert by_spectrum == RandomBasis(seed)
+
+
+def test_random_directions_are_orthonormal_and_even_in_the_span() -> None:
+    span = torch.linalg.qr(torch.randn(9, 4, dtype=torch.float64)).Q.mT
+    generator = torch.Generator().manual_seed(0)
+    drawn = [random_directions(span, 2, generator) for _ in range(400)]
+    for directions in drawn[:5]:
+        torch.testing.assert_close(directions @ directions.mT, torch.eye(2, dtype=torch.float64))
+        torch.testing.assert_close(directions @ span.mT @ span, directions)
+    # The mean projection on a uniform plane of a space of 4 dimensions is half of the identity.
+    mean = torch.stack([span @ directions.mT @ directions @ span.mT for directions in drawn]).mean(0)
+    torch.testing.assert_close(mean, torch.eye(4, dtype=torch.float64) / 2, atol=0.06, rtol=0)
 
 
 def test_a_random_basis_keeps_the_spectrum_and_nothing_else() -> None:

@@ -84,7 +84,7 @@ def test_effects_of_something_else_are_not_turned_into_removals(name: str, tmp_p
     with models.borrowed("bridge gpt2") as model:
         tokens, metric = models.tokens(3), metrics.logit_difference(CORRECT, WRONG)
         effects = run(model, tokens, metric, {OUT: range(4)}, progress=False, **settings)
-        compared = controls.compare(model, tokens, metric, effects, ks=[1], seeds=1, progress=False)
+        compared = controls.compare(model, tokens, metric, effects, ks=[1], draws=1, progress=False)
     effects.save(tmp_path / "effects.safetensors")
     for one in (effects, Effects.load(tmp_path / "effects.safetensors")):
         assert one.intervention == intervention
@@ -114,7 +114,7 @@ def test_a_metric_without_a_unit_has_no_empty_brackets():
     with models.borrowed("bridge gpt2") as model:
         effects = attribution.by_gradient(model, models.tokens(1), mine, OUT, progress=False)
         patched = patching.by_component(model, models.tokens(1), models.tokens(1), mine, {OUT: [0]}, progress=False)
-        compared = controls.compare(model, models.tokens(1), mine, effects, ks=[1], seeds=1, progress=False)
+        compared = controls.compare(model, models.tokens(1), mine, effects, ks=[1], draws=1, progress=False)
     assert repr(effects).startswith("effect of removal on mine, by gradient: 32 components of 1 matrix, 1 example, ")
     assert repr(patched).startswith(
         "patching (denoising) of 1 component of 1 matrix at all positions, 1 example\nmine: "

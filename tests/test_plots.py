@@ -50,10 +50,10 @@ def patched(positions: tuple[int, ...] | None) -> Patching:
     return Patching("denoising", parts[0].measure, torch.ones(5), parts, positions)
 
 
-def comparison(higher_is_better: bool | None = False, ks: tuple[int, ...] = (1, 5, 20)) -> controls.Comparison:
+def comparison(higher_is_better: bool | None = False, ks: tuple[int, ...] = (1, 5, 20)) -> controls.Removals:
     generator = torch.Generator().manual_seed(3)
     draws = {"most harmful": 1, "strongest": 1, "random, same count": 3, "random, same energy": 3, "rotated": 3}
-    return controls.Comparison(
+    return controls.Removals(
         Measure("loss", "nats", higher_is_better, torch.rand(7, generator=generator)),
         ks,
         tuple(attribution.Selection({}) for _ in ks),
@@ -398,7 +398,7 @@ def test_results_of_a_model_can_be_drawn():
         first = attribution.by_gradient(model, tokens, metric, "*", progress=False)
         pairs = attribution.interactions(model, tokens, metric, found.top(3), progress=False)
         moved = patching.by_component(model, tokens, tokens.flip(0), metric, SITE, positions=[4, 5], progress=False)
-        held = controls.compare(model, tokens, metric, found, ks=[2], seeds=2, progress=False)
+        held = controls.compare(model, tokens, metric, found, ks=[2], draws=2, progress=False)
     assert len(plots.components(found, SITE).data) >= 2
     assert len(plots.attribution_map(first).data[0].x) == 6
     assert len(named(plots.agreement(first, found), "W_out").x) == 64

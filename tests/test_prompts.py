@@ -153,7 +153,7 @@ def test_patching_and_controls_ask_about_the_last_real_token_too(kind: str) -> N
         same(moved, noised.effects.examples)
     effects = attribution.by_gradient(model, TEXTS, metric, SITES, progress=False)
     compared = [
-        controls.compare(model, *given, effects, ks=[1], seeds=1, progress=False, attention_mask=more)
+        controls.compare(model, *given, effects, ks=[1], draws=1, progress=False, attention_mask=more)
         for given, more in (((tokens, metric), mask), ((TEXTS, metric), None))
     ]
     expected = [attribution.by_gradient(model, text, metric, SITES, progress=False).measure.baseline for text in TEXTS]

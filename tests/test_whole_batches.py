@@ -105,7 +105,7 @@ def test_interactions_and_controls_show_a_function_its_own_batch(batch_size: int
         for metric in (undirected(), by_heart, mean_of_all):
             more = {"batch_size": batch_size, **ABOUT}
             pairs.append(attribution.interactions(model, TOKENS, metric, some, **more))
-            compared.append(controls.compare(model, TOKENS, metric, effects, ks=[2], seeds=1, **more))
+            compared.append(controls.compare(model, TOKENS, metric, effects, ks=[2], draws=1, **more))
     for one in pairs[1:]:
         torch.testing.assert_close(one.matrix, pairs[0].matrix, atol=LARGEST, rtol=1e-3)
     assert bool(pairs[2].stderr.isnan().all())

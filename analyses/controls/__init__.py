@@ -2,17 +2,18 @@
 
 Components that an attribution names should do more, when they are removed, than as many strong ones, than random ones
 of the same count or energy from the same matrices, and than random directions among them. `compare` measures all of
-these in one call. Give it examples that were not used to find the components.
+these in one call. Give it examples that were not used to find the components. How chance draws is defined in
+`surgery.controls`.
 """
 
-from analyses.controls.comparison import Comparison
+from analyses.controls.comparing import compare
 from analyses.controls.draws import by_strength, random_selection
-from analyses.controls.removal import compare
+from analyses.controls.removals import Removals
 from analyses.controls.rotations import Directions, rotated
 
 __all__ = [
-    "Comparison",
     "Directions",
+    "Removals",
     "by_strength",
     "compare",
     "random_selection",

@@ -1,106 +1,105 @@
-"""Components to hold chosen ones against: the strongest, others at random, and the next in line."""
+"""Components to hold a selection against: the strongest, others at random, and the next in line."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from analyses.attribution.effects import Effects, Selection
-from analyses.attribution.question import Components, selection_of
+from analyses.attribution.effects import Effects
+from analyses.attribution.selections import Components, Selection, selection_of
 from surgery.arguments import counted, whole
 from surgery.arguments import seed as whole_seed
+from surgery.controls import nearest_energy, random_order
 
 Match = Literal["count", "energy"]
+"""What a random selection has in common with the one that it controls."""
 
 
 def by_strength(effects: Effects, k: int) -> Selection:
     """The k strongest components of the attributed matrices, whatever their effects: what `s_i` alone would choose.
 
     Raises:
-        ValueError: if k is negative, or there are not so many.
+        ValueError: if k is negative, or above the number of components.
+
+    >>> effects = attribution.by_gradient(model, tokens, metrics.logit(3), "blocks.*.mlp.W_out", progress=False)
+    >>> controls.by_strength(effects, 5).n_components
+    5
     """
-    flat = [(site, i) for site, S in effects.strengths.items() for i in range(len(S))]
-    if whole(k, "k") > len(flat):
+    components = [(site, i) for site, S in effects.strengths.items() for i in range(len(S))]
+    if whole(k, "k") > len(components):
         raise ValueError(
-            f"k={k!r}: the attributed matrices have {counted(len(flat), 'component')}. Give a number from 0 to that."
+            f"k={k!r}: the attributed matrices have {counted(len(components), 'component')}. Give a number from 0 to "
+            "that."
         )
     strengths = np.concatenate([S.numpy() for S in effects.strengths.values()])
-    chosen: dict[str, list[int]] = {}
+    strongest: dict[str, list[int]] = {}
     for at in np.argsort(-strengths, kind="stable")[:k]:
-        site, component = flat[at]
-        chosen.setdefault(site, []).append(component)
-    return Selection(chosen, basis=effects.basis)
+        site, component = components[at]
+        strongest.setdefault(site, []).append(component)
+    return Selection(strongest, basis=effects.basis)
 
 
 def random_selection(
-    effects: Effects, chosen: Selection | Components, *, match: Match = "count", seed: int
+    effects: Effects, selection: Selection | Components, *, match: Match = "count", seed: int = 0
 ) -> Selection:
     """Other components of the same matrices, drawn at random: as many of each, or with as much energy.
 
-    Energy is `Σ s_i²`: components are taken in random order, each if it brings the sum nearer to that of the chosen,
-    which may take many weak ones for a strong one, and all others may fall short of it. The chosen components
-    themselves, and those without strength, are left out, as long as there are enough others.
+    Energy is `Σ s_i²`, matched as `surgery.controls.nearest_energy` says: many weak components may stand for a strong
+    one, and all others together may fall short of it. The selected components themselves, and components without
+    strength, are left out, unless there are too few others.
 
     Raises:
-        ValueError: if a chosen matrix was not attributed, or not in this basis, or `match` is something else.
+        ValueError: if a selected matrix was not attributed, or not in this basis, or `match` is something else.
+
+    >>> effects = attribution.by_gradient(model, tokens, metrics.logit(3), "blocks.*.mlp.W_out", progress=False)
+    >>> chance = controls.random_selection(effects, effects.top(5), seed=1)
+    >>> chance.n_components, sorted(chance) == sorted(effects.top(5))
+    (5, True)
     """
-    chosen = selection_of(chosen, effects.basis, "chosen")
-    _check_basis(effects, chosen)
+    selection = selection_of(selection, effects.basis, "selection")
+    _check_basis(effects, selection)
+    if match not in ("count", "energy"):
+        raise ValueError(f"match={match!r}: it is 'count' or 'energy'. Choose one.")
     generator = torch.Generator().manual_seed(whole_seed(seed))
     drawn: dict[str, list[int]] = {}
-    for site in chosen:
+    for site in selection:
         if site not in effects.strengths:
             raise ValueError(f"'{site}' was not attributed: there are {', '.join(effects.sites)}. Choose among these.")
-        taken, S = members(chosen, site), effects.strengths[site].double()
-        others = [i for i in range(len(S)) if i not in taken and float(S[i]) > 0]
-        pool = others if len(others) >= len(taken) else [i for i in range(len(S)) if float(S[i]) > 0]
-        order = [pool[n] for n in torch.randperm(len(pool), generator=generator).tolist()]
-        match match:
-            case "count":
-                drawn[site] = order[: len(taken)]
-            case "energy":
-                drawn[site] = _matching(order, S.square(), float(S[taken].square().sum()))
-            case _:
-                raise ValueError(f"match={match!r}: it is 'count' or 'energy'. Choose one.")
-    return Selection({site: sorted(found) for site, found in drawn.items() if found}, basis=effects.basis)
+        selected, energies = members(selection, site), effects.strengths[site].double().square()
+        strong = energies.nonzero().flatten().tolist()
+        others = [i for i in strong if i not in selected]
+        pool = others if len(others) >= len(selected) else strong
+        order = [pool[n] for n in random_order(len(pool), generator)]
+        if match == "count":
+            drawn[site] = order[: len(selected)]
+        else:
+            drawn[site] = nearest_energy(order, energies, float(energies[selected].sum()))
+    return Selection({site: sorted(taken) for site, taken in drawn.items() if taken}, basis=effects.basis)
 
 
-def _matching(order: Sequence[int], energies: Float[Tensor, " component"], target: float) -> list[int]:
-    """Components in this order, each if it brings the sum of energies nearer to the target."""
-    taken, total = [], 0.0
-    for i in order:
-        energy = float(energies[i])
-        if abs(total + energy - target) < abs(total - target):
-            taken.append(i)
-            total += energy
-    return taken
-
-
-def twice(effects: Effects, some: Selection) -> Selection:
-    """The chosen components of each matrix and as many more: the next by effect, then the strongest not attributed."""
-    _check_basis(effects, some)
+def twice(effects: Effects, selection: Selection) -> Selection:
+    """The selected components of each matrix and as many more: the next by effect, then the strongest others."""
+    _check_basis(effects, selection)
     sign = {None: None, True: 1, False: -1}[effects.measure.higher_is_better]
     wider: dict[str, list[int]] = {}
-    for site in some:
-        taken, S = members(some, site), effects.strengths[site]
-        score = effects[site].abs() if sign is None else sign * effects[site]
-        by_effect = score.nan_to_num(-torch.inf).argsort(descending=True, stable=True).tolist()  # not attributed: last
-        others = [i for i in by_effect if i not in taken and float(S[i]) > 0]
-        wider[site] = [*taken, *others[: len(taken)]]
+    for site in selection:
+        selected, S = members(selection, site), effects.strengths[site]
+        harm = effects[site].abs() if sign is None else sign * effects[site]
+        # Components that were not attributed (NaN) come last; the stable sort leaves them by falling strength.
+        by_effect = harm.nan_to_num(-torch.inf).argsort(descending=True, stable=True).tolist()
+        others = [i for i in by_effect if i not in selected and float(S[i]) > 0]
+        wider[site] = [*selected, *others[: len(selected)]]
     return Selection(wider, basis=effects.basis)
 
 
-def _check_basis(effects: Effects, some: Selection) -> None:
-    if some.basis != effects.basis:
+def members(selection: Selection, site: str) -> list[int]:
+    """The selected components of one matrix, those of blocks too."""
+    return [i for unit in selection[site] for i in unit]
+
+
+def _check_basis(effects: Effects, selection: Selection) -> None:
+    if selection.basis != effects.basis:
         raise ValueError(
-            f"the selection names components in the basis {some.basis!r}, the effects are of components in "
+            f"the selection names components in the basis {selection.basis!r}, the effects are of components in "
             f"{effects.basis!r}: choose among those that were attributed."
         )
-
-
-def members(some: Selection, site: str) -> list[int]:
-    """The selected components of one matrix, those of blocks too."""
-    return [i for unit in some[site] for i in unit]

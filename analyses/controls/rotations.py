@@ -1,4 +1,4 @@
-"""A control that removes other directions of the same subspace, to tell whether singular directions matter."""
+"""A control that removes random directions of a subspace, to tell whether the singular directions in it matter."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from analyses.attribution.effects import Selection
-from analyses.attribution.question import basis_asked
+from analyses.attribution.selections import Selection
+from analyses.controls.draws import members
 from hooks import match_sites
 from surgery import SVD, Basis, Decompositions, Drop, Edit
 from surgery.arguments import counted
 from surgery.arguments import seed as whole_seed
+from surgery.controls import random_directions
 from surgery.operations import components_in_force
 from surgery.svd import Factors
 
@@ -29,7 +30,7 @@ class Directions(Basis):
     directions: Float[Tensor, "component d_out"]
 
     def decompose(self, W: Float[Tensor, "d_in d_out"]) -> Factors:
-        """`W Vᵀ V` as a sum over the directions, strongest first; what they read need not be orthogonal."""
+        """`W Dᵀ D` as a sum over the directions D, strongest first: s_j u_j = W d_j, the u_j not orthogonal."""
         Vh = self.directions.to(W.device, torch.promote_types(W.dtype, torch.float32))
         written = W.to(Vh.dtype) @ Vh.mT
         order = written.norm(dim=0).argsort(descending=True)
@@ -42,14 +43,14 @@ class Directions(Basis):
 
 def rotated(
     model: nn.Module,
-    chosen: Selection,
+    selection: Selection,
     among: Selection,
     *,
-    seed: int,
+    seed: int = 0,
     svds: Decompositions | None = None,
     progress: bool = True,
 ) -> dict[str, Edit]:
-    """A spec that removes, from each matrix, as many random output directions as `chosen` has components of it.
+    """A spec that removes, from each matrix, as many random output directions as `selection` has components of it.
 
     The directions are orthonormal and drawn evenly from the span of the `v_i` of the `among` components. Rotating only
     inside the span of what is removed would remove the same subspace, so `among` holds more: with twice as many, half
@@ -57,29 +58,32 @@ def rotated(
     components themselves is the case in which the directions happen to be singular vectors.
 
     Raises:
-        ValueError: if `among` holds fewer components of a matrix than `chosen`, or they are not singular components.
+        ValueError: if `among` holds fewer components of a matrix than `selection`, or they are not singular components.
         SiteError: if this model has no such matrix.
+
+    >>> selection, among = ({"blocks.0.mlp.W_out": list(range(n))} for n in (2, 4))
+    >>> controls.rotated(model, attribution.Selection(selection), attribution.Selection(among), progress=False)
+    {'blocks.0.mlp.W_out': Drop(components=[0, 1], basis=Directions(2 of 16))}
     """
-    for basis in (chosen.basis, among.basis, basis_asked(svds)):
+    for basis in (selection.basis, among.basis, basis_asked(svds)):
         if basis != SVD():
             raise ValueError(
                 f"directions were asked for among components in the basis {basis!r}, which are not orthogonal: they "
                 "are rotated among singular vectors only. Give selections and decompositions in the basis SVD()."
             )
     generator = torch.Generator().manual_seed(whole_seed(seed))
-    targets = {address: match_sites(model, address)[0] for address in chosen}
-    parts = components_in_force(model, targets.values(), basis=SVD(), svds=svds, progress=progress)
+    sites = {address: match_sites(model, address)[0] for address in selection}
+    decompositions = components_in_force(model, sites.values(), basis=SVD(), svds=svds, progress=progress)
     spec: dict[str, Edit] = {}
-    for address, site in targets.items():
-        span = [i for unit in among.get(address, ()) for i in unit]
-        count = sum(len(unit) for unit in chosen[address])
+    for address, site in sites.items():
+        span = members(among, address) if address in among else []
+        count = len(members(selection, address))
         if count > len(span):
             raise ValueError(
                 f"{counted(count, 'direction')} of '{address}' were asked for among the span of "
-                f"{counted(len(span), 'component')}: a span "
-                "holds no more directions than components. Choose among more components."
+                f"{counted(len(span), 'component')}: a span holds no more directions than components. Choose among "
+                "more components."
             )
-        Vh = parts[site].Vh[span]
-        Q = torch.linalg.qr(torch.randn(len(span), count, dtype=torch.float64, generator=generator)).Q
-        spec[address] = Drop(range(count), basis=Directions((Q.mT.to(Vh) @ Vh).contiguous()))
+        directions = random_directions(decompositions[site].Vh[span], count, generator)
+        spec[address] = Drop(range(count), basis=Directions(directions))
     return spec

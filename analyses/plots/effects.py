@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from analyses.attribution.effects import Effects
-from analyses.controls.comparison import Comparison
+from analyses.controls.removals import Removals
 from analyses.plots.style import BLUE, COLOURS, GREY, LIGHT, MATRIX_COLOURS, VERMILION, figure, label, number
 from hooks import Site
 
@@ -119,7 +119,7 @@ def agreement(approximate: Effects, exact: Effects) -> go.Figure:
     return drawn.update_yaxes(title_text=label(f"effect, {approximate.method}", exact.measure.unit))
 
 
-def removal_curve(comparison: Comparison) -> go.Figure:
+def removal_curve(comparison: Removals) -> go.Figure:
     """The metric after removing k components: those that an attribution names, with standard errors, and the controls.
 
     Controls that are drawn at random are shown by their mean, with a band from the least to the most over draws.
