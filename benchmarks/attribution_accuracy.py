@@ -81,7 +81,7 @@ def compare(subject: Subject, name: str, svds: Decompositions, *, probes: int, e
     print(f"\n{subject.name}, {name}: {n} components of {len(svds)} matrices, "
           f"{len(subject.tokens)} x {subject.tokens.shape[1] - 1} tokens. Exact leave-one-out: "
           f"{truth.effects.passes:.0f} passes, {truth.seconds:.0f} s")  # fmt: skip
-    methods = dict(_methods(subject, name, svds, probes=probes, exact_curvature=exact_curvature))
+    methods = dict(_methods(subject, name, svds, draws=probes, exact_curvature=exact_curvature))
     rows = [row for method, found in methods.items() for row in _scores(method, found.effects, truth.effects)]
     _print_table([*rows, *_strengths(truth.effects)], methods)
     _print_verdict([row for row in rows if row.method == f"curvature, {probes} by type"], name)
@@ -100,8 +100,8 @@ def _methods(
     yield "gradient", run(attribution.by_gradient, metric)
     if name == "loss":
         yield "Fisher, 4 draws", run(attribution.by_fisher, metrics.next_token_labels(tokens))
-    yield f"curvature, {probes} by type", run(attribution.by_curvature, metric, probes=probes, share="type")
-    yield f"curvature, {probes} for all", run(attribution.by_curvature, metric, probes=probes, share="all")
+    yield f"curvature, {probes} by type", run(attribution.by_curvature, metric, draws=probes, share="type")
+    yield f"curvature, {probes} for all", run(attribution.by_curvature, metric, draws=probes, share="all")
     if exact_curvature:
         some = _spaced(svds, exact_curvature)
         yield f"exact curvature of {exact_curvature}", run(attribution.by_exact_curvature, metric, sites=some)
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for subject in subjects:
         svds = surgery.decompose(subject.model, sites, progress=False)
         for name in ("loss", "logit"):
-            compare(subject, name, svds, probes=args.probes, exact_curvature=args.exact_curvature)
+            compare(subject, name, svds, draws=args.probes, exact_curvature=args.exact_curvature)
 
 
 if __name__ == "__main__":

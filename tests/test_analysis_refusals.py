@@ -20,19 +20,19 @@ CASES = {
     "gradient(batch_size='2')": "batch_size='2': give a whole number, 1 or more.",
     "gradient(batch_size=0)": "batch_size=0: give a whole number, 1 or more.",
     "gradient(batch_size=True)": "batch_size=True: give a whole number, 1 or more.",
-    "attribution.by_curvature(model, tokens, metric, OUT, probes='4', progress=False)": (
-        "probes='4': give a whole number, 0 or more."
+    "attribution.by_curvature(model, tokens, metric, OUT, draws='4', progress=False)": (
+        "draws='4': give a whole number, 0 or more."
     ),
-    "attribution.by_curvature(model, tokens, metric, OUT, probes=4.0, progress=False)": (
-        "probes=4.0: give a whole number, 0 or more."
+    "attribution.by_curvature(model, tokens, metric, OUT, draws=4.0, progress=False)": (
+        "draws=4.0: give a whole number, 0 or more."
     ),
     "attribution.by_fisher(model, tokens, tokens, OUT, draws=1.5, progress=False)": (
         "draws=1.5: give a whole number, 1 or more."
     ),
     "ablation(replacement='resample', seed=1.5)": "seed=1.5: give a whole number, from 0 to 9223372036854775807.",
     "ablation(replacement='resample', seed=-1)": "seed=-1: give a whole number, from 0 to 9223372036854775807.",
-    "attribution.by_shapley(model, tokens, metric, SPEC, samples='4', progress=False)": (
-        "samples='4': give a whole number, 0 or more."
+    "attribution.by_shapley(model, tokens, metric, SPEC, draws='4', progress=False)": (
+        "draws='4': give a whole number, 0 or more."
     ),
     "attribution.by_path(model, tokens, metric, SPEC, steps=1.5, progress=False)": (
         "steps=1.5: give a whole number, 0 or more."

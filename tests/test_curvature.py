@@ -61,7 +61,7 @@ def test_probes_are_exact_where_there_are_no_more_gains_than_probes(kind: str):
         exact = attribution.by_exact_curvature(model, tokens, metric, chosen, progress=False)
         for share, passes in (("matrix", 4 + 2 * 6), ("type", 4 + 2 * 6), ("all", 4 + 2 * 6)):
             found = attribution.by_curvature(
-                model, tokens, metric, chosen, probes=6, share=share, batch_size=2, progress=False
+                model, tokens, metric, chosen, draws=6, share=share, batch_size=2, progress=False
             )
             for site in found.sites:
                 torch.testing.assert_close(found.examples[site], exact.examples[site], atol=1e-5, rtol=1e-3)
@@ -79,7 +79,7 @@ def test_estimates_are_unbiased_and_know_their_noise(kind: str, share: str):
     with models.borrowed(kind) as model:
         exact = attribution.by_exact_curvature(model, tokens, metric, sites, progress=False)
         found = [
-            attribution.by_curvature(model, tokens, metric, sites, probes=6, seed=seed, share=share, progress=False)
+            attribution.by_curvature(model, tokens, metric, sites, draws=6, seed=seed, share=share, progress=False)
             for seed in range(12)
         ]
     for site in exact.sites:
@@ -100,10 +100,10 @@ def test_more_probes_come_closer_and_say_so(kind: str):
     with models.borrowed(kind) as model:
         exact = attribution.by_exact_curvature(model, tokens, metric, sites, progress=False)
         by_probes = {
-            n: attribution.by_curvature(model, tokens, metric, sites, probes=n, share="matrix", progress=False)
+            n: attribution.by_curvature(model, tokens, metric, sites, draws=n, share="matrix", progress=False)
             for n in (4, 24)
         }
-        full = attribution.by_curvature(model, tokens, metric, sites, probes=32, share="matrix", progress=False)
+        full = attribution.by_curvature(model, tokens, metric, sites, draws=32, share="matrix", progress=False)
     for site in sites:
         error = {n: float((found.examples[site] - exact.examples[site]).norm()) for n, found in by_probes.items()}
         assert error[24] < 0.6 * error[4]
@@ -117,7 +117,7 @@ def test_sharing_covers_one_matrix_one_type_or_all():
     with models.borrowed("bridge gpt2") as model:
         passes = {
             share: attribution.by_curvature(
-                model, tokens, metrics.logit(3), sites, probes=2, share=share, progress=False
+                model, tokens, metrics.logit(3), sites, draws=2, share=share, progress=False
             ).passes
             for share in ("matrix", "type", "all")
         }
@@ -249,9 +249,9 @@ def test_for_a_loss_the_estimate_lies_between_the_fisher_and_its_own(kind: str):
     labels, site = metrics.next_token_labels(tokens), "blocks.0.mlp.W_out"
     plain = metrics.custom(metrics.loss(labels), name="loss", unit="nats", higher_is_better=False)
     with models.borrowed(kind) as model:
-        found = attribution.by_curvature(model, tokens, metrics.loss(labels), site, probes=8, seed=2, progress=False)
-        own = attribution.by_curvature(model, tokens, plain, site, probes=8, seed=2, progress=False)
-        exact = attribution.by_curvature(model, tokens, metrics.loss(labels), site, probes=32, seed=2, progress=False)
+        found = attribution.by_curvature(model, tokens, metrics.loss(labels), site, draws=8, seed=2, progress=False)
+        own = attribution.by_curvature(model, tokens, plain, site, draws=8, seed=2, progress=False)
+        exact = attribution.by_curvature(model, tokens, metrics.loss(labels), site, draws=32, seed=2, progress=False)
         whole = attribution.by_exact_curvature(model, tokens, plain, site, progress=False)
         fisher = attribution.by_fisher(model, tokens, labels, site, draws=4, seed=2, progress=False)
     drawn = own.examples[site] - fisher.examples[site]
@@ -275,7 +275,7 @@ def test_curvature_sees_active_hooks_and_edits(kind: str):
     chosen = Selection({site: [0, 1, 3]})
     with models.borrowed(kind) as model:
         with model.hooks(fwd_hooks=[(name, halve)]), surgery.apply(model, {site: Drop([0])}, progress=False):
-            found = attribution.by_curvature(model, tokens, metric, chosen, probes=4, progress=False)
+            found = attribution.by_curvature(model, tokens, metric, chosen, draws=4, progress=False)
         W = by_hand.read(model, site)
         U, S, Vh = torch.linalg.svd(W.double(), full_matrices=False)
         by_hand.write(model, site, (W - S[0] * torch.outer(U[:, 0], Vh[0])).float())
@@ -291,9 +291,9 @@ def test_curvature_sees_active_hooks_and_edits(kind: str):
 
 def test_bf16_is_fp32_up_to_rounding():
     tokens, metric, site = models.tokens(3), difference(), OUT
-    exact = attribution.by_curvature(models.build("bridge gpt2"), tokens, metric, site, probes=32, progress=False)
+    exact = attribution.by_curvature(models.build("bridge gpt2"), tokens, metric, site, draws=32, progress=False)
     half = models.build("bridge gpt2", dtype=torch.bfloat16)
-    rough = attribution.by_curvature(half, tokens, metric, site, probes=32, progress=False)
+    rough = attribution.by_curvature(half, tokens, metric, site, draws=32, progress=False)
     assert torch.corrcoef(torch.stack([exact[site], rough[site]]))[0, 1] > 0.95
 
 
@@ -301,10 +301,8 @@ def test_bad_input_is_refused():
     tokens = models.tokens(3)
     with models.borrowed("bridge gpt2") as model:
         for probes in (0, 1, 3):
-            with pytest.raises(
-                ValueError, match=rf"probes={probes}: an even number from 2 on .* by_gradient uses none"
-            ):
-                attribution.by_curvature(model, tokens, difference(), OUT, probes=probes, progress=False)
+            with pytest.raises(ValueError, match=rf"draws={probes}: an even number from 2 on .* by_gradient uses none"):
+                attribution.by_curvature(model, tokens, difference(), OUT, draws=probes, progress=False)
         with pytest.raises(ValueError, match=r"draws=0: give a whole number, 1 or more"):
             attribution.by_fisher(model, tokens, metrics.next_token_labels(tokens), OUT, draws=0, progress=False)
         for attribute in (attribution.by_curvature, attribution.by_exact_curvature):

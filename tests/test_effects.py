@@ -103,7 +103,7 @@ def test_shares_of_another_edit_than_a_removal_are_not_turned_into_one():
     with models.borrowed("bridge gpt2") as model:
         tokens, metric = models.tokens(3), metrics.logit_difference(CORRECT, WRONG)
         for edit, removes in ((Drop([0, 1]), True), (surgery.KeepTop(rank=30), True), (surgery.Scale({0: 2.0}), False)):
-            shares = attribution.by_shapley(model, tokens, metric, {OUT: edit}, samples=2, progress=False)
+            shares = attribution.by_shapley(model, tokens, metric, {OUT: edit}, draws=2, progress=False)
             assert shares.intervention == ("removal" if removes else "the edit")
 
 
@@ -227,8 +227,8 @@ def test_saved_and_loaded_it_is_the_same(kind: str, tmp_path: Path):
     with models.borrowed(kind) as model:
         found = [
             attribution.by_gradient(model, tokens, metric, ["*", "*.W_V[*]"], keep_positions=True, progress=False),
-            attribution.by_curvature(model, tokens, metric, "blocks.0.attn.W_O[*]", probes=2, progress=False),
-            attribution.by_shapley(model, tokens, metric, {OUT: Drop([0, 3])}, samples=2, progress=False),
+            attribution.by_curvature(model, tokens, metric, "blocks.0.attn.W_O[*]", draws=2, progress=False),
+            attribution.by_shapley(model, tokens, metric, {OUT: Drop([0, 3])}, draws=2, progress=False),
             attribution.by_ablation(model, tokens, lambda x: x[:, 0, 0], Selection({OUT: [(0, 1)]}), progress=False),
         ]
     for effects in found:

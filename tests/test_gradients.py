@@ -165,12 +165,14 @@ def test_train_mode_with_dropout_is_refused():
 def test_logits_are_computed_only_where_the_metric_reads_them(kind: str):
     tokens, unembedded = models.tokens(3), []
     with models.borrowed(kind) as model:
-        watch = model.unembed.register_forward_hook(lambda _module, _args, logits: unembedded.append(logits.shape[1]))
+        watch = model.unembed.register_forward_hook(
+            lambda _module, _args, logits: unembedded.append(logits.shape[:2].numel())
+        )
         attribution.by_gradient(model, tokens, difference(), "*", progress=False)
-        attribution.by_curvature(model, tokens, difference(), "blocks.1.*", probes=2, progress=False)
+        attribution.by_curvature(model, tokens, difference(), "blocks.1.*", draws=2, progress=False)
         attribution.by_ablation(model, tokens, difference(), "blocks.0.mlp.W_out", progress=False)
         watch.remove()
-    assert set(unembedded) == {1}
+    assert set(unembedded) == {3, 3 * 32}  # a read an example, and for ablation one an example and component
 
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])

@@ -11,6 +11,7 @@ from types import FrameType
 import jaxtyping
 import pytest
 import torch
+from hooks.replay import Rows, recorded, replayed
 from models import ONE_OF_EACH, State, borrowed, tokens
 from torch import nn
 
@@ -18,7 +19,6 @@ import hooks
 import surgery
 from analyses import attribution, metrics, patching
 from hooks.editor import editor_of
-from hooks.replay import Rows, recorded, replayed
 from hooks.temporary import _in_use
 from surgery import Compensated, Drop, KeepTop, Scale
 
@@ -164,9 +164,9 @@ def test_an_interrupted_undo_is_finished_before_the_interrupt_goes_on(kind: str,
 ANALYSES: dict[str, Callable[[nn.Module], object]] = {
     "gradient": lambda m: attribution.by_gradient(m, tokens(), METRIC, "blocks.*.mlp.W_out", progress=False),
     "ablation": lambda m: attribution.by_ablation(m, tokens(), METRIC, "blocks.0.attn.W_O", progress=False),
-    "curvature": lambda m: attribution.by_curvature(m, tokens(), METRIC, "blocks.1.attn.W_K", probes=2, progress=False),
+    "curvature": lambda m: attribution.by_curvature(m, tokens(), METRIC, "blocks.1.attn.W_K", draws=2, progress=False),
     "path": lambda m: attribution.by_path(m, tokens(), METRIC, PAIR, progress=False),
-    "shapley": lambda m: attribution.by_shapley(m, tokens(), METRIC, PAIR, samples=2, progress=False),
+    "shapley": lambda m: attribution.by_shapley(m, tokens(), METRIC, PAIR, draws=2, progress=False),
     "patching": lambda m: patching.by_component(m, tokens(), tokens().flip(0), METRIC, "blocks.0.mlp.W_out",
                                                 progress=False),
     "hooks": lambda m: m.run_with_hooks(tokens(), fwd_hooks=surgery.fwd_hooks(m, OVER, progress=False)),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from analyses import metrics
 from analyses.metrics import Metric
+from hooks.inputs import Reads
 
 BATCH, N_POS, D_VOCAB = 4, 5, 11
 MASK = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0]])
@@ -172,30 +173,29 @@ def test_a_batch_of_none_or_by_truth_values_can_be_selected(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_only_the_needed_positions_matter(name: str) -> None:
+def test_only_the_logits_that_are_read_matter(name: str) -> None:
     metric = ALL[name]
-    needed = metric.needed_positions(N_POS)
-    elsewhere = [t for t in range(N_POS) if t not in needed]
+    reads = metric.reads(BATCH, N_POS) or Reads(*torch.ones(BATCH, N_POS).nonzero(as_tuple=True))
+    elsewhere = torch.ones(BATCH, N_POS, dtype=torch.bool)
+    elsewhere[reads.row, reads.pos] = False
     changed = LOGITS.clone()
-    changed[:, elsewhere] = 100
+    changed[elsewhere] = 100
     assert torch.equal(metric(changed), metric(LOGITS))
-    narrow = metric.narrow(N_POS)
-    torch.testing.assert_close(narrow(LOGITS[:, list(needed)]), metric(LOGITS))
-    torch.testing.assert_close(narrow.select([2, 0])(LOGITS[[2, 0]][:, list(needed)]), metric(LOGITS)[[2, 0]])
-    for t in needed if metric.n_examples and metric.unit and name != "custom" else ():  # and each of them does
-        changed = LOGITS.clone()
-        changed[:, t] = -changed[:, t]
+    assert reads.row.tolist() == sorted(reads.row.tolist())
+    for row, pos in zip(*reads, strict=True) if metric.n_examples and metric.unit and name != "custom" else ():
+        changed = LOGITS.clone()  # and each of them does
+        changed[row, pos] = -changed[row, pos]
         assert not torch.equal(metric(changed), metric(LOGITS))
-    assert metric.last_only == (needed == (N_POS - 1,))
-    assert narrow.last_only == metric.last_only or len(needed) == 1
 
 
-def test_last_only_of_each_kind() -> None:
-    assert {name for name, metric in ALL.items() if metric.last_only} == {"logit", "kl", "constant", "custom last"}
-    only_last = torch.full((2, 3), -100)
-    only_last[:, -1] = 1
-    assert metrics.loss(only_last).last_only
-    assert metrics.log_prob(3, attention_mask=torch.tensor([[0, 1, 1], [1, 1, 1]])).last_only
+@pytest.mark.parametrize("name", ALL)
+def test_a_selection_reads_where_its_examples_are_read(name: str) -> None:
+    metric, at = ALL[name], [2, 0, 0]
+    chosen = metric.select(at)
+    reads = chosen.reads(3, N_POS)
+    logits = LOGITS[at]
+    found = chosen.checked(logits if reads is None else reads.of(logits), 3, N_POS)
+    torch.testing.assert_close(found, metric(LOGITS)[at])
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -315,10 +315,8 @@ def test_metrics_made_in_inference_mode_enter_autograd() -> None:
             mine(lambda x, a: x[:, -1].gather(1, a[:, None])[:, 0], ANSWERS * 1),
         ]
         made += [metric.select(torch.tensor([3, 2, 1, 0])) for metric in made]
-        read = [(metric, LOGITS[:, list(metric.needed_positions(N_POS))]) for metric in made]
-        made = [(metric, LOGITS) for metric in made] + [(metric.narrow(N_POS), few) for metric, few in read]
-    for metric, logits in made:
-        logits = logits.clone().requires_grad_()
+    for metric in made:
+        logits = LOGITS.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(metric(logits).sum(), logits)
         assert bool(gradient.any())
 
@@ -397,7 +395,7 @@ NAN[1, -1, 3] = torch.nan
             lambda: metrics.loss(LABELS[:, :4])(LOGITS),
             r"^loss: labels \[4, 4\] for logits of 5 positions: .* Align them",
         ),
-        (lambda: metrics.loss(LABELS).needed_positions(6), r"^loss: labels \[4, 5\] for logits of 6 positions"),
+        (lambda: metrics.loss(LABELS).reads(4, 6), r"^loss: labels \[4, 5\] for logits of 6 positions"),
         (
             lambda: metrics.loss(LABELS + (LABELS > 9))(LOGITS),
             r"^loss: label 11 is outside the vocabulary .* 0 to 10: pass",

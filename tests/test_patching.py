@@ -9,7 +9,6 @@ from torch import Tensor, nn
 import surgery
 from analyses import attribution, metrics, patching
 from analyses.attribution import Selection
-from analyses.patching.components import _runs
 from surgery import KeepTop
 
 CORRECT, WRONG = torch.tensor([3, 7, 9]), torch.tensor([1, 2, 5])
@@ -373,7 +372,7 @@ def test_a_direction_of_another_name_is_refused():
     with pytest.raises(
         ValueError, match=r"direction='forwards': it is 'denoising' \(corrupted runs, clean coordinates\)"
     ):
-        _runs("forwards", CLEAN, CORRUPTED)
+        patching.by_component(models.build("bridge gpt2"), CLEAN, CORRUPTED, difference(), direction="forwards")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", models.ONE_OF_EACH)

@@ -53,7 +53,9 @@ def test_the_columns_read_are_those_described(position: Position, mask: Tensor |
     examples = range(4 if mask is None else len(mask))
     assert [read(position, mask, e) for e in examples] == [columns_of(position, mask, e) for e in examples]
     chosen = positions(position, mask).resolve(N_POS)
-    assert chosen.needed == tuple(sorted({c for e in examples for c in columns_of(position, mask, e)}))
+    rows, read = len(examples), {e: set(columns_of(position, mask, e)) for e in examples}
+    reads = chosen.reads(rows)
+    assert {e: {int(p) for r, p in zip(*reads, strict=True) if r == e} for e in examples} == read
 
 
 @pytest.mark.parametrize(("position", "mask"), CASES, ids=str)
@@ -64,11 +66,8 @@ def test_values_are_averaged_over_the_columns_read(position: Position, mask: Ten
         logits[~mask.bool()] = torch.nan  # nothing on padding is read, whatever is there
     chosen = positions(position, mask).resolve(N_POS)
     expected = torch.stack([logits[e, columns_of(position, mask, e)].sum(-1).mean() for e in examples])
-    torch.testing.assert_close(chosen.mean(chosen.gather(logits).sum(-1)), expected)
-    narrow = chosen.narrow()
-    assert narrow.n_pos == len(chosen.needed)
-    few = logits[:, list(chosen.needed)]
-    torch.testing.assert_close(narrow.mean(narrow.gather(few).sum(-1)), expected)
+    read = chosen.by_row(chosen.reads(len(examples)).of(logits))
+    torch.testing.assert_close(chosen.mean(read.sum(-1)), expected)
 
 
 @given(
@@ -83,30 +82,6 @@ def test_selected_rows_are_read_like_the_originals(rows: list[int], position: Po
     assert [chosen.index[i][chosen.weight[i]].tolist() for i in range(len(rows))] == [
         columns_of(position, mask, row) for row in rows
     ]
-
-
-@pytest.mark.parametrize(
-    ("position", "mask", "last_only"),
-    [
-        (None, None, True),
-        (-1, None, True),
-        (slice(-1, None), None, True),
-        ([-1, -1], None, True),
-        ([-1, -2], None, False),
-        (N_POS - 1, None, False),  # the last of six, but not of seven
-        (slice(None), None, False),
-        (None, MASK[:2], True),
-        (None, MASK, False),
-        (slice(3, None), MASK[:2], False),
-    ],
-)
-def test_last_only_is_known_before_the_number_of_columns(
-    position: Position, mask: Tensor | None, last_only: bool
-) -> None:
-    where = positions(position, mask)
-    assert where.last_only == last_only
-    if last_only:
-        assert where.resolve(N_POS).needed == (N_POS - 1,)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def test_components_in_a_plain_dict_are_not_ignored():
             ask(model, tokens, first, Selection(some), progress=False)
         )
         blocks = surgery.decompose(model, OUT, basis=surgery.RowBlocks(2), progress=False)
-        found = attribution.by_ablation(model, tokens, first, {OUT: [1]}, svds=blocks, progress=False)
+        found = attribution.by_ablation(
+            model, tokens, first, {OUT: [1]}, basis=blocks.basis, svds=blocks, progress=False
+        )
         assert found.units == {OUT: ((1,),)}
         assert found.basis == surgery.RowBlocks(2)
         patched = patching.by_component(model, tokens, tokens, first, {OUT: [1]}, progress=False)
@@ -98,7 +100,7 @@ def test_wide_vocabularies_make_smaller_batches():
         model.cfg.d_vocab = LOGITS_PER_PASS // 14
         try:
             assert question.rows_per_pass() == 2
-            assert question.rows_per_pass(n_logits=1) == 14
+            assert question.rows_per_pass(n_reads=1) == 14
         finally:
             model.cfg.d_vocab = held
 
@@ -107,9 +109,10 @@ def test_taking_examples_takes_their_answers_and_masks():
     tokens, mask = models.tokens(3), torch.tensor([[1] * 7, [1] * 6 + [0], [1] * 5 + [0] * 2])
     metric = metrics.logit(torch.tensor([4, 5, 6]), attention_mask=mask)
     with models.borrowed("bridge gpt2") as model:
-        part = ask(model, tokens, metric, OUT, attention_mask=mask.bool(), progress=False).take(torch.tensor([2, 0, 2]))
-    assert torch.equal(part.tokens, tokens[[2, 0, 2]])
-    assert torch.equal(part.attention_mask, mask[[2, 0, 2]])
+        question = ask(model, tokens, metric, OUT, attention_mask=mask.bool(), progress=False)
+        part = question.examples.take(torch.tensor([2, 0, 2]))
+    assert torch.equal(part.inputs.tokens, tokens[[2, 0, 2]])
+    assert torch.equal(part.inputs.mask, mask[[2, 0, 2]])
     logits = torch.arange(3 * 7 * 50.0).view(3, 7, 50)
     assert part.metric(logits).tolist() == [float(logits[0, 4, 6]), float(logits[1, 6, 4]), float(logits[2, 4, 6])]
 
@@ -139,7 +142,7 @@ def test_bad_input_is_refused():
             given(tokens, sites=Selection({OUT: [(0, 32)]}))
         with pytest.raises(surgery.SiteError, match=r"no matrix is named"):
             given(tokens, sites=Selection({"blocks.9.mlp.W_out": [0]}))
-        assert read(model, tokens.int())[0].shape == (2, 7)
+        assert read(model, tokens.int()).tokens.shape == (2, 7)
 
 
 def test_train_mode_is_refused_only_where_something_is_dropped(monkeypatch: pytest.MonkeyPatch):

@@ -16,10 +16,13 @@ from tiny_tokenizers import bridge_with, byte_level, hooked_with, sentence_piece
 from torch import Tensor, nn
 
 from analyses import scoring, tasks
-from analyses.scoring import Batch, Contains, Likeliest, StartsWith
-from analyses.scoring.batches import _share
+from analyses.metrics.readings import log_probs, ranks
+from analyses.prompts.continuations import shared as _share
+from analyses.scoring import Contains, Likeliest, StartsWith
 from analyses.scoring.scores import UNDECIDED
 from analyses.tasks import AnswerItem, ChoiceItem, MinimalPair, Task
+from hooks.inputs import Inputs
+from hooks.running import run
 
 N = 50
 HOSTS: dict[str, Callable[[], nn.Module]] = {
@@ -167,30 +170,26 @@ def test_ranks_count_what_is_likelier_and_ties_by_id(targets: int) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randint(0, 6, (5, 40), generator=generator).float()
     at, target = (torch.randint(0, high, (targets,), generator=generator) for high in (5, 40))
-    none = torch.empty(0, dtype=torch.long)
-    batch = Batch(none[None], none[None], none, none, at, target, torch.arange(targets))
     order = [sorted(range(40), key=lambda token: (-row[token], token)) for row in logits.tolist()]
     wanted = [order[place].index(token) for place, token in zip(at.tolist(), target.tolist(), strict=True)]
-    assert scoring.ranks(logits, batch).tolist() == wanted
+    assert ranks(logits, at, target).tolist() == wanted
 
 
 def test_log_probabilities_are_wide_and_differentiable() -> None:
-    none = torch.empty(0, dtype=torch.long)
     at, target = torch.tensor([0, 1, 1]), torch.tensor([3, 0, 2])
-    batch = Batch(none[None], none[None], none, none, at, target, at)
     logits = torch.randn(2, 5, dtype=torch.double)
-    assert torch.autograd.gradcheck(lambda x: scoring.log_probs(x, batch), logits.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: log_probs(x, at, target), logits.requires_grad_())
     half = logits.detach().bfloat16()
-    assert scoring.log_probs(half, batch).dtype == torch.float32
+    assert log_probs(half, at, target).dtype == torch.float32
     wanted = [half.double()[i].log_softmax(-1)[t].item() for i, t in zip(at, target, strict=True)]
-    assert scoring.log_probs(half, batch).tolist() == pytest.approx(wanted, abs=1e-5)
+    assert log_probs(half, at, target).tolist() == pytest.approx(wanted, abs=1e-5)
 
 
 def test_batches_hold_similar_lengths_and_no_more_rows_than_asked() -> None:
     model = bridge_with(None)
     task = answers_for(model, n=20)
     encoded = scoring.encode(model, task, batch_size=4)
-    widths = [batch.tokens.shape for batch in encoded.batches]
+    widths = [batch.inputs.tokens.shape for batch in encoded.batches]
     assert max(rows for rows, _ in widths) == 4 and [w for _, w in widths] == sorted(
         (w for _, w in widths), reverse=True
     )
@@ -202,9 +201,9 @@ def test_batches_hold_similar_lengths_and_no_more_rows_than_asked() -> None:
 def test_another_forward_can_take_the_model_s_place() -> None:
     model = bridge_with(None)
     encoded = scoring.encode(model, answers_for(model))
-    kept = {id(batch): scoring.forward(model, batch) for batch in encoded.batches}
-    replayed = scoring.score_encoded(encoded, lambda batch: kept[id(batch)])
-    plain = scoring.score_encoded(encoded, partial(scoring.forward, model))
+    kept = {id(batch.inputs): run(model, batch.inputs) for batch in encoded.batches}
+    replayed = scoring.score_encoded(encoded, lambda inputs: kept[id(inputs)])
+    plain = scoring.score_encoded(encoded, partial(run, model))
     assert torch.equal(replayed.log_probs, plain.log_probs) and replayed.summary() == plain.summary()
     assert not plain.log_probs.requires_grad
 
@@ -215,14 +214,14 @@ def test_another_forward_can_take_the_model_s_place() -> None:
 def says(logits_of: Callable[[tuple[int, ...]], Tensor]) -> scoring.Forward:
     """A model whose logits after a sequence are any function of it."""
 
-    def run(batch: Batch) -> Tensor:
+    def forward(inputs: Inputs) -> Tensor:
         rows = []
-        for row, pos in zip(batch.row.tolist(), batch.pos.tolist(), strict=True):
-            before = batch.tokens[row, : pos + 1][batch.mask[row, : pos + 1].bool()]
+        for row, pos in zip(*(x.tolist() for x in inputs.reads), strict=True):
+            before = inputs.tokens[row, : pos + 1][inputs.mask[row, : pos + 1].bool()]
             rows.append(logits_of(tuple(before.tolist())))
         return torch.stack(rows)
 
-    return run
+    return forward
 
 
 def spike(token: int, size: int = N) -> Tensor:
@@ -519,7 +518,7 @@ def compared(
         scoring.Readings(none.double() - 1 - torch.arange(len(was)) * shift, (~torch.tensor(right)).long(), none.long())
         for right, shift in ((was, 0.0), (now, 0.1))
     ]
-    before, after = (scoring.judge(encoded, one) for one in readings)
+    before, after = (scoring.judge(encoded, scoring.Outcome(one)) for one in readings)
     return scoring.compare(before, after, **settings)
 
 

@@ -33,7 +33,7 @@ def wrong_direction(model: torch.nn.Module) -> torch.Tensor:
 def test_a_planted_component_is_found_among_all(kind: str, probes: int | None):
     tokens, metric = models.tokens(3), metrics.logit_difference(CORRECT, WRONG)
     model = planted(kind)
-    found = attribution.screen(model, tokens, metric, "*.W_*", candidates=20, choose=3, probes=probes, progress=False)
+    found = attribution.screen(model, tokens, metric, "*.W_*", candidates=20, choose=3, draws=probes, progress=False)
     assert dict(found.exact.most_harmful(1)) == {PLANTED: ((0,),)}
     assert 0 in found.spec[PLANTED].components
     removed = removal.effect(model, PLANTED, [0], lambda: metric(model(tokens)))
@@ -100,8 +100,8 @@ def test_bad_input_is_refused():
         for few in (-1, 0):
             with pytest.raises(ValueError, match=rf"candidates={few}: give a whole number, 1 or more"):
                 ask(metrics.logit(3), candidates=few)
-        with pytest.raises(ValueError, match=r"probes=3: an even number"):
-            ask(metrics.logit(3), probes=3)
+        with pytest.raises(ValueError, match=r"draws=3: an even number"):
+            ask(metrics.logit(3), draws=3)
 
 
 def test_what_the_front_door_offers():

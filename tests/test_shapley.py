@@ -56,8 +56,8 @@ def test_shares_are_those_of_all_orders_and_sum_to_the_change(kind: str):
     tokens, metric = models.tokens(3), difference()
     with models.borrowed(kind) as model:
         values = by_hand_values(model, metric, tokens)
-        few = attribution.by_shapley(model, tokens, metric, SPEC, samples=2, progress=False)
-        many = attribution.by_shapley(model, tokens, metric, SPEC, samples=60, seed=3, progress=False)
+        few = attribution.by_shapley(model, tokens, metric, SPEC, draws=2, progress=False)
+        many = attribution.by_shapley(model, tokens, metric, SPEC, draws=60, seed=3, progress=False)
     assert [(s, i) for s in many.sites for (i,) in many.units[s]] == [(s, i) for s, i, _ in PLAYERS]
     change = values[frozenset(range(4))]
     for effects in (few, many):
@@ -76,7 +76,7 @@ def test_one_pair_is_an_order_and_its_reverse(kind: str):
     tokens, metric = models.tokens(3), difference()
     with models.borrowed(kind) as model:
         values = by_hand_values(model, metric, tokens)
-        found = stacked(attribution.by_shapley(model, tokens, metric, SPEC, samples=2, seed=5, progress=False))
+        found = stacked(attribution.by_shapley(model, tokens, metric, SPEC, draws=2, seed=5, progress=False))
 
     def marginals(order: tuple[int, ...]) -> torch.Tensor:
         shares = torch.zeros(3, 4)
@@ -93,7 +93,7 @@ def test_one_pair_is_an_order_and_its_reverse(kind: str):
 def test_with_two_players_one_pair_is_exact(kind: str):
     tokens, metric, spec = models.tokens(3), difference(), {QUERY: Drop([1]), OUT: Drop([0])}
     with models.borrowed(kind) as model:
-        effects = attribution.by_shapley(model, tokens, metric, spec, samples=4, progress=False)
+        effects = attribution.by_shapley(model, tokens, metric, spec, draws=4, progress=False)
         alone = [removal.effect(model, s, [i], lambda: metric(model(tokens))) for s, i in ((QUERY, 1), (OUT, 0))]
         both = removal.regained_effect(model, {QUERY: {1: 0.0}, OUT: {0: 0.0}}, lambda: metric(model(tokens)))
     expected = torch.stack([(alone[0] + both - alone[1]) / 2, (alone[1] + both - alone[0]) / 2], 1)
@@ -105,7 +105,7 @@ def test_with_two_players_one_pair_is_exact(kind: str):
 def test_a_single_player_has_the_whole_change_and_one_pair_tells_no_noise(kind: str):
     tokens, metric = models.tokens(3), difference()
     with models.borrowed(kind) as model:
-        effects = attribution.by_shapley(model, tokens, metric, {OUT: Drop([2])}, samples=2, progress=False)
+        effects = attribution.by_shapley(model, tokens, metric, {OUT: Drop([2])}, draws=2, progress=False)
         expected = removal.effect(model, OUT, [2], lambda: metric(model(tokens)))
     torch.testing.assert_close(effects.examples[OUT][:, 0], expected, atol=1e-5, rtol=1e-5)
     assert effects.noise[OUT].isnan().all()
@@ -127,10 +127,10 @@ def test_symmetric_players_get_equal_shares(kind: str):
     metric = metrics.custom(lambda x: x[:, -1, 0].square(), name="square", unit="logits²", higher_is_better=None)
     twins = ["blocks.0.attn.W_O[0]", "blocks.0.attn.W_O[2]"]
     spec = {**dict.fromkeys(twins, Drop([0])), OUT: Drop([1])}
-    effects = attribution.by_shapley(model, tokens, metric, spec, samples=2, progress=False)
+    effects = attribution.by_shapley(model, tokens, metric, spec, draws=2, progress=False)
     alone = [attribution.by_ablation(model, tokens, metric, Selection({t: [0]}), progress=False)[t][0] for t in twins]
     assert float(alone[0]) == pytest.approx(float(alone[1]), rel=1e-4)
-    many = attribution.by_shapley(model, tokens, metric, spec, samples=60, progress=False)
+    many = attribution.by_shapley(model, tokens, metric, spec, draws=60, progress=False)
     first, second = (many.examples[twin][:, 0] for twin in twins)
     largest = float(stacked(many).abs().max())
     assert float((first - second).abs().max()) < 0.1 * largest
@@ -146,7 +146,7 @@ def test_seeds_units_operations_and_metrics_without_a_gradient(kind: str):
 
         def shares(seed: int, **more: object) -> attribution.Effects:
             return attribution.by_shapley(
-                model, tokens, metric, spec, players=players, samples=6, seed=seed, progress=False, **more
+                model, tokens, metric, spec, players=players, draws=6, seed=seed, progress=False, **more
             )
 
         one, again, parts = shares(0), shares(0), shares(0, batch_size=1)
@@ -209,8 +209,8 @@ def test_bad_input_is_refused():
     tokens = models.tokens(3)
     with models.borrowed("bridge gpt2") as model:
         for samples in (0, 1, 3):
-            with pytest.raises(ValueError, match=rf"samples={samples}: orders come in pairs, so an even number"):
-                attribution.by_shapley(model, tokens, difference(), SPEC, samples=samples, progress=False)
+            with pytest.raises(ValueError, match=rf"draws={samples}: orders come in pairs, so an even number"):
+                attribution.by_shapley(model, tokens, difference(), SPEC, draws=samples, progress=False)
         with pytest.raises(ValueError, match=r"the spec changes no component"):
             attribution.by_shapley(model, tokens, difference(), {OUT: Scale({0: 1.0})}, progress=False)
         with pytest.raises(ValueError, match=r"is edited in HaarBasis"):

@@ -39,12 +39,12 @@ ANALYSES: dict[str, Callable[..., Effects]] = {
     "ablation": lambda m, f, **more: attribution.by_ablation(m, TOKENS, f, SITES, **more),
     "mean": lambda m, f, **more: attribution.by_ablation(m, TOKENS, f, SITES, replacement="mean", **more),
     "resample": lambda m, f, **more: attribution.by_ablation(m, TOKENS, f, SITES, replacement="resample", **more),
-    "curvature": lambda m, f, **more: attribution.by_curvature(m, TOKENS, f, SITES, probes=4, **more),
+    "curvature": lambda m, f, **more: attribution.by_curvature(m, TOKENS, f, SITES, draws=4, **more),
     "exact curvature": lambda m, f, **more: attribution.by_exact_curvature(
         m, TOKENS, f, Selection({site: [0, 3] for site in SITES}), **more
     ),
     "path": lambda m, f, **more: attribution.by_path(m, TOKENS, f, SPEC, **more),
-    "shapley": lambda m, f, **more: attribution.by_shapley(m, TOKENS, f, SPEC, samples=4, **more),
+    "shapley": lambda m, f, **more: attribution.by_shapley(m, TOKENS, f, SPEC, draws=4, **more),
     "screen": lambda m, f, **more: attribution.screen(m, TOKENS, f, SITES, candidates=5, choose=2, **more).exact,
     "patching": lambda m, f, **more: patching.by_component(m, TOKENS, CORRUPTED, f, SITES, **more).effects,
 }

@@ -109,7 +109,9 @@ def screen(
     exact = by_ablation(model, prompts, metric, estimated.top(candidates), **settings)
     times.append(perf_counter())
     spec = exact.drop(choose) if metric.higher_is_better is None else exact.drop_most_harmful(choose)
-    certified = by_path(model, prompts, metric, spec, **settings) if spec else None
+    certified = (
+        by_path(model, prompts, metric, spec, svds=svds, batch_size=batch_size, progress=progress) if spec else None
+    )
     times.append(perf_counter())
     spent = torch.tensor([start, *times], dtype=torch.float64).diff().tolist()
     return Screening(estimated, exact, certified, spec, tuple(spent))

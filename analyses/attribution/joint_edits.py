@@ -23,8 +23,7 @@ from hooks import Site
 from hooks.recording import Recording, has_hooks
 from hooks.running import arithmetic, record, rerun
 from hooks.temporary import Temporary, together
-from surgery import Basis, Decompositions, Gains, Spec
-from surgery.decompositions import chosen_basis
+from surgery import SVD, Basis, Decompositions, Gains, Spec
 from surgery.specs import Change, combine, plan
 
 
@@ -93,7 +92,6 @@ def joint_edit(
     spec: Spec,
     *,
     players: Components | None = None,
-    basis: Basis | None = None,
     svds: Decompositions | None = None,
     attention_mask: Mask = None,
     batch_size: int | None = None,
@@ -106,8 +104,7 @@ def joint_edit(
             that it does not change.
         SiteError: if a pattern names no editable matrix.
     """
-    basis = chosen_basis(basis, svds)
-    gains = _gains_of(model, spec, basis, svds, progress)
+    gains, basis = _gains_of(model, spec, svds, progress)
     changed = {site: (g.values != 1).nonzero().squeeze(1).tolist() for site, g in gains.items()}
     units = (
         Selection({str(site): members for site, members in changed.items() if members}, basis=basis)
@@ -132,23 +129,25 @@ def joint_edit(
 
 
 def _gains_of(
-    model: nn.Module, spec: Spec, basis: Basis, svds: Decompositions | None, progress: bool
-) -> dict[Site, Gains]:
-    """The gains that the spec gives the components of each matrix.
+    model: nn.Module, spec: Spec, svds: Decompositions | None, progress: bool
+) -> tuple[dict[Site, Gains], Basis]:
+    """The gains that the spec gives the components of each matrix, and the basis of these.
 
     Raises:
-        ValueError: if it edits in another basis, or in one whose components do not sum to the matrix.
+        ValueError: if matrices are edited in different bases, or in one whose components do not sum to the matrix.
     """
     by_site: dict[Site, list[Change]] = {}
     for change in plan(model, spec, svds=svds, progress=progress):
         by_site.setdefault(change.site, []).append(change)
-    for site, changes in by_site.items():
-        if changes[0].edit.basis != basis or not basis.complete:
+    bases = {site: changes[0].edit.basis for site, changes in by_site.items()}
+    basis = next(iter(bases.values()), SVD())
+    for site, own in bases.items():
+        if own != basis or not own.complete:
             raise ValueError(
-                f"'{site}' is edited in {changes[0].edit.basis!r}, but shares are asked of components in {basis!r}, "
-                "and only of such as sum to the matrix. Edit in that basis, or give basis= the edit's."
+                f"'{site}' is edited in {own!r}, and another matrix in {basis!r}: shares are those of components in "
+                "one basis, which sum to their matrices. Edit in SVD() or RowBlocks(n), all matrices in the same."
             )
-    return {site: combine(changes) for site, changes in by_site.items()}
+    return {site: combine(changes) for site, changes in by_site.items()}, basis
 
 
 @dataclass(slots=True)

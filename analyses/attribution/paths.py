@@ -16,7 +16,7 @@ from analyses.metrics import Metric
 from analyses.metrics.positions import Mask
 from analyses.prompts import Tokens
 from hooks import Site
-from surgery import Basis, Compensated, Decompositions, Edit, Scale, Spec, apply
+from surgery import Compensated, Decompositions, Edit, Scale, Spec, apply
 from surgery.arguments import number, whole
 
 
@@ -29,7 +29,6 @@ def by_path(
     steps: int = 8,
     tolerance: float = 0.01,
     max_steps: int = 128,
-    basis: Basis | None = None,
     svds: Decompositions | None = None,
     attention_mask: Mask = None,
     batch_size: int | None = None,
@@ -59,7 +58,7 @@ def by_path(
         )
     edit = joint_edit(
         model, tokens, metric, spec,
-        basis=basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
+        svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
     )  # fmt: skip
     check_differentiable(edit.question)
     ends = edit.ends()

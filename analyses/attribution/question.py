@@ -175,7 +175,7 @@ class Question:
 
 def reads_per_row(inputs: Inputs) -> float:
     """At how many positions of a row logits are read, on average."""
-    return inputs.n_pos if inputs.reads is None else max(1.0, len(inputs.reads.row) / len(inputs))
+    return float(inputs.n_pos) if inputs.reads is None else max(1.0, len(inputs.reads.row) / len(inputs))
 
 
 def ask(
@@ -355,11 +355,11 @@ def _targets(
         units = selection[site]
         if units is None:
             units = tuple((i,) for i in range(components.n_components))
-        beyond = [i for unit in units for i in unit if i >= components.n_components]
+        n = components.n_components
+        beyond = [i for unit in units for i in unit if i >= n]
         if beyond:
             raise ValueError(
-                f"component {beyond[0]} of '{site}' was selected, but it has {counted(components.n_components, 'component')}, "
-                f"0 to {components.n_components - 1}."
+                f"component {beyond[0]} of '{site}' was selected, but it has {counted(n, 'component')}, 0 to {n - 1}."
             )
         targets[site] = Target(places[site], components, units)
     return targets

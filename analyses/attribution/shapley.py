@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from analyses.attribution.effects import Measure, Shares
 from analyses.attribution.joint_edits import JointEdit, joint_edit
-from analyses.attribution.selections import Components, Selection, selection_of
+from analyses.attribution.selections import Components, selection_of
 from analyses.metrics import Metric
 from analyses.metrics.positions import Mask
 from analyses.prompts import Tokens
@@ -30,7 +30,6 @@ def by_shapley(
     draws: int = 64,
     seed: int = 0,
     players: Components | None = None,
-    basis: Basis | None = None,
     svds: Decompositions | None = None,
     attention_mask: Mask = None,
     batch_size: int | None = None,
@@ -57,7 +56,7 @@ def by_shapley(
         raise ValueError(f"draws={draws!r}: orders come in pairs, so an even number of at least 2 is needed.")
     edit = joint_edit(
         model, tokens, metric, spec, players=players,
-        basis=basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
+        svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
     )  # fmt: skip
     n, generator = len(edit.players), torch.Generator().manual_seed(seed)
     ends = edit.ends()
@@ -110,12 +109,10 @@ def interactions(
     Raises:
         ValueError: if fewer than two units are selected, or as `ask`.
     """
-    if basis is None and isinstance(selection, Selection):
-        basis = selection.basis
     selection = selection_of(selection, basis or SVD(), "selection")
     edit = joint_edit(
         model, tokens, metric, selection.drop(), players=selection,
-        basis=basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
+        svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
     )  # fmt: skip
     n = len(edit.players)
     if n < 2:

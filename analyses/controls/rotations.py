@@ -65,7 +65,7 @@ def rotated(
     >>> controls.rotated(model, attribution.Selection(selection), attribution.Selection(among), progress=False)
     {'blocks.0.mlp.W_out': Drop(components=[0, 1], basis=Directions(2 of 16))}
     """
-    for basis in (selection.basis, among.basis, basis_asked(svds)):
+    for basis in (selection.basis, among.basis):
         if basis != SVD():
             raise ValueError(
                 f"directions were asked for among components in the basis {basis!r}, which are not orthogonal: they "

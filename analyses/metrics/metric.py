@@ -72,10 +72,12 @@ class Metric(ABC):
         Raises:
             ValueError: if a word is not one token of the model, or the metric reads padding.
         """
-        prompts = None if tokens is None else read(model, tokens, attention_mask)
-        if prompts is None and attention_mask is not None:
-            mask_of(attention_mask)
-        return self.bound(model, prompts)
+        mask = None if attention_mask is None else mask_of(attention_mask)
+        if tokens is None:
+            return self.bound(model, None)
+        if isinstance(tokens, Tensor):
+            return self.bound(model, Prompts(tokens, None if mask is None else mask_of(mask, tokens.shape)))
+        return self.bound(model, read(model, tokens, mask))
 
     def bound(self, model: nn.Module, prompts: Prompts | None) -> "Metric":
         """As `bind`, for prompts that were read."""
