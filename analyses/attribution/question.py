@@ -293,8 +293,8 @@ def _targets(model: nn.Module, sites: Sites, svds: Decompositions | None, progre
         over = [i for unit in units for i in unit if i >= components.n_components]
         if over:
             raise ValueError(
-                f"component {over[0]} of '{site}' was selected, but it has {counted(components.n_components, 'component')}, 0 "
-                f"to {components.n_components - 1}."
+                f"component {over[0]} of '{site}' was selected, but it has "
+                f"{counted(components.n_components, 'component')}, 0 to {components.n_components - 1}."
             )
         targets[site] = Target(host.place(site), components, units)
     return targets

@@ -213,8 +213,8 @@ def _axes(
         chosen = []
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(
-            f"components {shown(components)} of '{place.site}': it has {parts.n_components}, 0 to {parts.n_components - 1}. Name one "
-            "or more of them in a list, each once."
+            f"components {shown(components)} of '{place.site}': it has {parts.n_components}, 0 to "
+            f"{parts.n_components - 1}. Name one or more of them in a list, each once."
         )
     return ends.axes_of(place, chosen, parts.U, parts.S, parts.Vh)
 
