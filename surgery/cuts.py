@@ -50,7 +50,8 @@ class ByRank(Edit):
         if decomposition.n_components < min(decomposition.shape):
             raise ValueError(
                 f"{self!r} needs the whole spectrum of '{decomposition.site}', of which {decomposition.basis!r} holds "
-                f"{decomposition.n_components} of {min(decomposition.shape)} components: give a rank or rho, or use SVD()."
+                f"{decomposition.n_components} of {min(decomposition.shape)} components: give a rank or rho, or use "
+                "SVD()."
             )
         if self.energy is not None:
             return self._count_of_energy(decomposition, self.energy)

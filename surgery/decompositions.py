@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import final
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
@@ -21,15 +22,14 @@ from hooks.fingerprints import fingerprint
 from hooks.records import record_of
 from surgery.arguments import shown
 from surgery.bases import SVD, Basis, check_basis, decode_basis
+from surgery.errors import StaleDecompositionError
 from surgery.files import whole_file
 from surgery.json_values import encode
+from surgery.ranks import effective_rank, stable_rank
 from surgery.svd import Factors
 
 _FORMAT, _VERSION = "model-surgery decompositions", "2"
-
-
-class StaleDecompositionError(ValueError):
-    """The weights are not the ones that were decomposed."""
+_NO_COMPONENTS = pd.DataFrame(columns=["site", "component", "strength", "energy", "cumulative_energy"])
 
 
 @final
@@ -119,6 +119,43 @@ class Decompositions(Mapping[str, Decomposition]):
                 "for each basis."
             )
         self._entries[entry.site] = entry
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row for each component: its site, index, strength, and share of the squared Frobenius norm (`energy`).
+
+        `cumulative_energy` is the share of this component and all stronger ones of its matrix.
+
+        >>> svds = surgery.decompose(model, "blocks.0.mlp.W_*", progress=False)
+        >>> svds.to_dataframe().columns.tolist()
+        ['site', 'component', 'strength', 'energy', 'cumulative_energy']
+        """
+        tables = [
+            pd.DataFrame(
+                {
+                    "site": site,
+                    "component": range(entry.n_components),
+                    "strength": entry.S.cpu().numpy(),
+                    "energy": (energy := entry.energy.cpu()).numpy(),
+                    "cumulative_energy": energy.cumsum(0).numpy(),
+                }
+            )
+            for site, entry in self.items()
+        ]
+        return pd.concat(tables or [_NO_COMPONENTS], ignore_index=True)
+
+    def ranks_to_dataframe(self) -> pd.DataFrame:
+        """A row for each matrix: its shape, its number of components, and its effective and stable rank.
+
+        >>> svds = surgery.decompose(model, "blocks.0.mlp.W_*", progress=False)
+        >>> svds.ranks_to_dataframe()[["site", "d_in", "d_out", "n_components"]].values.tolist()
+        [['blocks.0.mlp.W_in', 16, 32, 16], ['blocks.0.mlp.W_out', 32, 16, 16]]
+        """
+        rows = [
+            (site, *entry.shape, entry.n_components, effective_rank(entry.S), stable_rank(entry.S))
+            for site, entry in self.items()
+        ]
+        columns = ["site", "d_in", "d_out", "n_components", "effective_rank", "stable_rank"]
+        return pd.DataFrame(rows, columns=columns)
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file, with what it takes to notice that the weights have changed."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hooks import EditedModelError, Site, host_of, place_of
+from hooks import Site, host_of, place_of
 from hooks.editor import editor_of, guard, strip, unguard
 from hooks.fingerprints import fingerprint
 from hooks.hosts import refuse_compiled, uncompiled
@@ -20,13 +20,8 @@ from hooks.records import record_of
 from hooks.temporary import remove_left_behind
 from surgery.arguments import counted
 from surgery.bases import Basis
-from surgery.decompositions import (
-    Decomposition,
-    Decompositions,
-    StaleDecompositionError,
-    chosen_basis,
-    components_of,
-)
+from surgery.decompositions import Decomposition, Decompositions, chosen_basis, components_of
+from surgery.errors import EditedModelError, StaleDecompositionError
 from surgery.report import table
 from surgery.slot_states import SlotState, install, render
 from surgery.specs import (

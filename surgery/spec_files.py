@@ -17,6 +17,7 @@ from hooks.fingerprints import fingerprint
 from surgery import controls, cuts, edits
 from surgery.arguments import shown
 from surgery.bases import decode_basis
+from surgery.errors import SpecFileError
 from surgery.files import whole_file
 from surgery.json_values import TAG, build, encode
 from surgery.specs import Spec, check_spec, resolve
@@ -47,10 +48,6 @@ _VALIDATOR = Draft202012Validator(
         },
     }
 )
-
-
-class SpecFileError(ValueError):
-    """A file that does not hold a spec, or holds one for other weights."""
 
 
 def save(spec: Spec, path: str | Path, *, model: nn.Module | None = None) -> None:

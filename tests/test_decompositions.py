@@ -112,6 +112,34 @@ def test_an_empty_collection_keeps_its_basis(basis: surgery.Basis) -> None:
         surgery.forget(model)
 
 
+def test_the_table_of_components_is_that_of_the_spectra() -> None:
+    with borrowed("bridge gpt2") as model:
+        svds = surgery.decompose(model, ["blocks.1.attn.W_Q[2]", "blocks.0.mlp.W_in"])
+        frame, ranks = svds.to_dataframe(), svds.ranks_to_dataframe().set_index("site")
+        assert list(frame.columns) == ["site", "component", "strength", "energy", "cumulative_energy"]
+        assert list(frame.groupby("site", sort=False).size().items()) == [
+            ("blocks.0.mlp.W_in", 32), ("blocks.1.attn.W_Q[2]", 8)
+        ]  # fmt: skip
+        for address, table in frame.groupby("site"):
+            W = read(model, str(address)).double()
+            S = torch.linalg.svdvals(W)
+            energy = S.square() / W.square().sum()
+            assert table["component"].tolist() == list(range(len(S)))
+            for column, expected in {"strength": S, "energy": energy, "cumulative_energy": energy.cumsum(0)}.items():
+                torch.testing.assert_close(
+                    torch.tensor(table[column].tolist()).double(), expected, atol=1e-6, rtol=1e-5
+                )
+            row, shares = ranks.loc[address], S / S.sum()
+            assert (row.d_in, row.d_out, row.n_components) == (*W.shape, len(S))
+            assert row.effective_rank == pytest.approx(float((-shares * shares.log()).sum().exp()), rel=1e-5)
+            assert row.stable_rank == pytest.approx(
+                float(W.norm() ** 2 / torch.linalg.matrix_norm(W, 2) ** 2), rel=1e-5
+            )
+        surgery.forget(model)
+    assert list(Decompositions().to_dataframe().columns) == list(frame.columns)
+    assert Decompositions().ranks_to_dataframe().empty
+
+
 def test_a_store_stores_and_never_chooses_the_basis() -> None:
     blocks, empty = RowBlocks(2), Decompositions()
     assert chosen_basis(None, None) == chosen_basis(None, empty) == chosen_basis(SVD(), None) == SVD()

@@ -147,6 +147,8 @@ sys.path.insert(0, "tests")
 import models
 from pathlib import Path
 from surgery import *
+from surgery import HaarBasis, RandomBasis, RandomComponents, RandomizedSVD
+from surgery.errors import SpecFileError
 model = models.bridge("gpt2")
 def from_file(entry):
     with tempfile.TemporaryDirectory() as folder:
