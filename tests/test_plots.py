@@ -408,11 +408,36 @@ def test_results_of_a_model_can_be_drawn():
 
 
 def test_every_plot_is_listed_and_returns_a_figure():
-    listed = [getattr(plots, name) for name in plots.__all__ if name != "TEMPLATE"]
-    modules = [one for one in listed if inspect.ismodule(one)]
-    own = [f for module in modules for f in vars(module).values() if getattr(f, "__module__", "") == module.__name__]
-    functions = [one for one in (*listed, *own) if inspect.isfunction(one) and not one.__name__.startswith("_")]
-    assert len(functions) > len(listed) - len(modules) + 5
-    assert all(inspect.signature(function).return_annotation is go.Figure for function in functions)
-    assert all(f"`{name}" in plots.__doc__ for name in plots.__all__)
-    assert all(f"{function.__name__}`" in plots.__doc__ for function in functions)
+    assert len(plots.__all__) <= 14
+    listed = {name: getattr(plots, name) for name in plots.__all__ if name != "TEMPLATE"}
+    modules = {name: module for name, module in listed.items() if inspect.ismodule(module)}
+    assert list(modules) == ["eigenpruning", "laser", "truncation"]
+    for name, module in modules.items():
+        own = {f.__name__: f for f in vars(module).values() if getattr(f, "__module__", "") == module.__name__}
+        own = {called: f for called, f in own.items() if inspect.isfunction(f) and not called.startswith("_")}
+        assert len(own) >= 3
+        row = next(line for line in plots.__doc__.splitlines() if line.startswith(f"| `{name}."))
+        assert all(f".{called}`" in plots.__doc__ for called in own), row
+        listed |= own
+    functions = {name: f for name, f in listed.items() if name not in modules}
+    assert all(inspect.signature(function).return_annotation is go.Figure for function in functions.values())
+    assert all(f"{name}`" in plots.__doc__ for name in functions)
+
+
+def test_figures_of_laser_are_found_by_their_short_names_too():
+    for name in ("corrected_broken", "laser_heatmap", "layer_task", "rank_curve"):
+        assert getattr(plots, name) is getattr(plots.laser, name)
+
+
+def test_a_spectrum_of_a_model_is_that_of_its_decompositions():
+    with models.borrowed("bridge gpt2") as model:
+        apart = surgery.decompose(model, ["*.W_out", "*.W_in"], progress=False)
+        drawn = plots.spectrum(model, ["*.W_out", "*.W_in"])
+        every = plots.spectrum(model)
+    assert drawn == plots.spectrum(apart)
+    assert len(every.data) == 12
+    with pytest.raises(ValueError) as caught:
+        plots.spectrum(apart, SITE)
+    assert str(caught.value) == (
+        f"sites='{SITE}' with Decompositions: sites choose matrices of a model. Leave them out, or give the model."
+    )

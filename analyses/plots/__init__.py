@@ -1,4 +1,6 @@
-"""Figures: each takes a result and gives a plotly figure, which is yours to show, restyle or write to a file.
+"""Figures: each function takes a result and gives a plotly figure, which is yours to show, restyle or write to a file.
+
+Results of any kind have their figure here; those of a paper's method in a module named after the method's package.
 
 | function | of |
 |---|---|
@@ -8,20 +10,24 @@
 | `removal_curve` | `controls.compare`: removing the k most harmful, beside the controls |
 | `interactions` | `attribution.interactions` |
 | `patching` | `patching.by_component`, by component or by position and component |
-| `spectrum` | singular values, with the edge of the noise |
+| `spectrum` | singular values, of decompositions or of a model, with the edge of the noise |
 | `operation` | what an applied spec leaves of each matrix |
-| `laser_heatmap`, `layer_task` | `laser.search`, by layer and ρ; several searches, by layer and task |
-| `rank_curve` | `laser.rank_curve`: both ends of the spectrum |
-| `corrected_broken` | items that a reduction corrects, beside those it breaks |
+| `laser.laser_heatmap`, `laser.layer_task` | `laser.search`, by layer and ρ; several searches, by layer and task |
+| `laser.rank_curve` | `laser.rank_curve`: both ends of the spectrum |
+| `laser.corrected_broken` | items that a reduction corrects, beside those it breaks |
 | `eigenpruning.scores`, `.validation`, `.report` | `eigenpruning.prune`: scores, choice of the fraction, outcome |
 | `truncation.dynamics`, `.training`, `.curve`, `.gradient_steps` | results of `truncation` |
 
 All are drawn with `TEMPLATE`, 700 px wide. `figure.write_image("effects.png")` needs the package kaleido and Chromium.
+LASER's figures are found here too, as `plots.laser_heatmap` and so on.
 """
 
-from analyses.plots import eigenpruning, truncation
+from analyses.plots import eigenpruning, laser, truncation
 from analyses.plots.effects import agreement, components, removal_curve
-from analyses.plots.laser import corrected_broken, laser_heatmap, layer_task, rank_curve
+from analyses.plots.laser import corrected_broken as corrected_broken
+from analyses.plots.laser import laser_heatmap as laser_heatmap
+from analyses.plots.laser import layer_task as layer_task
+from analyses.plots.laser import rank_curve as rank_curve
 from analyses.plots.maps import attribution_map, interactions, patching
 from analyses.plots.style import TEMPLATE
 from analyses.plots.weights import operation, spectrum
@@ -31,14 +37,11 @@ __all__ = [
     "agreement",
     "attribution_map",
     "components",
-    "corrected_broken",
     "eigenpruning",
     "interactions",
-    "laser_heatmap",
-    "layer_task",
+    "laser",
     "operation",
     "patching",
-    "rank_curve",
     "removal_curve",
     "spectrum",
     "truncation",

@@ -125,7 +125,9 @@ def compare(
 
 
 def mcnemar(corrected: int, broken: int) -> float:
-    """The two-sided p-value that a split of the changed items at least as uneven is chance: twice the binomial tail, at most 1.
+    """The two-sided p-value of McNemar's exact test: how often chance splits the changed items at least as unevenly.
+
+    Twice the tail of the binomial distribution, at most 1.
 
     Source: McNemar (1947); exact by the binomial distribution with probability ½.
 
