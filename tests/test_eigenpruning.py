@@ -14,11 +14,11 @@ from tiny_tokenizers import bridge_with, sentence_piece, wrapped
 from torch import Tensor, nn
 
 import surgery
-from analyses import eigenpruning, metrics, plots, recall, tasks
+from analyses import attribution, eigenpruning, metrics, plots, recall, tasks
 from analyses.attribution.passes import backward
 from analyses.attribution.question import ask
 from analyses.eigenpruning.examples import ScoredExamples, _partners, examples_of
-from analyses.eigenpruning.pruning import _split
+from analyses.eigenpruning.pruning import _parts
 from analyses.eigenpruning.reducers import running
 from analyses.eigenpruning.scores import ComponentScores, _group, check_compensation
 from hooks import Site, place_of
@@ -100,8 +100,8 @@ def in_memory(model: nn.Module, task: tasks.Task, partner: list[int], site: str)
 
 def partners(examples: ScoredExamples) -> list[int]:
     """Which example each corrupted row is."""
-    rows = list(zip(examples.tokens, examples.mask.sum(1), strict=True))
-    found = zip(examples.corrupted, examples.corrupted_mask.sum(1), strict=True)
+    rows = list(zip(examples.clean.tokens, examples.clean.mask.sum(1), strict=True))
+    found = zip(examples.corrupted.tokens, examples.corrupted.mask.sum(1), strict=True)
     return [next(j for j, (row, n) in enumerate(rows) if n == m and torch.equal(row, c)) for c, m in found]
 
 
@@ -114,22 +114,21 @@ REDUCED = {
 
 
 @pytest.mark.parametrize("kind", ONE_OF_EACH)
-@pytest.mark.parametrize("reduce", REDUCED, ids=str)
-def test_streamed_scores_are_those_of_everything_in_memory(kind: str, reduce: eigenpruning.Reduce) -> None:
+def test_streamed_scores_are_those_of_everything_in_memory(kind: str) -> None:
     task = items(5, 5, 4, 4, 4, 7, answers=2)
     with borrowed(kind) as model:
         partner = partners(examples_of(model, task, corrupt="shuffle", seed=3))
         assert [len(task.items[j].prompt) for j in partner][2:5] == [4, 4, 4]
-        streamed = [
-            eigenpruning.attribute(model, task, SOME, reduce=reduce, seed=3, batch_size=size, progress=False)
-            for size in (1, 2, 6)
-        ]
-        for site in SOME:
-            E, _ = in_memory(model, task, partner, site)
-            scale = np.abs(E).max()
-            for found in streamed:
-                np.testing.assert_allclose(found[site].numpy(), REDUCED[reduce](E), atol=1e-4 * scale)
-                np.testing.assert_allclose(found.flipped[site].numpy(), REDUCED[reduce](-E), atol=1e-4 * scale)
+        expected = {site: in_memory(model, task, partner, site)[0] for site in SOME}
+        for reduce, by_hand in REDUCED.items():
+            for size in (1, 4):
+                found = eigenpruning.attribute(
+                    model, task, SOME, reduce=reduce, seed=3, batch_size=size, progress=False
+                )
+                for site, E in expected.items():
+                    near = {"atol": 1e-4 * np.abs(E).max(), "err_msg": f"{reduce}, batch_size={size}"}
+                    np.testing.assert_allclose(found[site].numpy(), by_hand(E), **near)
+                    np.testing.assert_allclose(found.flipped[site].numpy(), by_hand(-E), **near)
 
 
 @pytest.mark.parametrize("kind", ONE_OF_EACH)
@@ -203,11 +202,9 @@ def test_the_compensation_is_the_mean_input_at_a_length_that_was_not_scored(kind
 
 
 def test_a_model_is_left_as_it_was_and_the_report_has_every_variant() -> None:
-    model = _warm(build("bridge gpt2"))
-    before = State(model)
-    tuning = eigenpruning.FineTuning(steps=3, lr=1e-3)
-    result = eigenpruning.prune(model, items(*[5] * 12), EVERY, finetune=tuning, progress=False)
-    before.assert_unchanged(model)
+    report = eigenpruning.Report(finetune=eigenpruning.FineTuning(steps=3, lr=1e-3))
+    with borrowed("bridge gpt2") as model:
+        result = eigenpruning.prune(model, items(*[5] * 12), SOME, report=report, progress=False)
     controls = ["random 1", "random 2", "random 3", "smallest s", "sign flipped"]
     assert list(result.scores) == ["base", "pruned", *controls, "fine-tuned", "fine-tuned + pruned"]
     frame = result.to_dataframe()
@@ -220,7 +217,7 @@ def test_a_model_is_left_as_it_was_and_the_report_has_every_variant() -> None:
     assert "reported on 6 others" in text
     assert max(map(len, text.splitlines())) < 110  # no line wraps in the middle of a number
     assert result.fine_tuned is not None
-    assert result.fine_tuned.spec.keys() <= set(surgery.sites(model, EVERY))
+    assert result.fine_tuned.spec.keys() <= set(SOME)
     with pytest.raises(KeyError, match="'nothing' is no variant of this result; there are base, pruned"):
         result.compare("nothing")
 
@@ -229,7 +226,9 @@ def test_the_pruned_scores_are_those_of_the_model_under_the_spec() -> None:
     task = items(*[5] * 10)
     parts = tasks.Splits(task.take(range(4)), task.take(()), task.take(range(4, 10)))
     with borrowed("bridge gpt2") as model:
-        result = eigenpruning.prune(model, parts, EVERY, fraction=0.5, progress=False)
+        result = eigenpruning.prune(
+            model, parts, SOME, fraction=0.5, report=eigenpruning.Report(draws=0), progress=False
+        )
         with surgery.apply(model, result.spec, progress=False):
             by_hand = torch.stack([answer_loss(model, item) for item in parts.test.items])
         torch.testing.assert_close(result.scores["pruned"].log_loss, by_hand.detach(), atol=1e-5, rtol=1e-4)
@@ -239,25 +238,28 @@ def test_the_pruned_scores_are_those_of_the_model_under_the_spec() -> None:
 def test_fine_tuning_lowers_the_loss_on_the_items_that_are_scored() -> None:
     task = items(*[5] * 6)
     parts = tasks.Splits(task.take(range(4)), task.take(()), task.take((4, 5)))
-    model = build("bridge gpt2")
-    tuning = eigenpruning.FineTuning(steps=30, lr=1e-3)
-    result = eigenpruning.prune(model, parts, finetune=tuning, compensation="none", progress=False)
-    assert result.fine_tuned is not None
+    tuning = eigenpruning.FineTuning(steps=12, lr=3e-3)
+    method, report = eigenpruning.Method(compensation="none"), eigenpruning.Report(draws=0, finetune=tuning)
+    with borrowed("bridge gpt2") as model:
+        result, again = (
+            eigenpruning.prune(model, parts, SOME[0], method=method, report=report, progress=False).fine_tuned
+            for _ in range(2)
+        )
+    assert result is not None and again is not None
 
     def loss(of: nn.Module) -> float:
         return float(torch.stack([answer_loss(of, item) for item in parts.screen.items]).mean().detach())
 
-    assert loss(result.fine_tuned.model) < loss(model) - 0.5
-    again = eigenpruning.prune(model, parts, finetune=tuning, compensation="none", progress=False).fine_tuned
-    assert again is not None
-    assert loss(again.model) == loss(result.fine_tuned.model)
+    assert loss(result.model) < loss(model) - 0.5
+    assert loss(again.model) == loss(result.model)
 
 
 def test_the_fraction_is_chosen_on_the_validation_part() -> None:
     task = items(*[5] * 20)
     with borrowed("bridge gpt2") as model:
+        few = eigenpruning.Report(draws=0)
         result = eigenpruning.prune(
-            model, task, EVERY, fraction="validation", fractions=(0.0, 0.3, 0.9), progress=False
+            model, task, SOME, fraction=eigenpruning.Best((0.0, 0.3, 0.9)), report=few, progress=False
         )
         assert result.validation is not None
         parts = task.split(screen=0.4, validation=0.2, test=0.4, seed=0)
@@ -268,13 +270,14 @@ def test_the_fraction_is_chosen_on_the_validation_part() -> None:
             assert row.log_loss == pytest.approx(np.mean(losses), abs=1e-4)
         ranked = result.validation.sort_values(["accuracy", "log_loss"], ascending=[False, True])
         assert result.fraction == ranked["fraction"].iloc[0]
-        default = eigenpruning.prune(model, task, fraction="validation", random_controls=0, progress=False)
+        assert ranked["rank"].tolist() == [0, 1, 2]
+        default = eigenpruning.prune(model, task, fraction="validation", report=few, progress=False)
         assert default.validation is not None
         assert len(default.validation) == 8
 
 
 def test_mirrored_products_are_never_scored_and_reported_on() -> None:
-    parts = _split(tasks.multiplication(8), 0, validate=False)
+    parts = _parts(tasks.multiplication(8), 0.2, 0)
 
     def pairs(part: tasks.Task) -> set[frozenset]:
         return {frozenset((item.metadata["i"], item.metadata["j"])) for item in part.items}
@@ -290,7 +293,11 @@ def made_up(seed: int) -> ComponentScores:
     score, flipped, strength, constant = (
         {site: torch.randn(n, generator=generator) for site, n in ranks.items()} for _ in range(4)
     )
-    return ComponentScores(score, flipped, strength, constant, "max", 3, "raw")
+    measure = attribution.Measure("loss", "nats", False, torch.zeros(3))
+    units = {site: tuple((i,) for i in range(n)) for site, n in ranks.items()}
+    rows = {site: values[None] for site, values in score.items()}
+    effects = attribution.Effects("gradient", measure, units, rows, strength, "raw", 3.0)
+    return ComponentScores(effects, flipped, constant, "max")
 
 
 @given(st.integers(0, 50), st.floats(0, 1), st.sampled_from(["global", "type", "matrix"]))
@@ -308,7 +315,7 @@ def test_the_lowest_of_every_group_are_chosen(seed: int, fraction: float, budget
 def test_controls_remove_as_many_by_another_order() -> None:
     scores = made_up(1)
     every = [(s, i) for s in scores.sites for i in range(len(scores[s]))]
-    flat = {(s, i): (float(scores.strengths[s][i]), float(scores.flipped[s][i])) for s, i in every}
+    flat = {(s, i): (float(scores.effects.strengths[s][i]), float(scores.flipped[s][i])) for s, i in every}
     for column, by in enumerate(("strength", "flipped")):
         expected = sorted(flat, key=lambda key: flat[key][column])[:6]
         found = scores.lowest(0.2, by=by)
@@ -357,7 +364,7 @@ def test_identical_inputs_score_nothing() -> None:
     same = {item.prompt: item.prompt for item in task.items}
     with borrowed("bridge gpt2") as model:
         scores = eigenpruning.attribute(model, task, EVERY, reduce="mean_abs", corrupt=same, progress=False)
-        assert all(not bool(score.any()) for score in scores.scores.values())
+        assert all(not bool(scores[site].any()) for site in scores.sites)
 
 
 def test_given_pairs_are_what_is_compared_with() -> None:
@@ -384,10 +391,14 @@ def test_texts_begin_as_they_are_told_to(prepend: bool) -> None:
     wanted = eigenpruning.attribute(model, written, SOME[-1], progress=False)
     torch.testing.assert_close(scored[SOME[-1]], wanted[SOME[-1]])
     for run in (eigenpruning.prune, eigenpruning.published):
-        finetune = eigenpruning.FineTuning(steps=1) if run is eigenpruning.published else None
-        asked = {"seed": 0, "finetune": finetune, "progress": False}
-        result = run(model, texts, SOME[-1], prepend_bos=prepend, **asked)
-        pruned, by_ids = result.scores["pruned"], run(model, written, SOME[-1], **asked).scores["pruned"]
+        if run is eigenpruning.published:
+            more = {"finetune": eigenpruning.FineTuning(steps=1)}
+            begun = {"prepend_bos": prepend}
+        else:
+            more, begun = {}, {"method": eigenpruning.Method(prepend_bos=prepend)}
+        result = run(model, texts, SOME[-1], progress=False, **more, **begun)
+        by_ids = run(model, written, SOME[-1], progress=False, **more).scores["pruned"]
+        pruned = result.scores["pruned"]
         torch.testing.assert_close(pruned.log_probs.sort().values, by_ids.log_probs.sort().values)
 
 
@@ -395,7 +406,7 @@ def test_a_long_answer_scores_the_mean_over_its_tokens() -> None:
     task = items(5, 5, answers=3)
     with borrowed("bridge gpt2") as model:
         examples = examples_of(model, task, corrupt="previous", seed=0)
-        loss = metrics.loss(examples.labels)(model(examples.tokens)).tolist()
+        loss = metrics.loss(examples.clean.labels)(model(examples.clean.tokens)).tolist()
         assert loss == pytest.approx([answer_loss(model, item).item() for item in task.items], abs=1e-5)
 
 
@@ -405,10 +416,11 @@ def test_sentences_can_be_scored_too() -> None:
         task = tasks.Task("pairs", pairs)
         scores = eigenpruning.attribute(model, task, SOME, corrupt={p.good: p.bad for p in pairs}, progress=False)
         assert bool(scores["blocks.1.mlp.W_out"].any())
-        result = eigenpruning.prune(model, task, SOME, corrupt="shuffle", random_controls=0, progress=False)
+        result = eigenpruning.prune(model, task, SOME, report=eigenpruning.Report(draws=0), progress=False)
         assert len(result.scores["base"]) == 2
 
 
+TUNED = eigenpruning.Report(finetune=eigenpruning.FineTuning())
 BAD_PRUNE = {
     "alone": (
         dict(task=items(5)),
@@ -454,18 +466,18 @@ def test_what_cannot_be_pruned_is_refused() -> None:
         scores = made_up(0)
         with pytest.raises(ValueError, match="fraction=2: give a fraction, from 0 to 1"):
             scores.lowest(2)
-        with pytest.raises(KeyError, match=r"'blocks.9.mlp.W_in' was not scored; there are blocks.0"):
+        with pytest.raises(KeyError, match=r"'blocks.9.mlp.W_in' was not attributed; there are blocks.0"):
             scores["blocks.9.mlp.W_in"]
         with (
             surgery.apply(model, {"blocks.0.mlp.W_out": surgery.Drop([0])}, progress=False),
             pytest.raises(ValueError, match="fine-tuning would not see it: undo it first"),
         ):
-            eigenpruning.prune(model, task, SOME, finetune=eigenpruning.FineTuning(), progress=False)
+            eigenpruning.prune(model, task, SOME, report=TUNED, progress=False)
     with pytest.raises(ValueError, match="FineTuning was given steps=0: give a whole number, 1 or more"):
         eigenpruning.FineTuning(steps=0)
     frozen = build("bridge gpt2").requires_grad_(False)
     with pytest.raises(ValueError, match="nothing can be fine-tuned"):
-        eigenpruning.prune(frozen, task, SOME, finetune=eigenpruning.FineTuning(), progress=False)
+        eigenpruning.prune(frozen, task, SOME, report=TUNED, progress=False)
 
 
 @pytest.mark.hooked
@@ -474,7 +486,8 @@ def test_a_gated_input_has_no_place_for_a_compensation() -> None:
     with borrowed("hooked rms-gated") as model:
         with pytest.raises(ValueError, match=r"'blocks.0.mlp.W_in' cannot be compensated.*or give compensation='none'"):
             eigenpruning.prune(model, task, "blocks.*.mlp.W_in", progress=False)
-        result = eigenpruning.prune(model, task, "blocks.*.mlp.W_in", compensation="none", progress=False)
+        plain = eigenpruning.Method(compensation="none")
+        result = eigenpruning.prune(model, task, "blocks.*.mlp.W_in", method=plain, progress=False)
         assert result.chosen.n_components == int(0.2 * result.attribution.n_components)
 
 
@@ -483,9 +496,8 @@ def test_published_takes_the_papers_settings() -> None:
     with borrowed("bridge gpt2") as model:
         tuning = eigenpruning.FineTuning(steps=1)
         found = eigenpruning.published(model, task, finetune=tuning, progress=False)
-        asked = eigenpruning.prune(
-            model, task, "blocks.*.attn.W_K[*]", fraction=0.2, reduce="max", corrupt="previous", progress=False
-        )
+        method = eigenpruning.Method(reduce="max", corrupt="previous")
+        asked = eigenpruning.prune(model, task, "blocks.*.attn.W_K[*]", fraction=0.2, method=method, progress=False)
         assert dict(found.chosen) == dict(asked.chosen)
         assert "fine-tuned + pruned" in found.scores
         assert "max over 6 examples" in repr(found.attribution)
@@ -509,9 +521,8 @@ def test_pruning_with_the_mlp_output_takes_the_noise_out_of_the_recall_model(
     others = [t for t in range(task.d_vocab) if t not in (*task.triggers, task.noise_token)]
     pairs = {item.prompt: (*item.prompt[:-1], others[n % len(others)]) for n, item in enumerate(asked.items)}
     sites = ["blocks.*.attn.W_[KVO][*]", "blocks.1.mlp.W_*"]
-    result = eigenpruning.prune(
-        model, asked, sites, fraction=0.02, reduce="mean", corrupt=pairs, compensation="none", progress=False
-    )
+    method = eigenpruning.Method(reduce="mean", corrupt=pairs, compensation="none")
+    result = eigenpruning.prune(model, asked, sites, fraction=0.02, method=method, progress=False)
     assert (0,) in result.chosen["blocks.1.mlp.W_out"]
     with surgery.apply(model, result.spec, progress=False):
         pruned = recall.evaluate(model, task, sequences=256, seed=11)
@@ -540,7 +551,9 @@ def test_the_interval_of_a_change_is_not_drawn_on_an_accuracy() -> None:
 
 def test_pictures_show_what_was_removed_and_what_it_did() -> None:
     with borrowed("bridge gpt2") as model:
-        result = eigenpruning.prune(model, items(*[5] * 20), SOME, fractions=(0.1, 0.4), progress=False)
+        result = eigenpruning.prune(
+            model, items(*[5] * 20), SOME, fraction=eigenpruning.Best((0.1, 0.4)), progress=False
+        )
     kept, removed = plots.eigenpruning.scores(result).data
     assert (kept.name, removed.name) == ("kept", "removed")
     assert len(removed.x) == result.chosen.n_components

@@ -1,30 +1,36 @@
 """Eigenpruning: remove the components whose input does nothing for the answers, and see whether the answers get better.
 
-    result = eigenpruning.prune(model, task, sites="blocks.*.attn.W_K[*]", fraction=0.2, reduce="max", seed=0)
+    result = eigenpruning.prune(model, task, sites="blocks.*.attn.W_K[*]", fraction=0.2)
     with surgery.apply(model, result.spec):
         ...
 
 Components are scored on one part of the task (`eigenpruning.scores`), the lowest are removed, what they gave is
-replaced by its mean, and everything is reported on another part, beside controls that remove as many.
+replaced by its mean, and everything is reported on another part, beside controls that remove as many. `Method` has the
+choices of the paper, `Best` tries several fractions, `Report` says what else is reported.
 
 Vergara-Browne, Soto, Aizawa, "Eigenpruning" (arXiv:2404.03147).
 """
 
 from analyses.eigenpruning.examples import Corrupt
 from analyses.eigenpruning.finetuning import FineTuning
-from analyses.eigenpruning.pruning import FineTuned, Pruning, prune, published
+from analyses.eigenpruning.pruning import prune, published
 from analyses.eigenpruning.reducers import Reduce
+from analyses.eigenpruning.results import FineTuned, Pruning
 from analyses.eigenpruning.scores import Budget, Compensation, ComponentScores, attribute
+from analyses.eigenpruning.settings import Best, Method, Report
 
 __all__ = [
+    "Best",
     "Budget",
     "Compensation",
     "ComponentScores",
     "Corrupt",
     "FineTuned",
     "FineTuning",
+    "Method",
     "Pruning",
     "Reduce",
+    "Report",
     "attribute",
     "prune",
     "published",

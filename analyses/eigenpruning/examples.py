@@ -1,14 +1,14 @@
-"""A task's items as examples to score components on: clean rows, where their loss is read, and corrupted rows.
+"""A task's items as examples to score components on: each with a corrupted example beside it.
 
 Rows are right-padded. A clean and a corrupted row of different length are aligned at the end of their prompts, and
 where only one of them has a token nothing is scored.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, final
+from typing import Literal, NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Int
@@ -25,68 +25,93 @@ Corrupt = Literal["shuffle", "previous"] | Mapping[Text, Text] | Sequence[tuple[
 of a clean and a corrupted prompt."""
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class ScoredExamples:
-    """Clean rows, the tokens of the answers in them, and the corrupted row of each.
+class Rows(NamedTuple):
+    """A row for each item: its prompt and the reference answer's tokens but the last.
 
-    `shift` is how much later than the clean prompt the corrupted one ends.
+    `labels[row, pos]` is the answer's token that follows position pos, `metrics.IGNORED` where none does.
     """
 
     tokens: Int[Tensor, "example pos"]
     mask: Int[Tensor, "example pos"]
     labels: Int[Tensor, "example pos"]
-    corrupted: Int[Tensor, "example pos2"]
-    corrupted_mask: Int[Tensor, "example pos2"]
+
+    @property
+    def prompt_ends(self) -> Int[Tensor, " example"]:
+        """The number of tokens in each prompt: the first of the answer's tokens follows its last one."""
+        return (self.labels != metrics.IGNORED).int().argmax(1) + 1
+
+
+def rows_of(model: nn.Module, task: Task, prepend_bos: bool | None = None) -> Rows:
+    """A task as the model reads it to give the reference answers.
+
+    Raises:
+        UnscorableItems: if there are items that this model cannot be asked.
+
+    >>> task = tasks.Task("sums", (tasks.AnswerItem((1, 2), ((3,),)), tasks.AnswerItem((4,), ((5, 6),))))
+    >>> eigenpruning.examples.rows_of(model, task).tokens.tolist()
+    [[1, 2], [4, 5]]
+    """
+    encoded = encode(model, task, prepend_bos=prepend_bos)
+    answers = [encoded.continuations.ids[first] for first in encoded.continuations.first[:-1].tolist()]
+    pairs = list(zip(encoded.contexts, answers, strict=True))
+    tokens, mask = pad([(*context, *answer[:-1]) for context, answer in pairs], "right", 0)
+    labels = torch.full_like(tokens, metrics.IGNORED)
+    for row, (context, answer) in zip(labels, pairs, strict=True):
+        row[len(context) - 1 : len(context) - 1 + len(answer)] = torch.tensor(answer)
+    return Rows(tokens, mask, labels)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ScoredExamples:
+    """Clean rows and the corrupted row of each; `shift` is how much later the corrupted prompt ends than the clean."""
+
+    clean: Rows
+    corrupted: Rows
     shift: Int[Tensor, " example"]
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.clean.tokens)
 
     def aligned(self, x: Tensor, rows: Int[Tensor, " row"]) -> Tensor:
-        """What the corrupted rows hold, `[row pos2 ...]`, at the positions of the clean ones, `[row pos ...]`."""
-        at = self._source(rows).clamp(0, self.corrupted.shape[1] - 1).to(x.device)
-        return x.gather(1, at.view(*at.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
+        """An activation of the corrupted rows, `[row pos2 ...]`, at the positions of the clean ones, `[row pos ...]`.
+
+        Where no corrupted position corresponds, as `comparable` tells, some other position's stands.
+        """
+        source = self._source(rows).clamp(0, x.shape[1] - 1).to(x.device)
+        return x.gather(1, source.view(*source.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
 
     def comparable(self, rows: Int[Tensor, " row"]) -> Bool[Tensor, "row pos"]:
         """Where both the clean and the corrupted row have a token."""
-        source = self._source(rows)
-        inside = (source >= 0) & (source < self.corrupted.shape[1])
-        other = self.corrupted_mask[rows].gather(1, source.clamp(0, self.corrupted.shape[1] - 1))
-        return inside & other.bool() & self.mask[rows].bool()
+        source, mask = self._source(rows), self.corrupted.mask[rows]
+        inside = (source >= 0) & (source < mask.shape[1])
+        return inside & self.aligned(mask, rows).bool() & self.clean.mask[rows].bool()
 
     def _source(self, rows: Int[Tensor, " row"]) -> Int[Tensor, "row pos"]:
-        return torch.arange(self.tokens.shape[1]) + self.shift[rows, None]
+        """The position of the corrupted row that corresponds to each of the clean row."""
+        return torch.arange(self.clean.tokens.shape[1]) + self.shift[rows, None]
 
 
 def examples_of(
     model: nn.Module, task: Task, *, corrupt: Corrupt, seed: int, prepend_bos: bool | None = None
 ) -> ScoredExamples:
-    """The items as examples: the loss is that of the first right answer, the mean over its tokens.
+    """The items as examples, each beside a corrupted one.
 
     Raises:
         ValueError: if there is one example only to shuffle, a pair is missing or of another length, or `corrupt` is
-        unknown. UnscorableItems: if there are items that this model cannot be asked.
+            unknown.
+        UnscorableItems: if there are items that this model cannot be asked.
+
+    >>> task = tasks.Task("words", tuple(tasks.AnswerItem((n, n + 1), ((n + 2,),)) for n in (1, 5, 9)))
+    >>> eigenpruning.examples.examples_of(model, task, corrupt="previous", seed=0).corrupted.tokens.tolist()
+    [[9, 10], [1, 2], [5, 6]]
     """
-    contexts, answers = _tokenised(model, task, prepend_bos)
-    rows = [(*context, *answer[:-1]) for context, answer in zip(contexts, answers, strict=True)]
-    tokens, mask = pad(rows, "right", 0)
-    labels = torch.full_like(tokens, metrics.IGNORED)
-    for row, (context, answer) in enumerate(zip(contexts, answers, strict=True)):
-        labels[row, len(context) - 1 : len(context) - 1 + len(answer)] = torch.tensor(answer)
-    ends = torch.tensor([len(context) for context in contexts])
+    clean = rows_of(model, task, prepend_bos)
+    ends = clean.prompt_ends
     if not isinstance(corrupt, str):
-        others = _paired(model, task, rows, answers, _pairs(corrupt), prepend_bos)
-        return ScoredExamples(tokens, mask, labels, *pad(others, "right", 0), torch.zeros_like(ends))
+        return ScoredExamples(clean, _given(model, task, clean, corrupt, prepend_bos), torch.zeros_like(ends))
     partner = _partners(ends.tolist(), corrupt, seed)
-    return ScoredExamples(tokens, mask, labels, tokens[partner], mask[partner], ends[partner] - ends)
-
-
-def _tokenised(model: nn.Module, task: Task, prepend_bos: bool | None) -> tuple[list[Ids], list[Ids]]:
-    """What comes before the first right answer of each item, and its tokens."""
-    encoded = encode(model, task, prepend_bos=prepend_bos)
-    answers = [encoded.continuations.ids[first] for first in encoded.continuations.first[:-1].tolist()]
-    return list(encoded.contexts), answers
+    return ScoredExamples(clean, Rows(*(part[partner] for part in clean)), ends[partner] - ends)
 
 
 def _partners(lengths: list[int], corrupt: str, seed: int) -> Int[Tensor, " example"]:
@@ -114,70 +139,65 @@ def _cycles(lengths: list[int], seed: int) -> Int[Tensor, " example"]:
     random.Random(seed).shuffle(order)
     order.sort(key=lambda example: lengths[example])
     groups = [list(members) for _, members in groupby(order, key=lambda example: lengths[example])]
-    merged: list[list[int]] = []
+    cycles: list[list[int]] = []
     for group in groups:
-        if merged and (len(merged[-1]) == 1 or (len(group) == 1 and group is groups[-1])):
-            merged[-1] += group
+        # A cycle of one would corrupt an example by itself. The last length has only the one before to join.
+        if cycles and (len(cycles[-1]) == 1 or (len(group) == 1 and group is groups[-1])):
+            cycles[-1] += group
         else:
-            merged.append(group)
+            cycles.append(group)
     partner = torch.empty(len(lengths), dtype=torch.long)
-    for group in merged:
-        members = torch.tensor(group)
-        partner[members] = members.roll(1)
+    for cycle in map(torch.tensor, cycles):
+        partner[cycle] = cycle.roll(1)
     return partner
 
 
-def _pairs(corrupt: Mapping[Text, Text] | Sequence[tuple[Text, Text]]) -> dict[Text, Text]:
+def _given(
+    model: nn.Module,
+    task: Task,
+    clean: Rows,
+    corrupt: Mapping[Text, Text] | Sequence[tuple[Text, Text]],
+    prepend_bos: bool | None,
+) -> Rows:
+    """The rows of the corrupted prompts, with the clean answers behind them."""
+    pairs = _pairs(corrupt)
+    prompts = [item.good if isinstance(item, MinimalPair) else item.context for item in task.items]
+    missing = next((prompt for prompt in prompts if prompt not in pairs), None)
+    if missing is not None:
+        raise ValueError(
+            f"no corrupted prompt is given for {missing!r}, one of the {len(prompts)} items that are scored: "
+            "corrupt={clean prompt: corrupted prompt} names each of them. Add it, or take corrupt='shuffle'."
+        )
+    items = tuple(_with_prompt(item, pairs[prompt]) for item, prompt in zip(task.items, prompts, strict=True))
+    corrupted = rows_of(model, Task(f"{task.name}, corrupted", items), prepend_bos)
+    for prompt, n, other in zip(prompts, clean.mask.sum(1).tolist(), corrupted.mask.sum(1).tolist(), strict=True):
+        if n != other:
+            raise ValueError(
+                f"the corrupted prompt {pairs[prompt]!r} makes {other} tokens and the clean one {prompt!r} {n}: a pair "
+                "has the same length, position for position. Change one of them."
+            )
+    return corrupted
+
+
+def _pairs(corrupt: Iterable[object]) -> dict[Text, Text]:
+    """The corrupted prompt of each clean one."""
     pairs = list(corrupt.items() if isinstance(corrupt, Mapping) else corrupt)
     odd = next((pair for pair in pairs if not isinstance(pair, tuple | list) or len(pair) != 2), None)
     if odd is not None:
         raise ValueError(
             f"corrupt holds {odd!r}: give pairs of a clean and a corrupted prompt, {{clean prompt: corrupted prompt}}."
         )
-    found = dict(pairs)
-    twice = next((clean for clean, other in pairs if found[clean] != other), None)
+    by_clean = dict(pairs)
+    twice = next((clean for clean, corrupted in pairs if by_clean[clean] != corrupted), None)
     if twice is not None:
         raise ValueError(
             f"corrupt names two corrupted prompts for {twice!r}: a clean prompt has one. Remove the other."
         )
-    return found
-
-
-def _paired(
-    model: nn.Module,
-    task: Task,
-    rows: list[Ids],
-    answers: list[Ids],
-    pairs: dict[Text, Text],
-    prepend_bos: bool | None,
-) -> list[Ids]:
-    """The corrupted prompts with the clean answers behind them."""
-    keys = [_clean_text(item) for item in task.items]
-    missing = next((key for key in keys if key not in pairs), None)
-    if missing is not None:
-        raise ValueError(
-            f"no corrupted prompt is given for {missing!r}, one of the {len(keys)} items that are scored: "
-            "corrupt={clean prompt: corrupted prompt} names each of them. Add it, or take corrupt='shuffle'."
-        )
-    items = [_with_prompt(item, pairs[key]) for item, key in zip(task.items, keys, strict=True)]
-    contexts, own = _tokenised(model, Task(f"{task.name}, corrupted", tuple(items)), prepend_bos)
-    answers = own if task.kind == "pair" else answers
-    found = [(*context, *answer[:-1]) for context, answer in zip(contexts, answers, strict=True)]
-    uneven = next((at for at, row in enumerate(rows) if len(found[at]) != len(row)), None)
-    if uneven is not None:
-        raise ValueError(
-            f"the corrupted prompt {pairs[keys[uneven]]!r} makes {len(found[uneven])} tokens and the clean one "
-            f"{keys[uneven]!r} {len(rows[uneven])}: a pair has the same length, position for position. Change one of "
-            "them."
-        )
-    return found
-
-
-def _clean_text(item: Item) -> Text:
-    return item.good if isinstance(item, MinimalPair) else item.context
+    return by_clean
 
 
 def _with_prompt(item: Item, prompt: Text) -> Item:
+    """The item with another prompt and the same reference answer; of a pair, with another good sentence."""
     if isinstance(item, MinimalPair):
         return MinimalPair(prompt, item.bad if item.bad != prompt else item.good)
     return AnswerItem(prompt, (item.right[0],))

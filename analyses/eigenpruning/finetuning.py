@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from analyses import metrics
 from analyses.attribution.gradients import logits_of
-from analyses.eigenpruning.examples import examples_of
+from analyses.eigenpruning.examples import rows_of
 from analyses.tasks.task import Task
 from surgery import active
 from surgery.arguments import number, whole
@@ -21,16 +21,20 @@ from surgery.arguments import seed as checked_seed
 @final
 @dataclass(frozen=True, slots=True)
 class FineTuning:
-    """AdamW on the answers' cross-entropy (nats): `steps` batches of `batch` items, drawn with `seed`."""
+    """AdamW on the answers' cross-entropy (nats): `steps` batches of `batch_size` items, drawn with `seed`.
+
+    >>> eigenpruning.FineTuning(steps=10).lr
+    0.0001
+    """
 
     steps: int = 100
     lr: float = 1e-4
-    batch: int = 16
+    batch_size: int = 16
     weight_decay: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
+        for name in ("steps", "batch_size"):
             whole(getattr(self, name), f"FineTuning was given {name}", least=1)
         checked_seed(self.seed)
         if not 0 < number(self.lr, "lr") < inf or not 0 <= number(self.weight_decay, "weight_decay") < inf:
@@ -49,26 +53,23 @@ def fine_tuned(
     if active(model):
         raise ValueError(
             "an edit is in force on this model, and fine-tuning would not see it: undo it first "
-            "(surgery.undo_all(model)), "
-            "or commit it."
+            "(surgery.undo_all(model)), or commit it."
         )
-    examples = examples_of(model, task, corrupt="previous", seed=0, prepend_bos=prepend_bos)
-    loss = metrics.loss(examples.labels)
-    copy = deepcopy(model)
+    rows, copy = rows_of(model, task, prepend_bos), deepcopy(model)
     trained = [p for p in copy.parameters() if p.requires_grad]
     if not trained:
         raise ValueError(
-            "no parameter of this model has requires_grad, so nothing can be fine-tuned: set it, or "
-            "leave out finetune=."
+            "no parameter of this model has requires_grad, so nothing can be fine-tuned: set it, or leave out "
+            "finetune=."
         )
-    device = trained[0].device
+    loss, device = metrics.loss(rows.labels), trained[0].device
     optimizer = torch.optim.AdamW(trained, lr=how.lr, weight_decay=how.weight_decay)
     generator = torch.Generator().manual_seed(how.seed)
     with torch.inference_mode(False), torch.enable_grad():
         for step in tqdm(range(how.steps), desc="fine-tuning", delay=1, disable=not progress):
-            rows = torch.randperm(len(examples), generator=generator)[: how.batch]
-            tokens, mask = examples.tokens[rows].to(device), examples.mask[rows].to(device)
-            value = loss.select(rows)(logits_of(copy, tokens, mask)).mean()
+            batch = torch.randperm(len(rows.tokens), generator=generator)[: how.batch_size]
+            tokens, mask = rows.tokens[batch].to(device), rows.mask[batch].to(device)
+            value = loss.select(batch)(logits_of(copy, tokens, mask)).mean()
             if not bool(torch.isfinite(value)):
                 raise ValueError(
                     f"the loss is {value.item()} at step {step}: fine-tuning diverged. Lower lr ({how.lr})."

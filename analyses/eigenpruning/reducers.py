@@ -1,25 +1,21 @@
-"""How one number is made of a component's scores on all examples and positions, in memory that does not grow with them.
+"""One number from a component's scores on all examples and positions, in memory that does not grow with them.
 
-Source: the aggregation of Eigenpruning (arXiv:2404.03147) is the maximum; the others are alternatives to
-it.
+The paper takes the maximum (Vergara-Browne, Soto, Aizawa, arXiv:2404.03147); the other reductions are alternatives.
 """
 
 from abc import ABC, abstractmethod
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Reduce = Literal["max", "mean", "mean_abs"] | tuple[Literal["quantile"], float | int]
 """The largest score, the mean, the mean of absolute values, or a quantile such as `("quantile", 0.95)`."""
 
-_DIGITS, _BITS = 4, 8
-_FLOAT32_OFFSET = 2**31
-
 
 class Running(ABC):
-    """The scores of a matrix's components so far, reduced; they come in `passes` rounds, the same in each."""
+    """The scores of a matrix's components so far, reduced; all scores come `passes` times, `end_of_pass` after each."""
 
     passes = 1
 
@@ -29,10 +25,47 @@ class Running(ABC):
 
     @abstractmethod
     def result(self) -> Float[Tensor, " component"]:
-        """The reduced scores, after the last round."""
+        """The reduced scores, after the last pass."""
 
-    def end_of_pass(self) -> None:  # noqa: B027 - most need one round only
+    def end_of_pass(self) -> None:  # noqa: B027 - most need one pass only
         """Tell that all scores have come once."""
+
+
+def running(reduce: Reduce, n_components: int) -> Running:
+    """A reduction that has seen no score yet.
+
+    Raises:
+        ValueError: if there is no such reduction.
+
+    >>> largest = eigenpruning.reducers.running("max", 2)
+    >>> largest.update(torch.tensor([[1.0, -2.0], [0.0, -1.0]]))
+    >>> largest.result().tolist()
+    [1.0, -1.0]
+    """
+    match check_reduce(reduce):
+        case "max":
+            return _Max(n_components)
+        case "mean" | "mean_abs":
+            return _Mean(n_components, absolute=reduce == "mean_abs")
+        case (_, q):
+            return _Quantile(n_components, float(q))
+
+
+def check_reduce(reduce: object) -> Reduce:
+    """The reduction, if there is one of that name.
+
+    Raises:
+        ValueError: if there is none, or a quantile is not from 0 to 1.
+    """
+    match reduce:
+        case "max" | "mean" | "mean_abs" as name:
+            return name  # type: ignore[return-value]
+        case ("quantile", float() | int() as q) if 0 <= q <= 1 and not isinstance(q, bool):
+            return ("quantile", q)
+    raise ValueError(
+        f"reduce={reduce!r}: scores are reduced by 'max', 'mean', 'mean_abs' or ('quantile', q) with q from 0 to 1. "
+        "The paper takes 'max'."
+    )
 
 
 @final
@@ -51,13 +84,11 @@ class _Max(Running):
 @final
 class _Mean(Running):
     def __init__(self, n_components: int, *, absolute: bool) -> None:
-        self.absolute = absolute
+        self.absolute, self.count = absolute, 0
         self.total = torch.zeros(n_components, dtype=torch.float64)
-        self.count = 0
 
     def update(self, scores: Float[Tensor, "row component"]) -> None:
-        values = scores.abs() if self.absolute else scores
-        self.total += values.double().sum(0).cpu()
+        self.total += (scores.abs() if self.absolute else scores).double().sum(0).cpu()
         self.count += len(scores)
 
     def result(self) -> Float[Tensor, " component"]:
@@ -66,83 +97,46 @@ class _Mean(Running):
 
 @final
 class _Quantile(Running):
-    """The exact order statistic, by radix selection: each round counts one byte of the sorted bit pattern.
+    """The smallest score that at least the fraction q of all scores does not exceed, exactly.
 
-    A round needs 256 counts a component, however many scores there are; four rounds settle all 32 bits.
+    Selection by bisection into 256 parts (radix selection): `low` and `width` are the interval of whole numbers, in the
+    order of float32, that holds the quantile. A pass counts the scores in each 256th of the interval and ends in the
+    part that holds the quantile. The first interval has 2³² numbers, so that four passes leave one.
     """
 
-    passes = _DIGITS
+    passes = 4
 
     def __init__(self, n_components: int, q: float) -> None:
-        self.q = q
-        self.prefix = torch.zeros(n_components, dtype=torch.int64)
-        self.rank = torch.zeros(n_components, dtype=torch.int64)
-        self.digit = 0
-        self.counts = torch.zeros(n_components, 2**_BITS, dtype=torch.int64)
+        self.q, self.width = q, 2**32
+        self.low = torch.full((n_components,), -(2**31), dtype=torch.int64)
+        self.rank = torch.full((n_components,), -1, dtype=torch.int64)  # of the quantile within the interval, from 0
+        self.counts = torch.zeros(n_components, 256, dtype=torch.int64)
 
     def update(self, scores: Float[Tensor, "row component"]) -> None:
-        keys = _sortable(scores.cpu().float())
-        below = _BITS * (_DIGITS - 1 - self.digit)
-        chosen = (keys >> (below + _BITS)) == self.prefix
-        bins = ((keys >> below) & (2**_BITS - 1)).mT.contiguous()
-        self.counts.scatter_add_(1, bins, chosen.mT.long().contiguous())
+        zeros_alike = scores.cpu().float() + 0.0  # -0.0 becomes 0.0, which is the same number
+        keys = _reordered(zeros_alike.view(torch.int32))
+        part = (keys.long() - self.low).div(self.width // 256, rounding_mode="floor").mT
+        inside = (part >= 0) & (part < 256)
+        self.counts.scatter_add_(1, part.clamp(0, 255), inside.long())
 
     def end_of_pass(self) -> None:
-        if self.digit == 0:
-            # The smallest value that at least the fraction q of all scores does not exceed.
-            count = self.counts.sum(1).double()
-            self.rank = (self.q * count - 1e-9).ceil().clamp_min(1).long() - 1
-        passed = self.counts.cumsum(1)
-        bin_ = (passed <= self.rank[:, None]).sum(1).clamp_max(2**_BITS - 1)
-        before = passed.gather(1, bin_[:, None])[:, 0] - self.counts.gather(1, bin_[:, None])[:, 0]
-        self.rank = self.rank - before
-        self.prefix = (self.prefix << _BITS) | bin_
+        if self.width == 2**32:
+            n_scores = self.counts.sum(1).double()
+            self.rank = (self.q * n_scores - 1e-9).ceil().clamp_min(1).long() - 1
+        up_to = self.counts.cumsum(1)
+        part = (up_to <= self.rank[:, None]).sum(1)
+        self.rank -= (up_to - self.counts).gather(1, part[:, None])[:, 0]
+        self.width //= 256
+        self.low += part * self.width
         self.counts.zero_()
-        self.digit += 1
 
     def result(self) -> Float[Tensor, " component"]:
-        return _unsorted(self.prefix)
+        return _reordered(self.low.int()).view(torch.float32)
 
 
-def running(reduce: Reduce, n_components: int) -> Running:
-    """A reduction that has seen nothing yet.
+def _reordered(bits: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """Bit patterns of float32, as whole numbers in the order of the floats; or back, since it is its own inverse.
 
-    Raises:
-        ValueError: if there is no such reduction.
+    Positive floats are in order already; among negative ones, whose sign bit is set, the order of the rest is turned.
     """
-    match check_reduce(reduce):
-        case "max":
-            return _Max(n_components)
-        case "mean" | "mean_abs":
-            return _Mean(n_components, absolute=reduce == "mean_abs")
-        case (_, q):
-            return _Quantile(n_components, float(q))
-
-
-def check_reduce(reduce: object) -> Reduce:
-    """The reduction, if there is one of that name.
-
-    Raises:
-        ValueError: if there is not, or a quantile is not from 0 to 1.
-    """
-    match reduce:
-        case "max" | "mean" | "mean_abs" as name:
-            return name  # type: ignore[return-value]
-        case ("quantile", float() | int() as q) if 0 <= q <= 1 and not isinstance(q, bool):
-            return ("quantile", q)
-    raise ValueError(
-        f"reduce={reduce!r}: scores are reduced by 'max', 'mean', 'mean_abs' or ('quantile', q) with q from 0 to 1. "
-        "The paper takes 'max'."
-    )
-
-
-def _sortable(values: Float[Tensor, "row component"]) -> Tensor:
-    """Whole numbers from 0 to 2³² − 1 in the same order as the values."""
-    bits = (values + 0.0).view(torch.int32).long()  # -0.0 becomes 0.0, which is the same value
-    return torch.where(bits < 0, -bits - 1 - _FLOAT32_OFFSET, bits) + _FLOAT32_OFFSET
-
-
-def _unsorted(keys: Tensor) -> Float[Tensor, " component"]:
-    shifted = keys - _FLOAT32_OFFSET
-    bits = torch.where(shifted < 0, -shifted - 1 - _FLOAT32_OFFSET, shifted)
-    return bits.to(torch.int32).view(torch.float32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)

@@ -7,36 +7,33 @@ i it is `g·(WᵀΔx)`. A component that scores low everywhere is one whose inpu
 Vergara-Browne, Soto, Aizawa, "Eigenpruning" (arXiv:2404.03147).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from math import floor
 from typing import Literal, final
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from analyses import metrics
-from analyses.attribution.effects import Selection
-from analyses.attribution.gradients import Backward, backward, inputs_of
+from analyses.attribution.effects import Effects, Selection
+from analyses.attribution.gradients import backward, inputs_of
 from analyses.attribution.question import Question, Target, ask
 from analyses.eigenpruning.examples import Corrupt, ScoredExamples, examples_of
-from analyses.eigenpruning.reducers import Reduce, Running, check_reduce, running
+from analyses.eigenpruning.reducers import Reduce, check_reduce, running
 from analyses.tasks.items import Item
 from analyses.tasks.task import Task, as_task
 from hooks import Site
-from surgery import SVD, Basis, Compensated, Decompositions, Edit
+from surgery import Basis, Compensated, Decompositions, Edit
 from surgery import sites as sites_of
 from surgery.arguments import counted
 from surgery.arguments import fraction as checked_fraction
 from surgery.arguments import seed as checked_seed
+from surgery.controls import random_order
 from surgery.specs import check_compatible
-
-_SVD = SVD()
 
 Budget = Literal["global", "type", "matrix"]
 """Where a fraction of the components is counted: among all, among those of a matrix type (W_K), or in each matrix or
@@ -52,38 +49,39 @@ Order = Literal["score", "flipped", "strength", "random"]
 class ComponentScores:
     """The reduced score of every component, in nats, by matrix or head.
 
-    `flipped` holds the reduced scores of −E, a control. `constants` are the components' mean inputs `mean(x)·u_i` over
-    all positions with a token, `strengths` their singular values.
+    `effects` holds the scores as effects on the loss, one row for all examples together, and the components' singular
+    values. `flipped` holds the reduced scores of −E, a control. `constants` are the components' mean inputs
+    `mean(x)·u_i` over all positions with a token.
     """
 
-    scores: dict[str, Float[Tensor, " component"]]
+    effects: Effects
     flipped: dict[str, Float[Tensor, " component"]]
-    strengths: dict[str, Float[Tensor, " component"]]
     constants: dict[str, Float[Tensor, " component"]]
     reduce: Reduce
-    n_examples: int
-    weight_state: str
-    basis: Basis = _SVD
 
     @property
     def sites(self) -> tuple[str, ...]:
         """The matrices and heads that were scored."""
-        return tuple(self.scores)
+        return self.effects.sites
+
+    @property
+    def basis(self) -> Basis:
+        """The basis of the decomposition; every matrix shares it."""
+        return self.effects.basis
 
     @property
     def n_components(self) -> int:
         """How many components were scored, over all matrices."""
-        return sum(len(score) for score in self.scores.values())
+        return sum(map(len, self.flipped.values()))
+
+    @property
+    def n_examples(self) -> int:
+        """How many examples they were scored on."""
+        return len(self.effects.measure.baseline)
 
     def __getitem__(self, site: str) -> Tensor:
         """The scores of a matrix or head, `[component]`; for a final `[*]`, of all its heads, `[head component]`."""
-        if site.endswith("[*]"):
-            heads = sorted(Site.parse(s) for s in self.scores if s.startswith(f"{site[:-3]}["))
-            if heads:
-                return torch.stack([self.scores[str(head)] for head in heads])
-        if site not in self.scores:
-            raise KeyError(f"{site!r} was not scored; there are {', '.join(self.scores)}.")
-        return self.scores[site]
+        return self.effects[site]
 
     def lowest(
         self, fraction: float | int, *, budget: Budget = "global", by: Order = "score", seed: int = 0
@@ -93,64 +91,64 @@ class ComponentScores:
         Among equal scores the weaker component goes first.
 
         Raises:
-            ValueError: if the fraction is not from 0 to 1, or there is no such budget.
+            ValueError: if the fraction is not from 0 to 1, or there is no such budget or order.
+
+        >>> items = [tasks.AnswerItem((n, n + 1), ((n + 2,),)) for n in range(6)]
+        >>> scores = eigenpruning.attribute(model, items, "blocks.*.mlp.W_out", progress=False)
+        >>> scores.lowest(0.25, budget="matrix").n_components, scores.n_components
+        (8, 32)
         """
         fraction = checked_fraction(fraction, "fraction")
-        value, places = self._order(by, seed), self._places()
-        strength = np.concatenate([self.strengths[site].numpy() for site in self.scores])
-        order = np.lexsort((strength, value))
-        groups = [_group(site, budget) for site, _ in places]
-        left = {group: floor(fraction * groups.count(group) + 1e-9) for group in set(groups)}
-        chosen: dict[str, list[int]] = {}
-        for at in order:
-            site, component = places[at]
-            if left[groups[at]]:
-                left[groups[at]] -= 1
-                chosen.setdefault(site, []).append(component)
-        return Selection({site: sorted(chosen[site]) for site in self.scores if site in chosen}, basis=self.basis)
+        group_of = {site: _group(site, budget) for site in self.sites}
+        components = pd.DataFrame({
+            "site": np.repeat(self.sites, [len(self.flipped[site]) for site in self.sites]),
+            "component": np.concatenate([np.arange(len(self.flipped[site])) for site in self.sites]),
+            "value": self._values(by, seed),
+            "strength": np.concatenate([self.effects.strengths[site].numpy() for site in self.sites]),
+        })  # fmt: skip
+        components = components.sort_values(["value", "strength"], kind="stable")
+        groups = components.groupby(components["site"].map(group_of))["site"]
+        # The tiny addend is for products such as 0.29 * 100 that fall short of their whole number.
+        removed = components[groups.cumcount() < np.floor(fraction * groups.transform("size") + 1e-9)]
+        by_site = {site: sorted(rows["component"]) for site, rows in removed.groupby("site")}
+        return Selection({site: by_site[site] for site in self.sites if site in by_site}, basis=self.basis)
 
-    def spec(self, chosen: Selection, *, compensation: Compensation = "mean") -> dict[str, Edit]:
-        """The spec that removes the chosen components and, unless "none", puts their mean input in their place."""
+    def spec(self, selection: Selection, *, compensation: Compensation = "mean") -> dict[str, Edit]:
+        """The spec that removes the selected components and, unless "none", puts their mean input in their place."""
         check_compensation(compensation)
         if compensation == "none":
-            return chosen.drop()
-        return {site: Compensated(edit, self.constants[site].tolist()) for site, edit in chosen.drop().items()}
+            return selection.drop()
+        return {site: Compensated(edit, self.constants[site].tolist()) for site, edit in selection.drop().items()}
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row for each component: site, layer, matrix, head, component, strength, score, flipped (nats), constant."""
-        frames = []
-        for site, score in self.scores.items():
-            parsed = Site.parse(site)
-            frames.append(pd.DataFrame({
-                "site": site, "layer": parsed.layer, "matrix": parsed.matrix, "head": parsed.head,
-                "component": range(len(score)), "strength": self.strengths[site].numpy(), "score": score.numpy(),
-                "flipped": self.flipped[site].numpy(), "constant": self.constants[site].numpy(),
-            }))  # fmt: skip
-        frame = pd.concat(frames, ignore_index=True)
-        return frame.assign(head=frame["head"].astype("Int64"))
+        frame = self.effects.to_dataframe().drop(columns=["stderr", "degenerate"]).rename(columns={"effect": "score"})
+        columns = {"flipped": self.flipped, "constant": self.constants}
+        return frame.assign(
+            **{name: np.concatenate([values[site].numpy() for site in self.sites]) for name, values in columns.items()}
+        )
 
     def __repr__(self) -> str:
         frame = self.to_dataframe().sort_values("score", kind="stable")
         ends = pd.concat([frame.head(3), frame.tail(3)])[["site", "component", "strength", "score"]]
-        shown = ends.to_string(index=False)
         return (
             f"scores of {counted(self.n_components, 'component')} of "
-            f"{counted(len(self.sites), 'matrix or head', 'matrices or heads')}, nats, {self.reduce} "
-            f"over {counted(self.n_examples, 'example')} and their positions, weights {self.weight_state}; lowest and "
-            f"highest:\n{shown}"
+            f"{counted(len(self.sites), 'matrix or head', 'matrices or heads')}, nats, {self.reduce} over "
+            f"{counted(self.n_examples, 'example')} and their positions, weights {self.effects.weight_state}; lowest "
+            f"and highest:\n{ends.to_string(index=False)}"
         )
 
-    def _places(self) -> list[tuple[str, int]]:
-        return [(site, i) for site, score in self.scores.items() for i in range(len(score))]
-
-    def _order(self, by: Order, seed: int) -> np.ndarray:
-        if by not in ("score", "flipped", "strength", "random"):
-            raise ValueError(f"by={by!r}: components are removed by 'score', 'flipped', 'strength' or at 'random'.")
+    def _values(self, by: Order, seed: int) -> np.ndarray:
+        """A number for each component, by which they are removed, lowest first."""
         checked_seed(seed)
-        if by == "random":
-            return torch.randperm(self.n_components, generator=torch.Generator().manual_seed(seed)).numpy()
-        values = {"score": self.scores, "flipped": self.flipped, "strength": self.strengths}[by]
-        return np.concatenate([values[site].numpy() for site in self.scores])
+        match by:
+            case "random":
+                return np.array(random_order(self.n_components, torch.Generator().manual_seed(seed)))
+            case "score" | "flipped" | "strength":
+                scores = {site: self[site] for site in self.sites}
+                values = {"score": scores, "flipped": self.flipped, "strength": self.effects.strengths}[by]
+                return np.concatenate([values[site].numpy() for site in self.sites])
+        raise ValueError(f"by={by!r}: components are removed by 'score', 'flipped', 'strength' or at 'random'.")
 
 
 def attribute(
@@ -177,88 +175,100 @@ def attribute(
         ValueError: if there is only one example to shuffle, a pair does not fit, or the reduction is unknown.
         UnscorableItems: if there are items that this model cannot be asked.
         SiteError: if a pattern names no editable matrix.
+
+    >>> items = [tasks.AnswerItem((n, n + 1), ((n + 2,),)) for n in range(6)]
+    >>> scores = eigenpruning.attribute(model, items, "blocks.*.attn.W_K[*]", progress=False)
+    >>> tuple(scores["blocks.1.attn.W_K[*]"].shape)
+    (2, 8)
     """
     check_reduce(reduce)
     task = as_task(task)
     examples = examples_of(model, task, corrupt=corrupt, seed=checked_seed(seed), prepend_bos=prepend_bos)
-    loss = metrics.loss(examples.labels)
-    patterns = list(sites) if isinstance(sites, Iterable) and not isinstance(sites, str | Mapping) else sites
-    sites_of(model, patterns)  # Every component of the matrices is scored: chosen ones are refused here.
     question = ask(
-        model, examples.tokens, loss, patterns, svds=svds, attention_mask=examples.mask, batch_size=batch_size,
-        progress=progress,
+        # Every component of the matrices is scored: `sites_of` refuses a selection of some.
+        model, examples.clean.tokens, metrics.loss(examples.clean.labels), sites_of(model, sites), svds=svds,
+        attention_mask=examples.clean.mask, batch_size=batch_size, progress=progress,
     )  # fmt: skip
     check_compatible([(site, target.components.basis) for site, target in question.targets.items()])
     states = {site: _State(target, reduce) for site, target in question.targets.items()}
-    rounds = next(iter(states.values())).score.passes
-    total = rounds * len(list(question.batches()))
-    with tqdm(total=total, desc="eigenpruning scores", unit="batch", delay=1, disable=not progress) as bar:
+    rounds, losses = next(iter(states.values())).score.passes, []
+    batches = list(question.batches())
+    with tqdm(total=rounds * len(batches), desc="eigenpruning scores", delay=1, disable=not progress) as bar:
         for turn in range(rounds):
-            for chosen in question.batches():
-                _take_in(question, examples, chosen, states, first=turn == 0)
+            for batch in batches:
+                losses.append(_take_in(question, examples, batch, states, first=turn == 0))
                 bar.update()
             for state in states.values():
                 state.score.end_of_pass()
                 state.flipped.end_of_pass()
-    return ComponentScores(
-        {str(site): state.score.result() for site, state in states.items()},
-        {str(site): state.flipped.result() for site, state in states.items()},
-        {str(site): target.components.S.float().cpu() for site, target in question.targets.items()},
-        {str(site): state.mean() for site, state in states.items()},
-        reduce,
-        len(examples),
-        question.weight_state,
-        question.basis,
-    )
+    return _scores(question, states, torch.cat(losses[: len(batches)]), reduce, 3.0 * rounds)
 
 
 class _State:
     """What is kept of one matrix between batches."""
 
     def __init__(self, target: Target, reduce: Reduce) -> None:
-        start: Callable[[], Running] = partial(running, reduce, target.components.n_components)
-        self.target, self.score, self.flipped = target, start(), start()
+        self.target = target
+        self.score, self.flipped = (running(reduce, target.components.n_components) for _ in range(2))
         self.input = torch.zeros(target.place.d_in, dtype=torch.float64)
         self.count = 0
 
-    def mean(self) -> Float[Tensor, " component"]:
+    def constants(self) -> Float[Tensor, " component"]:
         """The mean input of every component."""
         U = self.target.components.U
         return ((self.input / self.count).to(U) @ U).float().cpu()
 
 
 def _take_in(
-    question: Question, examples: ScoredExamples, chosen: Tensor, states: Mapping[Site, _State], *, first: bool
-) -> None:
-    """One batch of examples."""
-    clean, comparable = question.take(chosen), examples.comparable(chosen)
-    real = examples.mask[chosen].bool()
-    found = backward(question, clean)
-    device = clean.tokens.device
-    corrupted = replace(
-        clean, tokens=examples.corrupted[chosen].to(device), attention_mask=examples.corrupted_mask[chosen].to(device)
-    )
-    references = inputs_of(question, corrupted)
+    question: Question,
+    examples: ScoredExamples,
+    batch: Int[Tensor, " example"],
+    states: dict[Site, _State],
+    *,
+    first: bool,
+) -> Float[Tensor, " example"]:
+    """Reduce the scores of one batch of examples; the losses of its clean rows. Mean inputs are taken at first only."""
+    clean, comparable = question.take(batch), examples.comparable(batch)
+    passed, device = backward(question, clean), clean.tokens.device
+    tokens, mask = (part[batch].to(device) for part in examples.corrupted[:2])
+    references = inputs_of(question, replace(clean, tokens=tokens, attention_mask=mask))
+    has_token = examples.clean.mask[batch].bool().to(device)
     for site, state in states.items():
-        scores = found.score(state.target, examples.aligned(references[site], chosen))
+        scores = passed.score(state.target, examples.aligned(references[site], batch))
         rows = scores[comparable.to(scores.device)]
         state.score.update(rows)
         state.flipped.update(-rows)
         if first:
-            x = _input(found, state.target)[real.to(device)]
+            place = state.target.place
+            x = place.read_input(passed.inputs[place.site.joint]).detach()[has_token]
             state.input += x.double().sum(0).cpu()
             state.count += len(x)
+    return passed.values
 
 
-def _input(found: Backward, target: Target) -> Tensor:
-    return target.place.read_input(found.inputs[target.place.site.joint]).detach()
+def _scores(
+    question: Question, states: dict[Site, _State], losses: Float[Tensor, " example"], reduce: Reduce, passes: float
+) -> ComponentScores:
+    effects = Effects(
+        method="gradient",
+        measure=question.measure(losses),
+        units={target.address: target.units for target in question.targets.values()},
+        examples={str(site): state.score.result()[None] for site, state in states.items()},
+        strengths={target.address: target.components.S.float().cpu() for target in question.targets.values()},
+        weight_state=question.weight_state,
+        passes=passes,
+        basis=question.basis,
+        intervention=f"corrupted inputs ({reduce} over examples and positions)",
+    )
+    flipped = {str(site): state.flipped.result() for site, state in states.items()}
+    return ComponentScores(effects, flipped, {str(site): state.constants() for site, state in states.items()}, reduce)
 
 
 def check_compensation(compensation: str) -> None:
-    """Refuse what is no compensation.
+    """Refuse a compensation that does not exist.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: naming those that do.
     """
     if compensation not in ("mean", "none"):
         raise ValueError(
@@ -268,10 +278,10 @@ def check_compensation(compensation: str) -> None:
 
 
 def check_budget(budget: str) -> None:
-    """Refuse what is no budget.
+    """Refuse a budget that does not exist.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: naming those that do.
     """
     if budget not in ("global", "type", "matrix"):
         raise ValueError(
@@ -281,5 +291,6 @@ def check_budget(budget: str) -> None:
 
 
 def _group(site: str, budget: str) -> str:
+    """The name of the group in which a matrix's components are counted."""
     check_budget(budget)
     return {"global": "", "type": Site.parse(site).matrix, "matrix": site}[budget]

@@ -1,0 +1,146 @@
+"""What can be chosen in Eigenpruning: how components are scored and removed, how many, and what is reported."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar, final
+
+from analyses.eigenpruning.examples import Corrupt
+from analyses.eigenpruning.finetuning import FineTuning
+from analyses.eigenpruning.reducers import Reduce, check_reduce
+from analyses.eigenpruning.scores import Budget, Compensation, check_budget, check_compensation
+from analyses.scoring import Rule
+from surgery.arguments import by_name_only, number, shown, whole
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@final
+@by_name_only('reduce="mean"')
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How components are scored, and what takes their place. The paper's choices, but for the corrupted example.
+
+    Args:
+        reduce: one number from all examples and positions.
+        corrupt: another example's prompt, or given pairs {clean prompt: corrupted prompt}; the paper's is "previous".
+        budget: where the fraction of removed components is counted.
+        compensation: "mean" puts the mean of a removed component's input in its place, at every position alike and at
+            any sequence length; it travels with the spec.
+        prepend_bos: overrides `model.cfg.default_prepend_bos`.
+
+    Raises:
+        ValueError: if one of them does not exist.
+
+    >>> eigenpruning.Method(reduce=("quantile", 0.9)).budget
+    'global'
+    """
+
+    reduce: Reduce = "max"
+    corrupt: Corrupt = "shuffle"
+    budget: Budget = "global"
+    compensation: Compensation = "mean"
+    prepend_bos: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_reduce(self.reduce)
+        check_budget(self.budget)
+        check_compensation(self.compensation)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The fraction, among these, that is most accurate on the validation part; at equal accuracy, of lower log-loss.
+
+    0 leaves the model as it is, which may be the best.
+
+    Raises:
+        ValueError: if there is none, or one is not from 0 to 1.
+
+    >>> eigenpruning.Best(of=(0, 0.1)).of
+    (0.0, 0.1)
+    """
+
+    of: Iterable[float | int] = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.of, str) or not isinstance(self.of, Iterable):
+            raise ValueError(f"Best(of={shown(self.of)}): give fractions to choose among, such as (0, 0.1, 0.2).")
+        object.__setattr__(self, "of", tuple(_fraction(f, f"Best(of={shown(self.of)})") for f in self.of))
+        if not self.of:
+            raise ValueError("Best(of=()): give one fraction or more, such as (0, 0.1, 0.2).")
+
+
+@final
+@by_name_only("draws=3")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What is reported on the test part, beside the model as it is and pruned.
+
+    Args:
+        draws: how many random removals of the same size.
+        finetune: also a copy that is fine-tuned on the scored items, and that copy pruned.
+        rule: what counts as right, as in `scoring.score`.
+
+    Raises:
+        ValueError: if `draws` is not a number of draws.
+
+    >>> eigenpruning.Report(draws=1)
+    Report(draws=1, finetune=None, rule=None)
+    """
+
+    draws: int = 3
+    finetune: FineTuning | None = None
+    rule: Rule | None = None
+
+    def __post_init__(self) -> None:
+        whole(self.draws, "draws")
+
+
+def as_fraction(given: object) -> float | Best:
+    """The fraction of components to remove, or those to choose among.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if isinstance(given, Best):
+        return given
+    return Best() if given == "validation" else _fraction(given, "fraction")
+
+
+def _fraction(given: object, name: str) -> float:
+    try:
+        if 0 <= (value := number(given, name)) <= 1:
+            return value
+    except ValueError:
+        pass
+    raise ValueError(
+        f"{name}={shown(given)}: a fraction of the components to remove is from 0 to 1, or 'validation' or "
+        "Best(of=(0, 0.1, 0.2)) to choose among fractions. Give for instance 0.2."
+    )
+
+
+_SETTINGS = {
+    "fractions": "fraction=Best(of={})",
+    **{name: f"method=Method({name}={{}})" for name in Method.__dataclass_fields__},
+    "finetune": "report=Report(finetune={})",
+    "rule": "report=Report(rule={})",
+    "draws": "report=Report(draws={})",
+    "random_controls": "report=Report(draws={})",
+}
+
+
+def says_where_settings_are(function: Callable[P, R]) -> Callable[P, R]:
+    """A decorator: a setting that is given by itself raises a TypeError that shows how it is written."""
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, value in kwargs.items():
+            if name in _SETTINGS:
+                written = _SETTINGS[name].format(shown(value))
+                raise TypeError(f"{function.__name__}(..., {name}={shown(value)}): write {written}.")
+        return function(*args, **kwargs)
+
+    return called
