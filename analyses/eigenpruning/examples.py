@@ -15,10 +15,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from analyses import metrics
-from analyses.scoring.batches import encode, pad
+from analyses.prompts import pad
+from analyses.scoring.batches import encode
 from analyses.tasks.items import AnswerItem, Item, MinimalPair, Text
 from analyses.tasks.task import Task
-from analyses.tokens.tokenizer import Ids
 
 Corrupt = Literal["shuffle", "previous"] | Mapping[Text, Text] | Sequence[tuple[Text, Text]]
 """Where corrupted inputs come from: a random other example, the one before (as in the paper's script), or given pairs

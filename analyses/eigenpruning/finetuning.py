@@ -10,9 +10,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from analyses import metrics
-from analyses.attribution.gradients import logits_of
 from analyses.eigenpruning.examples import rows_of
 from analyses.tasks.task import Task
+from hooks.inputs import Inputs
+from hooks.running import run
 from surgery import active
 from surgery.arguments import number, whole
 from surgery.arguments import seed as checked_seed
@@ -68,8 +69,10 @@ def fine_tuned(
     with torch.inference_mode(False), torch.enable_grad():
         for step in tqdm(range(how.steps), desc="fine-tuning", delay=1, disable=not progress):
             batch = torch.randperm(len(rows.tokens), generator=generator)[: how.batch_size]
-            tokens, mask = rows.tokens[batch].to(device), rows.mask[batch].to(device)
-            value = loss.select(batch)(logits_of(copy, tokens, mask)).mean()
+            metric = loss.select(batch)
+            inputs = Inputs(rows.tokens[batch].to(device), rows.mask[batch].to(device))
+            reads = metric.reads(len(inputs), inputs.n_pos)
+            value = metric.checked(run(copy, inputs.read_at(reads)), len(inputs), inputs.n_pos).mean()
             if not bool(torch.isfinite(value)):
                 raise ValueError(
                     f"the loss is {value.item()} at step {step}: fine-tuning diverged. Lower lr ({how.lr})."

@@ -13,10 +13,11 @@ from analyses.eigenpruning.finetuning import FineTuning, fine_tuned
 from analyses.eigenpruning.results import FineTuned, Pruning
 from analyses.eigenpruning.scores import ComponentScores, Order, attribute
 from analyses.eigenpruning.settings import Best, Method, Report, as_fraction, says_where_settings_are
-from analyses.scoring import EncodedTask, Scores, encode, forward, score_encoded
+from analyses.scoring import EncodedTask, Scores, encode, score_encoded
 from analyses.tasks.items import Item
 from analyses.tasks.task import Splits, Task, as_task
 from hooks import place_of
+from hooks.running import run
 from surgery import Decompositions, Edit
 
 _KEYS = "blocks.*.attn.W_K[*]"
@@ -147,9 +148,9 @@ def _variants(trial: _Trial, test: EncodedTask, fraction: float, seeds: Iterable
 
 def _scored(model: nn.Module, encoded: EncodedTask, spec: Mapping[str, Edit]) -> Scores:
     if not spec:
-        return score_encoded(encoded, partial(forward, model))
+        return score_encoded(encoded, partial(run, model))
     with surgery.apply(model, spec, progress=False):
-        return score_encoded(encoded, partial(forward, model))
+        return score_encoded(encoded, partial(run, model))
 
 
 def _best(trial: _Trial, encoded: EncodedTask, among: Best) -> tuple[float, pd.DataFrame]:

@@ -8,7 +8,7 @@ Vergara-Browne, Soto, Aizawa, "Eigenpruning" (arXiv:2404.03147).
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, final
 
 import numpy as np
@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from analyses import metrics
-from analyses.attribution.effects import Effects, Selection
-from analyses.attribution.gradients import backward, inputs_of
+from analyses.attribution.effects import Effects
+from analyses.attribution.passes import backward, inputs_of
 from analyses.attribution.question import Question, Target, ask
+from analyses.attribution.selections import Selection
 from analyses.eigenpruning.examples import Corrupt, ScoredExamples, examples_of
 from analyses.eigenpruning.reducers import Reduce, check_reduce, running
 from analyses.tasks.items import Item
 from analyses.tasks.task import Task, as_task
 from hooks import Site
+from hooks.inputs import Inputs
 from surgery import Basis, Compensated, Decompositions, Edit
 from surgery import sites as sites_of
 from surgery.arguments import counted
@@ -228,10 +230,9 @@ def _take_in(
     first: bool,
 ) -> Float[Tensor, " example"]:
     """Reduce the scores of one batch of examples; the losses of its clean rows. Mean inputs are taken at first only."""
-    clean, comparable = question.take(batch), examples.comparable(batch)
-    passed, device = backward(question, clean), clean.tokens.device
-    tokens, mask = (part[batch].to(device) for part in examples.corrupted[:2])
-    references = inputs_of(question, replace(clean, tokens=tokens, attention_mask=mask))
+    clean, comparable = question.examples.take(batch), examples.comparable(batch)
+    passed, device = backward(question, clean), clean.inputs.tokens.device
+    references = inputs_of(question, Inputs(*(part[batch].to(device) for part in examples.corrupted[:2])))
     has_token = examples.clean.mask[batch].bool().to(device)
     for site, state in states.items():
         scores = passed.score(state.target, examples.aligned(references[site], batch))
@@ -249,15 +250,11 @@ def _take_in(
 def _scores(
     question: Question, states: dict[Site, _State], losses: Float[Tensor, " example"], reduce: Reduce, passes: float
 ) -> ComponentScores:
-    effects = Effects(
-        method="gradient",
-        measure=question.measure(losses),
-        units={target.address: target.units for target in question.targets.values()},
-        examples={str(site): state.score.result()[None] for site, state in states.items()},
-        strengths={target.address: target.components.S.float().cpu() for target in question.targets.values()},
-        weight_state=question.weight_state,
+    effects = question.effects(
+        "gradient",
+        losses,
+        {site: state.score.result()[None] for site, state in states.items()},
         passes=passes,
-        basis=question.basis,
         intervention=f"corrupted inputs ({reduce} over examples and positions)",
     )
     flipped = {str(site): state.flipped.result() for site, state in states.items()}

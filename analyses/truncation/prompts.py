@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from analyses.scoring.batches import encode, pad
+from analyses.prompts import pad
+from analyses.scoring.batches import encode
 from analyses.tasks.items import AnswerItem, Item, Text
 from analyses.tasks.task import Task, as_task
 from surgery.arguments import counted
