@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor, nn
 
 from hooks.places import Layout, Place
@@ -40,6 +41,31 @@ class Host(ABC):
     def n_layers(self) -> int:
         """The number of blocks."""
         return len(self.model.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """The width of the residual stream."""
+        return int(self.model.cfg.d_model)
+
+    @property
+    def d_vocab(self) -> int:
+        """The number of tokens that the model reads."""
+        return int(self.model.cfg.d_vocab)
+
+    @property
+    def n_ctx(self) -> int:
+        """The number of positions that the model has."""
+        return int(self.model.cfg.n_ctx)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's first parameter, where it takes its tokens."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model's first parameter."""
+        return next(self.model.parameters()).dtype
 
     def joint_sites(self) -> Iterator[Site]:
         """Every editable matrix of the model, joint over heads, in the order of the forward pass."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from analyses.scoring.batches import encode, pad
 from analyses.tasks.items import AnswerItem, Item, Text
 from analyses.tasks.task import Task, as_task
+from hooks import host_of
 from surgery.arguments import counted
 
 CORRECT, DISTRACTOR = "correct", "distractor"
@@ -156,7 +157,7 @@ def prompts(
             )
     tokens, mask = pad(rows, "right", 0)
     made = Prompts(tokens, mask, {name: torch.tensor(ids) for name, (_, ids) in after.items()})
-    made.check(int(model.cfg.d_vocab))  # type: ignore[union-attr, arg-type]
+    made.check(host_of(model).d_vocab)
     return made
 
 
