@@ -68,7 +68,7 @@ def test_a_trained_model_hedges_and_comes_back_from_the_cache(make: object, tmp_
     assert torch.equal(arithmetic.train(again, task, steps=150, lr=1e-2, progress=False), losses[0])
     (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"the cached training run .* is damaged"):
+    with pytest.raises(ValueError, match=r"the stored work .* is damaged"):
         arithmetic.train(make(task, d_model=32, n_layers=1), task, steps=150, lr=1e-2, cache=tmp_path, progress=False)
 
 

@@ -297,6 +297,6 @@ def test_training_on_characters_of_a_text_learns_the_noise() -> None:
     task = recall.RecallTask.from_text("to be or not to be, that is the question: " * 3, triggers=2, n_ctx=24)
     model = recall.bridge(task, d_model=32)
     before = recall.evaluate(model, task, sequences=64, alpha=0.5)
-    recall.train(model, task, steps=40, batch=16, progress=False)
+    recall.train(model, task, steps=40, batch_size=16, progress=False)
     after = recall.evaluate(model, task, sequences=64, alpha=0.5)
     assert before.p_noise < 0.2 < 0.3 < after.p_noise

@@ -81,7 +81,7 @@ def trained_names(model: nn.Module) -> set[str]:
     model.zero_grad()
     model(TASK.sample(4, seed=0).tokens).square().sum().backward()
     with_gradient = {id(p) for p in model.parameters() if p.grad is not None}
-    from analyses.recall.transformer import parameter
+    from hooks.weights import parameter
 
     return {name for name in recall.weights(model) if id(parameter(model, name)) in with_gradient}
 

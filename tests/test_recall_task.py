@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare
 
-from analyses.recall.task import RecallBatch, RecallTask
-from analyses.recall.triggers import RandomTriggers, TriggersPerSequence
+from analyses.recall import RandomTriggers, RecallBatch, RecallTask, TriggersPerSequence
 
 TRIGGERS = [2, (1, 6), RandomTriggers(3, seed=4), TriggersPerSequence(2)]
 
@@ -56,7 +55,7 @@ def test_every_position_is_marked_as_a_loop_would(triggers, seed: int, alpha: fl
             if is_trigger:
                 assert known.setdefault(z[t], answer) == answer != made.noise_token
                 assert z[t + 1] in (answer, made.noise_token)
-        assert len(known) <= made.n_triggers
+        assert len(known) <= (made.triggers.k if isinstance(made.triggers, TriggersPerSequence) else len(made.triggers))
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +143,7 @@ def test_random_triggers_are_the_same_in_every_sequence_and_follow_their_seed() 
 def test_a_number_of_triggers_means_the_most_frequent_but_the_noise() -> None:
     assert task(triggers=4).triggers == (0, 1, 2, 3)
     assert task(triggers=4, noise_token=1).triggers == (0, 2, 3, 4)
-    assert task(triggers=TriggersPerSequence(3)).n_triggers == 3
-    assert task(triggers=4).n_triggers == 4
+    assert len(task(triggers=4).triggers) == 4
 
 
 def test_a_seed_gives_the_same_sequences_and_leaves_the_global_state_alone() -> None:
@@ -257,7 +255,7 @@ UNIFORM = torch.full((4,), 0.25), torch.full((4, 4), 0.25)
         (lambda: task(alpha=-0.1), "alpha=-0.1: the probability of the noise token"),
         (lambda: task(alpha=float("nan")), "alpha=nan: the probability of the noise token"),
         (lambda: task().sample(2, seed=0, alpha=2.0), "alpha=2.0: the probability of the noise token"),
-        (lambda: task().sample(0, seed=0), "batch=0: ask for 1 sequence or more."),
+        (lambda: task().sample(0, seed=0), "sequences=0: give a whole number, 1 or more."),
         (lambda: task(triggers=9), "9 triggers were asked for: of 9 tokens 8 occur and are not the noise token. Ask"),
         (lambda: task(triggers=0), "0 triggers were asked for"),
         (lambda: task(triggers=RandomTriggers(40, seed=0)), "40 triggers were asked for"),

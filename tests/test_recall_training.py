@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 import surgery
 from analyses import recall
-from analyses.recall.cache import SnapshotCache
-from analyses.recall.task import RecallTask
-from analyses.recall.training import scored_logits
-from analyses.recall.transformer import NAMES
+from analyses.recall import RecallTask
+from analyses.toys import training
+from analyses.toys.recall_model import NAMES
+from analyses.toys.recall_training import scored_logits
 
 HOSTS = [pytest.param(recall.model, marks=pytest.mark.hooked, id="hooked"), pytest.param(recall.bridge, id="bridge")]
 TASK = RecallTask.synthetic(d_vocab=9, triggers=2, noise_token=5, n_ctx=16)
@@ -24,7 +24,7 @@ def small(seed: int = 0, **settings) -> nn.Module:
 
 
 def train(model: nn.Module, **settings) -> recall.TrainingRun:
-    return recall.train(model, TASK, **{"steps": 6, "batch": 8, "progress": False, **settings})
+    return recall.train(model, TASK, **{"steps": 6, "batch_size": 8, "progress": False, **settings})
 
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
@@ -86,7 +86,7 @@ def test_the_short_cut_gives_the_models_logits(make, mlps: tuple[bool, bool]) ->
     model = make(TASK, d_model=12, mlps=mlps, unembed_scale=1.0)
     batch = TASK.sample(6, seed=0)
     expected = model(batch.tokens)[batch.scored]
-    found = scored_logits(recall.weights(model), batch.tokens, batch.scored)
+    found = scored_logits(recall.weights(model), batch)
     assert torch.allclose(found, expected, atol=1e-5)
     assert expected.std() > 1
 
@@ -194,7 +194,7 @@ def test_a_checkpoint_that_was_not_kept_is_trained_again(tmp_path: Path, recorde
 
 
 def test_an_interrupted_run_loses_no_finished_part(tmp_path: Path, recorded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SnapshotCache, "every", 2)
+    monkeypatch.setattr(training, "EVERY", 2)
     whole, model = small(), small()
     run = train(whole, steps=9)
     del recorded[:]
@@ -228,8 +228,8 @@ def test_another_setting_is_another_run(tmp_path: Path) -> None:
         lambda: train(small(), cache=tmp_path, lr=0.02),
         lambda: train(small(), cache=tmp_path, momentum=0.8),
         lambda: train(small(), cache=tmp_path, weight_decay=0.0),
-        lambda: train(small(), cache=tmp_path, batch=9),
-        lambda: recall.train(small(), other_task, steps=6, batch=8, cache=tmp_path, progress=False),
+        lambda: train(small(), cache=tmp_path, batch_size=9),
+        lambda: recall.train(small(), other_task, steps=6, batch_size=8, cache=tmp_path, progress=False),
     ]
     results = [run().losses for run in runs]
     assert len(list(tmp_path.iterdir())) == len(runs)
@@ -260,8 +260,8 @@ def test_a_damaged_cache_is_named_and_never_used(damage, tmp_path: Path) -> None
     before = recall.weights(model)
     with pytest.raises(ValueError) as error:
         train(model, cache=tmp_path)
-    assert str(error.value).startswith(f"the cached training run {path} is damaged (")
-    assert str(error.value).endswith("): delete it to train again.")
+    assert str(error.value).startswith(f"the stored work {path} is damaged (")
+    assert str(error.value).endswith("): delete it, and it is done again.")
     assert same(recall.weights(model), before)
     path.unlink()
     train(model, cache=tmp_path)
@@ -272,7 +272,7 @@ def test_a_renamed_snapshot_is_not_taken_for_another(tmp_path: Path) -> None:
     (path,) = tmp_path.iterdir()
     os.rename(path, path.with_name(path.name.replace("000004", "000006")))
     with pytest.raises(
-        ValueError, match=r"is damaged \(its step differ from what was written\): delete it to train again"
+        ValueError, match=r"is damaged \(its piece differ from what was written\): delete it, and it is"
     ):
         train(small(), cache=tmp_path)
 
@@ -299,7 +299,7 @@ def test_a_diverging_run_says_so_and_leaves_the_model_alone() -> None:
     model = small()
     before = recall.weights(model)
     with pytest.raises(
-        ValueError, match=r"the loss is (nan|inf) at step \d+: training diverged\. Lower lr or unembed_scale"
+        ValueError, match=r"the loss is (nan|inf) at step \d+: training diverged\. Lower lr, or the scale of"
     ):
         train(model, lr=1e6)
     assert same(recall.weights(model), before)
@@ -345,14 +345,11 @@ def test_what_this_does_not_train_is_refused() -> None:
         ({"steps": 0}, "steps=0 with checkpoints []: train 1 step or more, checkpoints from 0 to steps."),
         ({"checkpoints": (7,)}, "steps=6 with checkpoints [6]: train 1 step or more, checkpoints from 0 to steps."),
         ({"checkpoints": (-1,)}, "steps=6 with checkpoints [-1]: train 1 step or more"),
-        (
-            {"batch": 0},
-            "batch=0, lr=0.03, momentum=0.9, weight_decay=0.0001: batch is 1 or more, lr above 0, momentum from",
-        ),
-        ({"lr": 0.0}, "lr=0.0, momentum"),
+        ({"batch_size": 0}, "batch_size=0: give a whole number, 1 or more."),
+        ({"lr": 0.0}, "lr=0.0, momentum=0.9, weight_decay=0.0001: lr lies above 0, momentum from"),
         ({"lr": float("nan")}, "lr=nan, momentum"),
         ({"momentum": 1.0}, "momentum=1.0, weight_decay"),
-        ({"weight_decay": -1.0}, "weight_decay=-1.0: batch is 1"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0: lr lies"),
     ],
 )
 def test_numbers_out_of_range_are_refused(wrong: dict, message: str) -> None:
@@ -375,4 +372,4 @@ def test_triggers_that_never_occur_twice_are_named() -> None:
     with pytest.raises(
         ValueError, match=r"no trigger occurs twice in any of the 4 sequences of step 1: nothing can be scored"
     ):
-        recall.train(model, task, batch=4, progress=False)
+        recall.train(model, task, batch_size=4, progress=False)

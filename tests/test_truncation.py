@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import surgery
 from analyses import plots, recall, tasks, truncation
-from analyses.truncation.curves import cuts_of
+from analyses.truncation.cuts import cuts_of
 from hooks import place_of
 from surgery import DropTop, KeepTop, Zero
 
@@ -76,13 +76,13 @@ def test_a_curve_is_what_matrices_cut_by_hand_give(kind: str, site: str) -> None
 def test_a_users_hook_takes_part_in_a_curve() -> None:
     """Where hooks are on the model nothing is replayed: what they change counts."""
     model, prompts = build("bridge gpt2"), torch.tensor(rows(5, 5))
-    plain = truncation.curve(model, prompts, W_OUT, {"correct": 1}, (0.5,), progress=False)
+    plain = truncation.curve(model, prompts, W_OUT, track={"correct": 1}, rhos=(0.5,), progress=False)
 
     def silence(z: Tensor, hook: object) -> Tensor:
         return torch.zeros_like(z)
 
     with model.hooks(fwd_hooks=[("blocks.0.attn.hook_z", silence)]):
-        hooked = truncation.curve(model, prompts, W_OUT, {"correct": 1}, (0.5,), progress=False)
+        hooked = truncation.curve(model, prompts, W_OUT, track={"correct": 1}, rhos=(0.5,), progress=False)
         with surgery.apply(model, {W_OUT: KeepTop(rho=0.5)}, progress=False):
             expected = model(prompts)[:, -1].softmax(1)[:, 1].mean().item()
     assert hooked.of("correct")["p"][0] == pytest.approx(expected, abs=1e-6)
@@ -107,7 +107,9 @@ def test_texts_are_tracked_by_the_token_that_continues_them() -> None:
 def test_ids_tracked_after_a_prompt_that_ends_in_a_space_are_asked_there(make: object) -> None:
     model = bridge_with(wrapped(make()))
     prompt, token = "The capital of Peru is ", 12
-    found = truncation.curve(model, prompt, W_OUT, {"correct": token}, (1.0,), progress=False, prepend_bos=False)
+    found = truncation.curve(
+        model, prompt, W_OUT, track={"correct": token}, rhos=(1.0,), progress=False, prepend_bos=False
+    )
     inputs = torch.tensor([model.tokenizer(prompt, add_special_tokens=False)["input_ids"]])
     with torch.no_grad():
         wanted = model.original_model(inputs).logits[0, -1].softmax(-1)[token].item()
@@ -115,7 +117,7 @@ def test_ids_tracked_after_a_prompt_that_ends_in_a_space_are_asked_there(make: o
     with pytest.raises(
         ValueError, match=r"'The capital of Peru is ' ends in spaces, .* 'correct' and 'generic' are not"
     ):
-        truncation.curve(model, prompt, W_OUT, {"correct": token, "generic": "the"}, progress=False)
+        truncation.curve(model, prompt, W_OUT, track={"correct": token, "generic": "the"}, progress=False)
 
 
 def test_one_prompt_is_not_read_as_its_characters() -> None:
@@ -139,7 +141,7 @@ def test_prompts_begin_as_they_are_told_to(prepend: bool) -> None:
     made = truncation.prompts(model, "The capital of Peru is", **asked)
     assert (made.tokens[0, 0].item() == model.tokenizer.bos_token_id) is prepend
     curve = truncation.curve(model, "The capital of Peru is", W_OUT, rhos=(1.0,), progress=False, **asked)
-    sweep = truncation.sweep({0: model}, "The capital of Peru is", W_OUT, (1.0,), progress=False, **asked)
+    sweep = truncation.sweep({0: model}, "The capital of Peru is", W_OUT, rhos=(1.0,), progress=False, **asked)
     with torch.no_grad():
         wanted = model(made.tokens)[0, -1].softmax(-1)[made.track["correct"]].item()
     assert curve.of("correct", end="full")["p"][0] == pytest.approx(wanted, rel=1e-4)
@@ -172,13 +174,13 @@ def test_what_cannot_be_tracked_is_refused() -> None:
     model, prompts = build("bridge gpt2"), torch.tensor(rows(5, 5))
     ask = partial(truncation.curve, model, progress=False)
     with pytest.raises(ValueError, match=r"rhos=\(1.5,\): give one or more fractions"):
-        ask(prompts, W_OUT, {"correct": 1}, (1.5,))
+        ask(prompts, W_OUT, track={"correct": 1}, rhos=(1.5,))
     with pytest.raises(ValueError, match="track names nothing: margins are taken from 'correct'"):
         ask(prompts, W_OUT)
     with pytest.raises(ValueError, match=r"'correct' and 'generic' are the same token .* 0 .and 1 other.: nothing"):
-        ask(prompts, W_OUT, {"correct": 1, "generic": 1})
+        ask(prompts, W_OUT, track={"correct": 1, "generic": 1})
     with pytest.raises(ValueError, match=r"track\['correct'\] has 3 tokens for 2 prompts"):
-        ask(prompts, W_OUT, {"correct": [1, 2, 3]})
+        ask(prompts, W_OUT, track={"correct": [1, 2, 3]})
     mixed = tasks.Task("mixed", (*answered(rows(4)).items, *answered(rows(5), distractors=False).items))
     with pytest.raises(ValueError, match="item 1 of task 'mixed' has no distractor, others have"):
         ask(mixed, W_OUT)
@@ -194,7 +196,7 @@ def test_what_cannot_be_tracked_is_refused() -> None:
     with pytest.raises(ValueError, match="track, generic and prepend_bos are part of prompts made before"):
         ask(made, W_OUT, generic=3)
     with pytest.raises(Exception, match="outside the model's vocabulary"):
-        ask(prompts, W_OUT, {"correct": D_VOCAB})
+        ask(prompts, W_OUT, track={"correct": D_VOCAB})
 
 
 def test_a_sweep_over_models_is_a_curve_at_every_step() -> None:
@@ -209,7 +211,7 @@ def test_a_sweep_over_models_is_a_curve_at_every_step() -> None:
         return models[step]
 
     found = truncation.sweep(
-        {10: partial(load, 10), 0: partial(load, 0)}, task, sites, (0.2, 1.0), generic=4, progress=False
+        {10: partial(load, 10), 0: partial(load, 0)}, task, sites, rhos=(0.2, 1.0), generic=4, progress=False
     )
     assert loaded == [0, 10]
     assert found.steps == (0, 10)
@@ -230,7 +232,7 @@ def test_checkpoints_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"there are no checkpoints: give .training step: weights or model"):
         truncation.sweep({}, task, progress=False)
     with pytest.raises(ValueError, match=r"checkpoint 5 has .* of shape \(12, 16\), checkpoint 0 \(12, 8\)"):
-        truncation.sweep({0: narrow, 5: wide}, task, progress=False)
+        truncation.sweep({0: narrow, 5: wide}, task, W_OUT, rhos=(1.0,), progress=False)
     with pytest.raises(ValueError, match=r"the weights hold embed.W_E of shape"):
         truncation.sweep({0: narrow}, other, progress=False)
     with pytest.raises(ValueError, match=r"the weights hold no embed.W_E"):
@@ -243,8 +245,8 @@ def test_checkpoints_that_do_not_fit_are_refused() -> None:
         recall.RecallTask.synthetic(alpha=1.5)
     with pytest.raises(ValueError, match=r"seeds=\(\): give one or more in a list"):
         truncation.study(task, seeds=())
-    with pytest.raises(ValueError, match=r"0 checkpoints, lr=0.1, batch=4"):
-        truncation.gradient_steps({}, task, lr=0.1, batch=4)
+    with pytest.raises(ValueError, match=r"0 checkpoints, lr=0.1, batch_size=4"):
+        truncation.gradient_steps({}, task, lr=0.1, batch_size=4)
 
 
 @pytest.mark.parametrize("mlps", [(False, True), (True, True), (False, False)])
@@ -253,7 +255,7 @@ def test_the_recall_sweep_is_what_the_edited_model_does(mlps: tuple[bool, bool])
     task = recall.RecallTask.synthetic(d_vocab=14, n_ctx=24)
     model = recall.bridge(task, d_model=16, mlps=mlps, unembed_scale=0.5)
     sites = ["blocks.*.attn.W_[KVO]", *(["blocks.*.mlp.W_*"] if all(mlps) else [W_IN, W_OUT] if mlps[1] else [])]
-    found = truncation.sweep({7: model}, task, sites, (0.3,), sequences=40, seed=4, progress=False)
+    found = truncation.sweep({7: model}, task, sites, rhos=(0.3,), sequences=40, seed=4, progress=False)
     for cut in cuts_of(surgery.sites(model, sites), (0.3,)):
         with surgery.apply(model, cut.spec, progress=False):
             expected = recall.evaluate(model, task, sequences=40, seed=4).to_dataframe().set_index("metric")
@@ -271,7 +273,14 @@ def study(trained: Path) -> truncation.Study:
     task = recall.RecallTask.synthetic()
     steps = (0, 25, 50, 100, 150, 200, 250)
     return truncation.study(
-        task, batch=32, steps=300, checkpoints=steps, sites=[W_IN, W_OUT], sequences=64, cache=trained, progress=False
+        task,
+        batch_size=32,
+        steps=300,
+        checkpoints=steps,
+        sites=[W_IN, W_OUT],
+        sequences=64,
+        cache=trained,
+        progress=False,
     )
 
 
@@ -281,9 +290,8 @@ def test_the_noise_is_learned_before_the_answer(study: truncation.Study) -> None
         assert max(noise[25], noise[50]) > 0.35
         assert max(answer[25], answer[50]) < 0.12
         assert sweep.of("attention_answer")[50] < 0.4 < 0.7 < sweep.of("attention_answer")[250]
-        learned, recalls = sweep.first_step("p_noise", 0.35), sweep.first_step("accuracy_without_noise", 0.9)
-        assert learned is not None and recalls is not None and learned <= 50 < 100 <= recalls
-        assert sweep.first_step("p_noise", 1.1) is None
+        recalls = sweep.of("accuracy_without_noise")
+        assert max(recalls[25], recalls[50]) < 0.9 < recalls[300]
 
 
 def test_dropping_feed_forward_weights_takes_the_noise_and_leaves_the_answer(study: truncation.Study) -> None:
@@ -319,7 +327,7 @@ def test_the_spread_is_over_seeds(study: truncation.Study) -> None:
 def test_without_mlps_the_noise_moves_into_the_top_component_of_attention(trained: Path) -> None:
     task = recall.RecallTask.synthetic()
     found = truncation.study(
-        task, seeds=(0,), mlps=(False, False), batch=32, steps=300, checkpoints=(), cache=trained, progress=False
+        task, seeds=(0,), mlps=(False, False), batch_size=32, steps=300, checkpoints=(), cache=trained, progress=False
     )
     dropped = {
         site: found.at("p_noise", 300, end="top component dropped", site=f"blocks.{site}")[0]
@@ -343,7 +351,7 @@ def test_one_gradient_step_is_a_central_difference_and_the_feed_forward_half_lea
         assert abs(frame["answer_logit"]["feed-forward"]) < 0.1 * moved["feed-forward"]
     task = recall.RecallTask.synthetic(d_vocab=12, n_ctx=16)
     model = recall.bridge(task, d_model=8)
-    found = truncation.gradient_steps({3: recall.weights(model)}, task, lr=0.5, batch=8, seed=1).set_index("part")
+    found = truncation.gradient_steps({3: recall.weights(model)}, task, lr=0.5, batch_size=8, seed=1).set_index("part")
     noisy, fresh = task.sample(8, seed=1), task.sample(8, seed=2)
     model.zero_grad()
     logits = model(noisy.tokens)
@@ -384,12 +392,12 @@ def test_on_a_real_story_model_both_families_of_prompts_are_swept() -> None:
     prompt = task.items[0].prompt
     with torch.no_grad():
         p = model(model.to_tokens(prompt))[0, -1].softmax(0)
-    one = cut([prompt], "blocks.0.mlp.W_out", {"correct": task.items[0].answers[0]}, (1.0,))
+    one = cut([prompt], "blocks.0.mlp.W_out", track={"correct": task.items[0].answers[0]}, rhos=(1.0,))
     token = truncation.prompts(model, [prompt], {"correct": task.items[0].answers[0]}).track["correct"][0]
     assert one.of("correct", end="full")["p"][0] == pytest.approx(p[token].item(), abs=1e-5)
     with surgery.apply(model, {"blocks.2.mlp.W_out": Zero()}, progress=False):
         expected = model(model.to_tokens(prompt))[0, -1].softmax(0)[token].item()
-    dropped = cut([prompt], "blocks.2.mlp.W_in", {"correct": int(token)}, (1.0,))
+    dropped = cut([prompt], "blocks.2.mlp.W_in", track={"correct": int(token)}, rhos=(1.0,))
     assert dropped.of("correct", end="MLP dropped")["p"][0] == pytest.approx(expected, abs=1e-5)
 
 
@@ -414,11 +422,13 @@ def test_pictures_show_the_numbers(study: truncation.Study) -> None:
     assert [line.name for line in lines[:3]] == ["p_noise"] * 3
     assert lines[1].y[-1] == pytest.approx(study.at("p_noise", 300)[1])
     model, prompts = build("bridge gpt2"), torch.tensor(rows(5, 5))
-    curve = truncation.curve(model, prompts, [W_IN, W_OUT], {"correct": 1, "generic": 2}, (0.2, 1.0), progress=False)
+    curve = truncation.curve(
+        model, prompts, [W_IN, W_OUT], track={"correct": 1, "generic": 2}, rhos=(0.2, 1.0), progress=False
+    )
     figure = plots.truncation.curve(curve)
     assert len(figure.data) == 8
     assert list(figure.data[0].y) == curve.of("correct", site=W_IN)["p"].tolist()
     assert figure.layout.xaxis.title.text == "ρ (fraction of the rank)"
     task = recall.RecallTask.synthetic(d_vocab=12, n_ctx=16)
-    steps = truncation.gradient_steps({0: recall.weights(recall.bridge(task, d_model=8))}, task, batch=8)
+    steps = truncation.gradient_steps({0: recall.weights(recall.bridge(task, d_model=8))}, task, batch_size=8)
     assert [trace.name for trace in plots.truncation.gradient_steps(steps).data[:2]] == ["feed-forward", "attention"]

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from analyses.plots.style import COLOURS, figure, panels
 from analyses.truncation.curves import Curve
-from analyses.truncation.sweeps import Study, Sweep
+from analyses.truncation.results import Study, Sweep
 
 _UNITS = {"margin": "logits", "p_correct": "probability", "p_noise": "probability"}
 

@@ -17,6 +17,7 @@ from analyses.prompts import pad
 from analyses.scoring.batches import encode
 from analyses.tasks.items import AnswerItem, Item, Text
 from analyses.tasks.task import Task, as_task
+from hooks import host_of
 from surgery.arguments import counted
 
 CORRECT, DISTRACTOR = "correct", "distractor"
@@ -157,7 +158,7 @@ def prompts(
             )
     tokens, mask = pad(rows, "right", 0)
     made = Prompts(tokens, mask, {name: torch.tensor(ids) for name, (_, ids) in after.items()})
-    made.check(int(model.cfg.d_vocab))  # type: ignore[union-attr, arg-type]
+    made.check(host_of(model).d_vocab)
     return made
 
 

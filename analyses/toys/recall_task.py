@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses.recall.statistics import check_statistics, in_text, zipf_and_dirichlet
-from analyses.recall.triggers import Triggers, TriggersPerSequence, check_triggers, resolve, weights_of
+from analyses.toys.recall_statistics import check_statistics, in_text, zipf_and_dirichlet
+from analyses.toys.recall_triggers import Triggers, TriggersPerSequence, check_triggers, resolve, weights_of
+from surgery.arguments import whole
 
 
 @final
@@ -130,48 +131,46 @@ class RecallTask:
         return len(self.unigram)
 
     @property
-    def n_triggers(self) -> int:
-        """The number of triggers of each sequence, K."""
-        return self.triggers.k if isinstance(self.triggers, TriggersPerSequence) else len(self.triggers)
-
-    @property
     def fingerprint(self) -> str:
         """A hash of everything that shapes the sequences."""
         settings = (self.d_vocab, self.triggers, self.noise_token, float(self.alpha), self.n_ctx)
         statistics = [t.double().cpu().contiguous().numpy().tobytes() for t in (self.unigram, self.bigram)]
         return sha256(b"".join([repr(settings).encode(), *statistics])).hexdigest()
 
-    def sample(self, batch: int, *, seed: int | torch.Generator, alpha: float | None = None) -> RecallBatch:
-        """`batch` sequences of `n_ctx` tokens, on the generator's device (CPU for a seed).
+    def sample(self, sequences: int, *, seed: int | torch.Generator, alpha: float | None = None) -> RecallBatch:
+        """New sequences of `n_ctx` tokens, on the generator's device (CPU for a seed).
+
+        >>> from analyses import recall
+        >>> recall.RecallTask.synthetic().sample(3, seed=0).tokens.shape
+        torch.Size([3, 64])
 
         `alpha` replaces the task's own: 0 for the clean sequences that models are tested on.
 
         Raises:
-            ValueError: if `batch` is below 1 or `alpha` outside [0, 1].
+            ValueError: if `sequences` is below 1 or `alpha` outside [0, 1].
         """
-        if batch < 1:
-            raise ValueError(f"batch={batch!r}: ask for 1 sequence or more.")
+        whole(sequences, "sequences", least=1)
         alpha = self.alpha if alpha is None else alpha
         _check_alpha(alpha)
         generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
-        answers = self._draw_answers(batch, generator)
+        answers = self._draw_answers(sequences, generator)
         tokens = self._draw_tokens(answers, alpha, generator)
         seen, following = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
         answers = answers.gather(1, seen)
         again = (seen[:, :, None] == seen[:, None, :]).tril(-1).any(-1)
         return RecallBatch(seen, following, answers, again & (answers >= 0))
 
-    def _draw_answers(self, batch: int, generator: torch.Generator) -> Int[Tensor, "batch token"]:
+    def _draw_answers(self, sequences: int, generator: torch.Generator) -> Int[Tensor, "batch token"]:
         """ȳ of each sequence's triggers, −1 for every other token."""
         device = generator.device
         if isinstance(self.triggers, TriggersPerSequence):
             weights = weights_of(self.triggers.k, self.noise_token, self.unigram).to(device)
-            triggers = weights.expand(batch, -1).multinomial(self.triggers.k, generator=generator)
+            triggers = weights.expand(sequences, -1).multinomial(self.triggers.k, generator=generator)
         else:
-            triggers = torch.tensor(self.triggers, device=device).expand(batch, -1)
+            triggers = torch.tensor(self.triggers, device=device).expand(sequences, -1)
         drawn = torch.randint(self.d_vocab - 1, triggers.shape, generator=generator, device=device)
         drawn += drawn >= self.noise_token
-        return torch.full((batch, self.d_vocab), -1, device=device).scatter(1, triggers, drawn)
+        return torch.full((sequences, self.d_vocab), -1, device=device).scatter(1, triggers, drawn)
 
     def _draw_tokens(
         self, answers: Int[Tensor, "batch token"], alpha: float, generator: torch.Generator

@@ -1,16 +1,18 @@
 """What a recall model gets right, what noise it predicts, and where its heads look."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import final
+from typing import NamedTuple, final
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from analyses.recall.task import RecallBatch, RecallTask
+from analyses.toys.recall_task import RecallBatch, RecallTask
+from hooks import host_of
 
 _UNITS = {
     "p_correct": "probability", "p_noise": "probability", "accuracy": "fraction", "accuracy_without_noise": "fraction",
@@ -76,6 +78,13 @@ class AttentionProbes:
         return pd.DataFrame(rows, columns=["probe", "mass", "stderr"])
 
 
+class Sums(NamedTuple):
+    """For every sequence, the sum of each quantity over its positions, and the number of these positions."""
+
+    sums: Float[Tensor, "sequence quantity"]
+    counts: Float[Tensor, "sequence quantity"]
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -85,24 +94,27 @@ def evaluate(
     seed: int = 0,
     alpha: float = 0.0,
     batch_size: int = 128,
+    progress: bool = True,
 ) -> RecallScores:
     """How well the model recalls on fresh sequences, clean ones unless `alpha` is given; under an edit as without.
+
+    >>> from analyses import recall
+    >>> task = recall.RecallTask.synthetic()
+    >>> scores = recall.evaluate(recall.bridge(task, d_model=8), task, sequences=4)
+    >>> 0 < scores.p_correct < 1, scores.sequences
+    (True, 4)
 
     The same seed gives the same sequences to every model, so differences between edits are paired.
 
     Raises:
         ValueError: if no trigger occurs twice in any sequence, or a number is out of its range.
     """
-    parts = [
-        _score(model(batch.tokens, return_type="logits"), batch, task.noise_token)
-        for batch in _batches(model, task, sequences, seed, alpha, batch_size)
+    batches = fresh_batches(model, task, sequences=sequences, seed=seed, alpha=alpha, batch_size=batch_size)
+    sums = [
+        sums_of_metrics(model(batch.tokens, return_type="logits")[batch.scored], batch, task.noise_token)
+        for batch in _shown(batches, "evaluate", progress)
     ]
-    counts = torch.cat([count for count, _ in parts])
-    means, stderr = _ratio(torch.cat([sums for _, sums in parts]), counts[:, None].expand(-1, len(_UNITS)))
-    return RecallScores(
-        **dict(zip(_UNITS, means, strict=True)), stderr=dict(zip(_UNITS, stderr, strict=True)), alpha=alpha,
-        sequences=sequences, positions=int(counts.sum()),
-    )  # fmt: skip
+    return scores_from(sums, alpha)
 
 
 @torch.no_grad()
@@ -114,74 +126,97 @@ def attention_probes(
     seed: int = 0,
     alpha: float | None = None,
     batch_size: int = 128,
+    progress: bool = True,
 ) -> AttentionProbes:
     """The attention masses that show the induction circuit, on fresh sequences with the task's own α by default.
+
+    >>> from analyses import recall
+    >>> task = recall.RecallTask.synthetic()
+    >>> recall.attention_probes(recall.bridge(task, d_model=8), task, sequences=4).to_dataframe().shape
+    (6, 3)
 
     Raises:
         ValueError: if no trigger occurs twice in any sequence, or a number is out of its range.
     """
     alpha = task.alpha if alpha is None else alpha
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in (0, 1)]
-    parts = []
-    for batch in _batches(model, task, sequences, seed, alpha, batch_size):
+    batches = fresh_batches(model, task, sequences=sequences, seed=seed, alpha=alpha, batch_size=batch_size)
+    sums = []
+    for batch in _shown(batches, "attention probes", progress):
         _, cache = model.run_with_cache(batch.tokens, names_filter=names)  # type: ignore[operator]
-        parts.append(_masses(cache[names[0]][:, 0], cache[names[1]][:, 0], batch, task.noise_token))
-    means, stderr = _ratio(torch.cat([sums for sums, _ in parts]), torch.cat([counts for _, counts in parts]))
+        sums.append(_sums_of_masses(cache[names[0]][:, 0], cache[names[1]][:, 0], batch, task.noise_token))
+    means, stderr = _ratio(sums)
     return AttentionProbes(
         **dict(zip(_MASSES, means, strict=True)), stderr=dict(zip(_MASSES, stderr, strict=True)), alpha=alpha,
         sequences=sequences,
     )  # fmt: skip
 
 
-def _batches(
-    model: nn.Module, task: RecallTask, sequences: int, seed: int, alpha: float, batch_size: int
-) -> Iterator[RecallBatch]:
-    """Fresh sequences on the model's device, `batch_size` at a time."""
+def fresh_batches(
+    model: nn.Module, task: RecallTask, *, sequences: int, seed: int, alpha: float, batch_size: int
+) -> list[RecallBatch]:
+    """New sequences on the model's device, `batch_size` at a time.
+
+    Raises:
+        ValueError: if no trigger occurs twice in any sequence, or a number is out of its range.
+    """
     if sequences < 1 or batch_size < 1:
         raise ValueError(f"sequences={sequences!r}, batch_size={batch_size!r}: both are 1 or more; take 512 and 128.")
-    device = next(model.parameters()).device
-    fresh = task.sample(sequences, seed=seed, alpha=alpha)
+    fresh = task.sample(sequences, seed=seed, alpha=alpha).to(host_of(model).device)
     if not bool(fresh.scored.any()):
         raise ValueError(
             f"no trigger occurs twice in any of the {sequences} sequences of {task!r}: nothing can be scored. Ask "
             f"for more sequences, longer ones (n_ctx), or more frequent triggers."
         )
-    for start in range(0, sequences, batch_size):
-        yield fresh[start : start + batch_size].to(device)
+    return [fresh[start : start + batch_size] for start in range(0, sequences, batch_size)]
 
 
-def _score(
-    logits: Float[Tensor, "batch pos d_vocab"], batch: RecallBatch, noise_token: int
-) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch metric"]]:
-    """The number of scored positions of every sequence, and the sums of the metrics over them."""
-    logits = logits.float()
-    answers = batch.answers.clamp(min=0)[..., None]
-    p = logits.softmax(-1)
-    noiseless = logits.clone()
-    noiseless[..., noise_token] = -torch.inf
+def sums_of_metrics(logits: Float[Tensor, "scored d_vocab"], batch: RecallBatch, noise_token: int) -> Sums:
+    """The metrics of `RecallScores`, from the logits at the batch's scored positions in row order."""
+    logits, answers = logits.float(), batch.answers[batch.scored]
+    p, noiseless = logits.softmax(-1), logits.clone()
+    noiseless[:, noise_token] = -torch.inf
+    own = logits.gather(1, answers[:, None])[:, 0]
     values = torch.stack([
-        p.gather(-1, answers)[..., 0],
-        p[..., noise_token],
-        (logits.argmax(-1) == answers[..., 0]).float(),
-        (noiseless.argmax(-1) == answers[..., 0]).float(),
-        logits.gather(-1, answers)[..., 0] - logits[..., noise_token],
-    ], -1)  # fmt: skip
-    sums = (values.double() * batch.scored[..., None]).sum(1)
-    return batch.scored.sum(1).double().cpu(), sums.cpu()
+        p.gather(1, answers[:, None])[:, 0],
+        p[:, noise_token],
+        (logits.argmax(-1) == answers).float(),
+        (noiseless.argmax(-1) == answers).float(),
+        own - logits[:, noise_token],
+    ], 1)  # fmt: skip
+    row = batch.scored.nonzero()[:, 0].cpu()
+    sums = torch.zeros(len(batch), len(_UNITS), dtype=torch.float64).index_add_(0, row, values.double().cpu())
+    counts = torch.bincount(row, minlength=len(batch)).double()
+    return Sums(sums, counts[:, None].expand_as(sums))
 
 
-def _masses(
+def scores_from(sums: Sequence[Sums], alpha: float) -> RecallScores:
+    """The scores of all batches together."""
+    means, stderr = _ratio(sums)
+    counts = torch.cat([batch.counts[:, 0] for batch in sums])
+    return RecallScores(
+        **dict(zip(_UNITS, means, strict=True)), stderr=dict(zip(_UNITS, stderr, strict=True)), alpha=alpha,
+        sequences=len(counts), positions=int(counts.sum()),
+    )  # fmt: skip
+
+
+def _shown(batches: Sequence[RecallBatch], what: str, progress: bool) -> Iterator[RecallBatch]:
+    yield from tqdm(batches, desc=what, delay=1, leave=False, disable=not progress)
+
+
+def _sums_of_masses(
     first: Float[Tensor, "batch query key"],
     second: Float[Tensor, "batch query key"],
     batch: RecallBatch,
     noise_token: int,
-) -> tuple[Float[Tensor, "batch mass"], Float[Tensor, "batch mass"]]:
-    """Sums of the attention masses over their positions, and the numbers of these positions, for every sequence."""
+) -> Sums:
+    """The masses of `AttentionProbes`, from the attention patterns of block 0 and block 1."""
     tokens, scored = batch.tokens, batch.scored
     previous = first.diagonal(-1, dim1=1, dim2=2)
     after_trigger = batch.answers[:, :-1] >= 0
     visible = torch.ones_like(second[0], dtype=torch.bool).tril()
     before = torch.cat([torch.full_like(tokens[:, :1], -1), tokens[:, :-1]], 1)
+    # A key holds an answer for a query if the query's own token stands before it: the induction pattern.
     is_answer = (before[:, None] == tokens[..., None]) & (tokens[:, None] == batch.answers[..., None]) & visible
     is_noise = (tokens == noise_token)[:, None] & visible
     masses = [
@@ -193,13 +228,12 @@ def _masses(
         (is_noise.sum(-1) / visible.sum(-1), scored),
     ]
     sums = torch.stack([(mass.double() * where).sum(1) for mass, where in masses], 1)
-    return sums.cpu(), torch.stack([where.sum(1).double() for _, where in masses], 1).cpu()
+    return Sums(sums.cpu(), torch.stack([where.sum(1).double() for _, where in masses], 1).cpu())
 
 
-def _ratio(
-    sums: Float[Tensor, "sequence metric"], counts: Float[Tensor, "sequence metric"]
-) -> tuple[list[float], list[float]]:
+def _ratio(several: Sequence[Sums]) -> tuple[list[float], list[float]]:
     """Means over all positions, and their standard errors: a ratio estimator whose units are the sequences."""
+    sums, counts = (torch.cat(parts) for parts in zip(*several, strict=True))
     n, totals = len(sums), counts.sum(0)
     means = sums.sum(0) / totals
     if n < 2:

@@ -13,11 +13,11 @@ already, so what is removed is noise, and no ability is added.
 Chen, Bruna, Bietti (arXiv:2406.03068).
 """
 
-from analyses.recall.evaluation import AttentionProbes, RecallScores, attention_probes, evaluate
-from analyses.recall.task import RecallBatch, RecallTask
-from analyses.recall.training import TrainingRun, train
-from analyses.recall.transformer import as_bridge, bridge, load, model, save, weights
-from analyses.recall.triggers import RandomTriggers, TriggersPerSequence
+from analyses.toys.recall_model import as_bridge, bridge, load, model, save, weights
+from analyses.toys.recall_scores import AttentionProbes, RecallScores, attention_probes, evaluate
+from analyses.toys.recall_task import RecallBatch, RecallTask
+from analyses.toys.recall_training import TrainingRun, train
+from analyses.toys.recall_triggers import RandomTriggers, TriggersPerSequence
 
 __all__ = [
     "AttentionProbes",
