@@ -11,7 +11,6 @@ from types import FrameType
 import jaxtyping
 import pytest
 import torch
-from hooks.replay import Rows, recorded, replayed
 from models import ONE_OF_EACH, State, borrowed, tokens
 from torch import nn
 
@@ -19,6 +18,7 @@ import hooks
 import surgery
 from analyses import attribution, metrics, patching
 from hooks.editor import editor_of
+from hooks.recording import recorded, replayed
 from hooks.temporary import _in_use
 from surgery import Compensated, Drop, KeepTop, Scale
 
@@ -176,7 +176,7 @@ ANALYSES: dict[str, Callable[[nn.Module], object]] = {
 @pytest.mark.parametrize("kind", ONE_OF_EACH)
 @pytest.mark.parametrize("name", ANALYSES)
 def test_an_interrupted_analysis_leaves_nothing_on_the_model(kind: str, name: str) -> None:
-    files = ("hooks/temporary.py", "hooks/replay.py", "hooks/unembedding.py", "hooks/places.py", "hooks/suffix.py")
+    files = ("hooks/temporary.py", "hooks/recording.py", "hooks/running.py", "hooks/places.py")
     with borrowed(kind) as model:
         ANALYSES[name](model)
         before, when, left = State(model), moments(lambda: ANALYSES[name](model), files), 0
@@ -198,7 +198,7 @@ def test_an_interrupt_before_the_first_line_of_exit_is_repaired_by_undo_all(kind
         site = hooks.Site(1, "W_out")
 
         def act() -> None:
-            with replayed(model, recording, site, Rows(torch.arange(2))):
+            with replayed(model, recording, site, torch.arange(2)):
                 pass
 
         left = 0

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from surgery.factorise import degenerate_blocks
+from surgery.svd import degenerate_blocks
 
 
 @final

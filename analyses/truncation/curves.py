@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import surgery
+from analyses.statistics import mean_and_stderr
 from analyses.tasks.items import Item
 from analyses.tasks.task import Task
 from analyses.truncation.cuts import RHOS, Cut, End, cuts_of
 from analyses.truncation.prompts import CORRECT, Prompts, Tracked, prompts
 from hooks import Site, host_of
-from hooks.suffix import Passage, record, rerun
+from hooks.inputs import Inputs, Reads
+from hooks.running import record, rerun
 from surgery import Decompositions
 from surgery.arguments import counted, whole
 
@@ -110,14 +112,11 @@ def curve(
     batches = torch.arange(len(asked)).split(batch_size)
     with tqdm(total=len(cuts) * len(batches), desc="truncation", delay=1, disable=not progress) as bar:
         for examples in batches:
-            passage, ids = (
-                _passage(model, asked, examples),
-                torch.stack([ids[examples] for ids in asked.track.values()]),
-            )
-            recording, full = record(model, passage, [Site.parse(cut.site) for cut in cuts if cut.site])
+            inputs, ids = _inputs(model, asked, examples), torch.stack([ids[examples] for ids in asked.track.values()])
+            recording, full = record(model, inputs, [Site.parse(cut.site) for cut in cuts if cut.site])
             for cut, of_cut in zip(cuts, readings, strict=True):
                 with surgery.apply(model, cut.spec, svds=svds, progress=False):
-                    logits = rerun(model, passage, recording, Site.parse(cut.site)) if cut.site else full
+                    logits = rerun(model, inputs, recording, Site.parse(cut.site)) if cut.site else full
                 of_cut.append(_read(logits, ids))
                 bar.update()
     rows = [row for cut, of_cut in zip(cuts, readings, strict=True) for row in _rows(cut, torch.cat(of_cut, -1), asked)]
@@ -146,11 +145,11 @@ def _prompts(
     return source
 
 
-def _passage(model: nn.Module, asked: Prompts, examples: Int[Tensor, " example"]) -> Passage:
+def _inputs(model: nn.Module, asked: Prompts, examples: Int[Tensor, " example"]) -> Inputs:
     """Some of the prompts, read at their last tokens."""
     device = host_of(model).device
     tokens, mask, last = (part[examples].to(device) for part in (asked.tokens, asked.mask, asked.last))
-    return Passage(tokens, mask, torch.arange(len(examples), device=device), last)
+    return Inputs(tokens, mask, Reads(torch.arange(len(examples), device=device), last))
 
 
 def _read(logits: Float[Tensor, "example d_vocab"], ids: Int[Tensor, "name example"]) -> _Reading:
@@ -174,5 +173,5 @@ def _rows(cut: Cut, reading: _Reading, asked: Prompts) -> list[dict[str, str | f
 
 
 def _mean_and_stderr(values: Float[Tensor, " example"]) -> tuple[float, float]:
-    """The mean and its standard error, NaN for one value."""
-    return values.mean().item(), (values.std() / len(values) ** 0.5).item() if len(values) > 1 else float("nan")
+    mean, stderr = mean_and_stderr(values)
+    return float(mean), float(stderr)
