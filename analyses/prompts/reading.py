@@ -83,7 +83,7 @@ def read(model: nn.Module, tokens: object, attention_mask: object = None) -> Pro
         tokens = [tokens]
     if isinstance(tokens, Mapping):
         tokens, own = _of_tokenizer(tokens)
-    elif isinstance(tokens, list | tuple) and tokens and all(isinstance(text, str) for text in tokens):
+    elif isinstance(tokens, list | tuple) and all(isinstance(text, str) for text in tokens) and tokens:
         tokens, own = _tokenised(model, list(tokens))
     ids = _checked(model, tokens)
     masks = [mask_of(mask, ids.shape) for mask in (attention_mask, own) if mask is not None]
@@ -96,8 +96,7 @@ def read(model: nn.Module, tokens: object, attention_mask: object = None) -> Pro
 
 
 def _is_items(tokens: object) -> bool:
-    several = isinstance(tokens, list | tuple) and len(tokens) > 0
-    return several and any(isinstance(item, Item) for item in tokens)
+    return isinstance(tokens, list | tuple) and any(isinstance(item, Item) for item in tokens)
 
 
 def _of_task(model: nn.Module, task: Task, attention_mask: object) -> Prompts:

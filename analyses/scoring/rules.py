@@ -1,5 +1,9 @@
 """What counts as right: an answer that comes first, one found in a generated text, the likeliest of several texts."""
 
+# All rules share their unit and direction, and are named after their settings: class variables and a property stand
+# where other metrics have fields.
+# pyright: reportIncompatibleVariableOverride=false
+
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -123,7 +127,7 @@ class Likeliest(Rule):
         if self.per not in get_args(Per):
             raise ValueError(f"Likeliest was given per={self.per!r}: give one of {', '.join(get_args(Per))}.")
 
-    def values(self, table: Continuations, log_p: Float[Tensor, " continuation"]) -> Float[Tensor, " continuation"]:
+    def compared(self, table: Continuations, log_p: Float[Tensor, " continuation"]) -> Float[Tensor, " continuation"]:
         """What the continuations are compared by."""
         match self.per:
             case "sequence":
@@ -135,7 +139,7 @@ class Likeliest(Rule):
 
     def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
         """1 where a right text is likelier than every wrong one, else 0."""
-        values = self.values(table, summed(table, readings.log_prob.cpu()))
+        values = self.compared(table, summed(table, readings.log_prob.cpu()))
         right, wrong = (amax_by(values, table.item, side, table.n_items) for side in (table.right, ~table.right))
         return (right > wrong).float()
 

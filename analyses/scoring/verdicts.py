@@ -26,7 +26,7 @@ def judge(encoded: EncodedTask, outcome: Outcome) -> Scores:
     right, wrong = (log_p(table, of_each, right=side) for side in (True, False))
     match encoded.rule:
         case Likeliest() as rule:
-            verdict = _likeliest(table, rule.values(table, of_each))
+            verdict = _likeliest(table, rule.compared(table, of_each))
         case Contains() as rule:
             teacher_forced = _starts_with(table, readings, right.exp(), wrong.exp())
             verdict = _contains(encoded, rule, outcome.generated, teacher_forced)
