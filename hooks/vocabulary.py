@@ -1,11 +1,12 @@
-"""What a model reads: its tokenizer, how many tokens there are, how many of them it reads, and where."""
+"""How a model's own tokenizer turns texts into token ids."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
+
+__all__ = ["Tokenizer", "prepends_bos", "token_ids", "tokenizer_of"]
 
 
 @runtime_checkable
@@ -30,38 +31,16 @@ class Tokenizer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class ModelVocabulary:
-    """What the configuration of a model says of its input.
-
-    Args:
-        tokenizer: turns texts into ids; None for a model that reads ids only.
-        d_vocab: how many token ids have an embedding.
-        n_ctx: how many tokens the model reads; None if it does not say.
-        default_prepend_bos: whether texts begin with the beginning-of-sequence token by default.
-        device: where the model's input belongs.
-    """
-
-    tokenizer: Tokenizer | None
-    d_vocab: int
-    n_ctx: int | None
-    default_prepend_bos: bool
-    device: torch.device
+def tokenizer_of(model: nn.Module) -> Tokenizer | None:
+    """The model's tokenizer; None for a model that reads token ids only."""
+    return getattr(model, "tokenizer", None)
 
 
-def vocabulary_of(model: nn.Module) -> ModelVocabulary:
-    """What the model reads.
+def prepends_bos(model: nn.Module) -> bool:
+    """Whether texts begin with the beginning-of-sequence token, unless somebody says otherwise."""
+    return bool(getattr(model.cfg, "default_prepend_bos", True))
 
-    >>> from hooks.vocabulary import vocabulary_of
-    >>> words = vocabulary_of(model)
-    >>> words.d_vocab, words.n_ctx, words.tokenizer
-    (40, 16, None)
-    """
-    cfg = model.cfg
-    return ModelVocabulary(
-        tokenizer=getattr(model, "tokenizer", None),
-        d_vocab=int(cfg.d_vocab),  # type: ignore[arg-type]
-        n_ctx=getattr(cfg, "n_ctx", None) or None,
-        default_prepend_bos=bool(getattr(cfg, "default_prepend_bos", True)),
-        device=next(model.parameters()).device,
-    )
+
+def token_ids(model: nn.Module, text: str) -> Int[Tensor, " pos"]:
+    """The text's ids as TransformerLens gives them, with the beginning-of-sequence token if the model wants one."""
+    return model.to_tokens(text, truncate=False)[0]  # type: ignore[operator]

@@ -11,6 +11,7 @@ from analyses.attribution.question import Examples, Question, Target
 from analyses.metrics import Metric
 from hooks import Place, Site
 from hooks.inputs import Inputs, Reads
+from hooks.modes import check_trainable
 from hooks.running import arithmetic, run
 from hooks.temporary import Hook, Temporary, together
 from surgery import SVD
@@ -124,11 +125,7 @@ def check_differentiable(question: Question) -> None:
             f"the metric {metric.name!r} is not differentiable, so no gradient can attribute it: use by_ablation or "
             "by_shapley, or a smooth metric such as log_prob or logit_difference."
         )
-    if any(parameter.is_inference() for parameter in question.model.parameters()):
-        raise ValueError(
-            "the model's parameters were made in inference mode, where torch computes no gradients: use by_ablation, "
-            "or load the model outside torch.inference_mode()."
-        )
+    check_trainable(question.model)
 
 
 def check_connected(question: Question, values: Float[Tensor, " example"]) -> None:

@@ -16,6 +16,7 @@ from analyses.prompts import Prompts, Tokens, mask_of, read, warn_if_padded
 from analyses.prompts.continuations import segments
 from hooks import Place, Site, host_of, match_each, match_sites
 from hooks.inputs import Inputs
+from hooks.modes import check_deterministic
 from hooks.recording import has_hooks
 from surgery import Basis, Decomposition, Decompositions
 from surgery.arguments import counted, shown, whole
@@ -295,27 +296,6 @@ def check_same_lengths(clean: Tensor | None, corrupted: Tensor | None) -> None:
             f"({int(corrupted[apart[0]].sum())} and {int(mine[apart[0]].sum())}). Give pairs with equally many "
             "tokens."
         )
-
-
-def check_deterministic(model: nn.Module) -> None:
-    """Refuse a model that gives another answer at every call.
-
-    Raises:
-        ValueError: in train mode, if the model has dropout.
-    """
-    inner = getattr(model, "original_model", model)
-    rates = [_dropout(m) for m in inner.modules() if m.training]
-    if any(rates):
-        raise ValueError(
-            f"the model is in train mode and has dropout ({max(rates)}), so its output changes at every call: "
-            "call model.eval() first."
-        )
-
-
-def _dropout(module: nn.Module) -> float:
-    """The rate of a dropout layer, or of attention that drops by itself, as Hugging Face's does; else 0."""
-    held = module.p if isinstance(module, nn.Dropout) else module.__dict__.get("attention_dropout", 0.0)
-    return held if isinstance(held, float) else 0.0
 
 
 def selected(model: nn.Module, selection: Selection) -> dict[Site, tuple[Unit, ...]]:

@@ -16,6 +16,7 @@ from analyses.tasks.task import Task, as_task
 from analyses.tokens.items import TokenisedItem, UnscorableItems, tokenise
 from analyses.tokens.tokenizer import vocabulary
 from hooks import host_of
+from hooks.vocabulary import token_ids, tokenizer_of
 from surgery.arguments import counted, shown
 
 
@@ -160,7 +161,7 @@ def warn_if_padded(model: nn.Module, tokens: Int[Tensor, "example pos"]) -> None
     One token at the beginning or end that doubles as the one for padding (as in GPT-2's vocabulary) is none, unless
     other examples lack it at their end.
     """
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer = tokenizer_of(model)
     pad = getattr(tokenizer, "pad_token_id", None)
     if (
         tokenizer is None
@@ -207,10 +208,10 @@ def _of_tokenizer(given: Mapping) -> tuple[object, object]:
 
 
 def _tokenised(model: nn.Module, texts: list[str]) -> tuple[Tensor, Tensor | None]:
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer = tokenizer_of(model)
     if tokenizer is None:
         raise ValueError(f"the model has no tokenizer, so it cannot read {shown(texts[0])}: give token ids.")
-    rows = [model.to_tokens(text, truncate=False)[0] for text in texts]  # type: ignore[operator]
+    rows = [token_ids(model, text) for text in texts]
     lengths = torch.tensor([len(row) for row in rows])
     longest = int(lengths.max())
     tokens = torch.full((len(rows), longest), tokenizer.pad_token_id or 0, dtype=torch.long)

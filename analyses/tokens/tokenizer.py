@@ -7,7 +7,8 @@ from typing import Literal, TypeAlias
 
 from torch import nn
 
-from hooks.vocabulary import Tokenizer, vocabulary_of
+from hooks import host_of
+from hooks.vocabulary import Tokenizer, prepends_bos, tokenizer_of
 
 Ids: TypeAlias = tuple[int, ...]
 
@@ -40,9 +41,9 @@ def vocabulary(model: nn.Module, *, prepend_bos: bool | None = None) -> Vocabula
     """
     if prepend_bos not in (None, True, False):
         raise ValueError(f"prepend_bos={prepend_bos!r}: give True, False, or None for the model's own setting.")
-    reads = vocabulary_of(model)
-    tokenizer, size = reads.tokenizer, reads.d_vocab
-    wants_bos = reads.default_prepend_bos if prepend_bos is None else prepend_bos
+    tokenizer, host = tokenizer_of(model), host_of(model)
+    size = host.d_vocab
+    wants_bos = prepends_bos(model) if prepend_bos is None else prepend_bos
     return Vocabulary(
         tokenizer=tokenizer,
         bos=_special(tokenizer, "bos", size) if wants_bos else None,
@@ -50,7 +51,7 @@ def vocabulary(model: nn.Module, *, prepend_bos: bool | None = None) -> Vocabula
         pad=_special(tokenizer, "pad", size) or 0,
         eos=_special(tokenizer, "eos", size),
         size=size,
-        n_ctx=reads.n_ctx or 2**31,
+        n_ctx=host.n_ctx or 2**31,
     )
 
 
