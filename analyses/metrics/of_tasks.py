@@ -4,6 +4,7 @@ Of each item, the probabilities of all accepted answers are added, and those of 
 tokens counts with all of them.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias, final
@@ -31,9 +32,9 @@ class OfTask(Unbound):
     __slots__ = ()
     kinds: tuple[Kind, ...]
 
+    @abstractmethod
     def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
         """The number for each item."""
-        raise NotImplementedError
 
     def bound(self, model: nn.Module, prompts: Prompts | None) -> Metric:
         """The metric of the task's items, whose prompts these are.
