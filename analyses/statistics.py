@@ -69,6 +69,7 @@ def bootstrap_interval(
     for start in range(0, resamples, max(1, _CHUNK // n)):
         count = min(max(1, _CHUNK // n), resamples - start)
         draws = torch.randint(n, (count, n), generator=generator)
+        # How often each cluster was drawn, a row for each resample: one product then sums all of them.
         times_drawn = torch.zeros(count, n, dtype=torch.double)
         times_drawn.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.double))
         totals = times_drawn @ sums

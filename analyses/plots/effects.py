@@ -129,6 +129,7 @@ def agreement(approximate: Effects, exact: Effects) -> go.Figure:
                 text=[f"{site} {i}" for site, i, _, _ in rows],
                 hovertemplate="%{text}: %{customdata[1]:.3g} for %{customdata[0]:.3g}<extra></extra>",
             )
+    # The axes hold asinh(value / c), so their ticks are put there and written as values.
     at, texts = _ticks(max(map(abs, values)), c)
     chart.update_xaxes(tickvals=at, ticktext=texts).update_yaxes(tickvals=at, ticktext=texts)
     chart.update_xaxes(title_text=label(f"effect on {exact.measure.name}, {exact.method}", exact.measure.unit))
@@ -153,6 +154,7 @@ def removal_curve(comparison: Removals) -> go.Figure:
     for (removal, values), colour in zip(comparison.values.items(), (VERMILION, BLUE, *COLOURS[2:]), strict=False):
         named, draws = removal == next(iter(comparison.values)), values.mean(2)
         if draws.shape[1] > 1:
+            # There along the upper edge, back along the lower one: plotly fills what the line surrounds.
             around = [*draws.amax(1).tolist(), *draws.amin(1).tolist()[::-1]]
             chart.add_scatter(
                 x=[*ks, *ks[::-1]], y=around, fill="toself", fillcolor=colour, opacity=0.18, line={"width": 0},

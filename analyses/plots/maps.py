@@ -39,6 +39,7 @@ def attribution_map(effects: Effects, *, total: Literal["absolute", "signed"] = 
     columns = sorted({name for _, name in cells}, key=_column_order)
     layers = list(range(max(layer for layer, _ in cells) + 1))
     z = [[cells.get((layer, name)) for name in columns] for layer in layers]
+    # Numbers in the cells of a larger map could not be read.
     few = len(layers) * len(columns) <= _CELLS_WITH_TEXT and len(columns) <= 12
     text = [["" if value is None else f"{value:.2g}" for value in row] for row in z] if few else None
     what = "sum of effects" if signed else "sum of |effects|"

@@ -207,6 +207,7 @@ def _check_template(template: str, fields: Sequence[str]) -> None:
 def _string(record: Record, *path: str) -> str:
     """The string at the end of a path of field names."""
     value: object = record.fields
+    # Level by level, so that the message names the level at which the record differs from the format.
     for depth, key in enumerate(path):
         if not isinstance(value, Mapping) or key not in value:
             fields_there = ", ".join(map(repr, value)) if isinstance(value, Mapping) else repr(value)
@@ -230,6 +231,7 @@ def _strings(record: Record, key: str) -> list[str]:
 
 def _facts(record: Record, prompts: Sequence[CounterFactPrompt], separator: str) -> Iterator[AnswerItem]:
     fields = record.fields
+    # known_1000.json has the facts of CounterFact in flat records, without paraphrases.
     if "requested_rewrite" not in fields:
         yield _known_fact(record, separator)
         return
@@ -280,6 +282,7 @@ def _bigbench_item(header: Mapping[str, object], record: Record, separator: str,
     if shuffle_seed is not None:
         # From the labels in alphabetical order, so that their order in the file plays no part.
         order = random.Random(f"{shuffle_seed} {fields.get('input')}").sample(sorted(scores), len(scores))
+    # Several targets may share the highest score: all of these are right.
     best = max(scores.values(), default=0)
     right = [at for at, label in enumerate(order) if scores[label] == best]
     if len(right) == len(order):

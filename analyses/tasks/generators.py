@@ -8,7 +8,7 @@ from itertools import product
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from analyses.tasks.items import AnswerItem, Text
+from analyses.tasks.items import AnswerItem
 from analyses.tasks.parsing import joined
 from analyses.tasks.task import Task
 from surgery.arguments import counted, whole
@@ -126,15 +126,15 @@ def greater_than(
     """
     _check_several(nouns=nouns)
     cases = list(product(nouns, centuries, range(2, 99)))
+    two_digits = tuple(f"{end:02d}" for end in range(100))
     items = []
     for number in _draw(len(cases), n, seed):
         noun, century, year = cases[number]
-        two_digits: list[Text] = [f"{end:02d}" for end in range(100)]
         items.append(
             AnswerItem(
                 template.format(noun=noun, century=century, year=year),
-                tuple(two_digits[year + 1 :]),
-                tuple(two_digits[: year + 1]),
+                two_digits[year + 1 :],
+                two_digits[: year + 1],
                 groups=(f"year {century}{year:02d}",),
                 metadata={"noun": noun, "century": century, "year": year},
             )
@@ -268,6 +268,7 @@ def _draw(total: int, n: int, seed: int, *, unit: int = 1) -> list[int]:
             f"n={n}: this task has {counted(total, 'different item')}, so n is 1 to {total}. Ask for fewer, or add "
             "material."
         )
+    # Whole runs are drawn, so that both orders of a scene come together; the last run may be cut.
     starts = random.Random(checked_seed(seed)).sample(range(total // unit), -(-n // unit))
     return [unit * start + step for start in starts for step in range(unit)][:n]
 

@@ -44,6 +44,7 @@ def read_text(path: FilePath) -> str:
         TaskFileError: if it is empty or not UTF-8.
     """
     data = Path(path).read_bytes()
+    # Told apart first: as UTF-8 it fails at its first byte, with a message about a byte nobody typed.
     if data[:2] in (BOM_UTF16_LE, BOM_UTF16_BE):
         raise TaskFileError(
             f"{path}:1",
@@ -119,7 +120,7 @@ def read_csv(path: FilePath, *, delimiter: str = ",") -> Iterator[Record]:
                 f"the header names {repeated!r} more than once: each column has its own name. Rename one.",
             )
         while True:
-            line = rows.line_num + 1
+            line = rows.line_num + 1  # a row with line breaks in quotes ends lines later
             row = next(rows, None)
             if row is None:
                 return
@@ -153,6 +154,7 @@ def _named(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) == len(pairs):
         return fields
+    # JSON allows the repetition, and Python keeps the last field: the mark lets one record be put aside, not the file.
     marked, names = _TwiceNamed(fields), [name for name, _ in pairs]
     marked.name = next(name for name in names if names.count(name) > 1)
     return marked

@@ -91,6 +91,7 @@ class _Reader:
     def answer(self) -> AnswerItem:
         prompt, value = self.prompt(), self.needed("answer")
         self.refuse_fields_besides("prompt", "answer", "alternatives", "distractors")
+        # After ids, a list of numbers can only be one answer in ids.
         if isinstance(prompt, str) and _is_ids(value):
             raise TaskFileError(
                 self.record.source,
@@ -192,6 +193,7 @@ class _Reader:
             TaskFileError: if it may be the one or the other, and they differ.
             ItemError: if it is neither.
         """
+        # Labels such as "1", "2", "3" make `correct` ambiguous: 2 is a label, and the position of another one.
         readings: dict[CorrectIs, int] = {}
         wanted, comparable = _comparable(value), [_comparable(label) for label in labels]
         if self.schema.correct_is != "position" and wanted in comparable:
@@ -273,6 +275,7 @@ def without_repeats(
             "the model's choice between them could not be told",
             "Make them differ",
         )
+    # Positions count among the labels without repeats, so they are looked up again.
     labels = tuple(dict.fromkeys(texts))
     return labels, tuple(labels.index(text) for text in right_texts)
 
@@ -298,7 +301,7 @@ def task_of(
                 raise record.error(
                     f"{record.repeated!r} stands there twice", "only the last would count", "Give every name once"
                 )
-            # A list, so that a record makes all its items or none.
+            # A list, not a generator, so that a record makes all its items or none.
             items.extend([replace(item, source=record.source) for item in read(record)])
         except ItemError as error:
             unscorable.append(Unscorable(record.source, error.reason))

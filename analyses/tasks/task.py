@@ -110,12 +110,13 @@ class Task:
         Items belong together if they share a group, have the same text as prompt (spaces around it do not count), are
         pairs that share a sentence, or are linked through others that do.
         """
+        # Union-find: each item points towards the first of its cluster, whose own parent it is itself.
         first_with: dict[object, int] = {}
         parent = list(range(len(self.items)))
 
         def root(index: int) -> int:
             while parent[index] != index:
-                parent[index] = index = parent[parent[index]]
+                parent[index] = index = parent[parent[index]]  # halving the path keeps it short
             return index
 
         for index, item in enumerate(self.items):
@@ -247,6 +248,6 @@ def _cut(clusters: list[tuple[int, ...]], fractions: list[float]) -> list[list[i
     cuts = [0]
     for fraction in accumulate(fractions[:-1]):
         gaps = np.abs(passed - fraction * passed[-1])
-        nearest = int(np.flatnonzero(gaps == gaps.min())[-1])
+        nearest = int(np.flatnonzero(gaps == gaps.min())[-1])  # of two equally near, the later
         cuts.append(max(cuts[-1], nearest))
     return [[i for cluster in clusters[a:b] for i in cluster] for a, b in pairwise([*cuts, len(clusters)])]

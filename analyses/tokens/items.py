@@ -119,6 +119,7 @@ def _trimmed(context: Text) -> tuple[Text, str]:
     """The context without spaces at its end, and those spaces."""
     if not isinstance(context, str):
         return context, ""
+    # Only spaces: most tokenizers join a space to the word after it, but keep line breaks and tabs apart.
     trimmed = context.rstrip(" ")
     return trimmed, context[len(trimmed) :]
 
@@ -137,6 +138,7 @@ def _tokenised(spell: Speller, item: Item, new_tokens: int) -> TokenisedItem:
             raise Unspellable(
                 "nothing comes before the answer: the prompt is empty, and texts begin without a special token"
             )
+        # Strings and ids would be scored after different contexts, whose probabilities do not compare.
         if prompt != before and any(strings) and not all(strings):
             raise Unspellable(
                 f"the prompt ends in {item.context[-20:]!r}: a string takes the spaces at its end over, token ids come "
@@ -147,6 +149,7 @@ def _tokenised(spell: Speller, item: Item, new_tokens: int) -> TokenisedItem:
             Continuation(context, _within(spell, _after(spell, trimmed, spaces, text), text), right, text)
             for text, right in texts
         ]
+    # The last token of a continuation is predicted but never read.
     longest = max(len(continuation.row) for continuation in continuations)
     if new_tokens:
         longest = max(longest, len(prompt) + new_tokens - 1)
@@ -177,6 +180,7 @@ def _read(spell: Speller, prompt: Text) -> Ids:
 
 def _sentence(spell: Speller, text: Text, right: bool) -> Continuation:
     if isinstance(text, str):
+        # Before the beginning-of-sequence token comes in, which may be the tokenizer's unknown token too.
         spell.check(spell.ids(text), text)
     ids = _within(spell, _read(spell, text), text)
     if len(ids) < 2:
@@ -193,6 +197,7 @@ def _after(spell: Speller, prompt: Text, spaces: str, text: Text) -> Ids:
     if not isinstance(text, str):
         return text
     if not isinstance(prompt, str):
+        # There is no text to tokenise together with the answer: it is spelled alone, and the two are read together.
         apart = spell.check(spell.ids(text), text)
         # Some tokenizers put a space before every text, which would be a second one here.
         if spell.read([*prompt, *apart]) != spell.read(prompt) + text:
@@ -200,6 +205,7 @@ def _after(spell: Speller, prompt: Text, spaces: str, text: Text) -> Ids:
                 f"the tokenizer spells {text!r} apart from its prompt, which is ids, differently: give ids for both"
             )
         return apart
+    # As one text with its prompt: by itself, a tokenizer may spell the answer with other ids, say with an extra space.
     before, both = spell.ids(prompt), spell.ids(prompt + spaces + text)
     if both[: len(before)] == before:
         return spell.check(both[len(before) :], text)

@@ -51,7 +51,7 @@ def vocabulary(model: nn.Module, *, prepend_bos: bool | None = None) -> Vocabula
         pad=_special(tokenizer, "pad", size) or 0,
         eos=_special(tokenizer, "eos", size),
         size=size,
-        n_ctx=host.n_ctx or 2**31,
+        n_ctx=host.n_ctx or 2**31,  # no limit that any text reaches
     )
 
 
@@ -149,6 +149,7 @@ def _unknown(tokenizer: Tokenizer | None) -> dict[str, int]:
     if tokenizer is None:
         return {}
     ids = {tokenizer.unk_token: tokenizer.unk_token_id}
+    # The configuration of a fast tokenizer may name no unknown token where its model still has one.
     backend = getattr(tokenizer, "backend_tokenizer", None)
     token = getattr(getattr(backend, "model", None), "unk_token", None)
     if backend is not None and token is not None:

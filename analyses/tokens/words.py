@@ -43,6 +43,7 @@ def _spelled(spell: Speller, word: str) -> Ids:
             after = both[len(before) :] if both[: len(before)] == before else spell.ids(word)
         except Unspellable:
             continue
+        # Exactly the word: a lost or an extra space would make it another one.
         if word and before and spell.read([*before, *after]) == spell.read(before) + word:
             return after
     return ()
