@@ -25,7 +25,7 @@ help:
 	@echo 'make distclean    the same, and the environments $(VENV) and $(VENV4)'
 
 demo: $(VENV)/ready
-	$(VENV)/bin/python -m analyses.demo
+	$(VENV)/bin/python -m examples.demo
 
 test: $(VENV)/ready
 	$(VENV)/bin/python $(PYTEST)

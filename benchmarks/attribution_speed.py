@@ -14,7 +14,7 @@ from statistics import median
 
 import timing
 import torch
-from foundation import gpt2_shaped, shape_flags, shape_of
+from random_model import gpt2_shaped, shape_flags, shape_of
 from torch import Tensor, nn
 
 import surgery

@@ -4,9 +4,10 @@ import random
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+
+from analyses.store import Store
+from analyses.toys import training
 
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz.,?'"
 _NAMES = ["anna", "ben", "clara", "david", "emma", "felix", "greta", "henry", "ida", "jonas"]
@@ -50,21 +51,16 @@ def trained(cache: Path, *, steps: int = 1500, seed: int = 0) -> nn.Module:
         act_fn="gelu", normalization_type="LN", seed=seed,
     )  # fmt: skip
     model = HookedTransformer(cfg)
-    path = cache / f"character-lm-{steps}-{seed}.safetensors"
-    if path.exists():
-        model.load_state_dict(load_file(path))
-        return model.eval()
     data, generator = encode(story(seed, 20000)), torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    batches = [batch(data, 32, 64, generator) for _ in range(steps)]
+    weights = dict(model.named_parameters())
+    optimiser = torch.optim.AdamW(weights.values(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
-    for _ in tqdm(range(steps), desc="training a character model", unit="step"):
-        loss = model(batch(data, 32, 64, generator), return_type="loss")
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    cache.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), path)
+    store = Store.of(cache, "character-lm", settings={"steps": steps, "seed": seed}, tensors=weights)
+    training.trained(
+        weights, lambda step: model(batches[step - 1], return_type="loss"), optimiser, schedule=schedule,
+        wanted=[steps], store=store,
+    )  # fmt: skip
     return model.eval()
 
 

@@ -5,11 +5,11 @@ python benchmarks/foundation.py [--quick] [--device cuda] [sizes, see --help]
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import timing
 import torch
+from random_model import gpt2_shaped, shape_flags, shape_of
 from torch import Tensor, nn
 
 import surgery
@@ -18,42 +18,6 @@ from surgery.svd import exact
 
 MLP = "blocks.*.mlp.W_{in,out}"
 KINDS = ("mlp.W_in", "mlp.W_out", "attn.W_Q", "attn.W_Q[*]")
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The sizes of a model with random weights; the defaults are GPT-2 small's."""
-
-    layers: int = 12
-    d_model: int = 768
-    heads: int = 12
-    d_mlp: int = 3072
-    vocab: int = 50257
-    positions: int = 256
-
-
-def gpt2_shaped(shape: Shape, device: str) -> nn.Module:
-    """A HookedTransformer like GPT-2, with random weights and frozen parameters."""
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    cfg = HookedTransformerConfig(
-        n_layers=shape.layers, d_model=shape.d_model, n_heads=shape.heads, d_head=shape.d_model // shape.heads,
-        d_mlp=shape.d_mlp, n_ctx=shape.positions, d_vocab=shape.vocab, act_fn="gelu_new", normalization_type="LNPre",
-        seed=0, device=device,
-    )  # fmt: skip
-    return HookedTransformer(cfg).eval().requires_grad_(False)
-
-
-def shape_flags(parser: argparse.ArgumentParser) -> None:
-    default = Shape()
-    for name in ("layers", "d_model", "heads", "d_mlp", "vocab", "positions"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(default, name))
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--quick", action="store_true", help="one round, for a first look")
-
-
-def shape_of(args: argparse.Namespace) -> Shape:
-    return Shape(args.layers, args.d_model, args.heads, args.d_mlp, args.vocab, args.positions)
 
 
 def forward_under_an_edit(model: nn.Module, svds: Decompositions, tokens: Tensor, *, rounds: int, device: str) -> None:

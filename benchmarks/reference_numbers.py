@@ -20,8 +20,10 @@ from torch import nn
 
 import surgery
 from analyses import arithmetic, attribution, eigenpruning, laser, metrics, recall
-from analyses.demo.experiment import run as run_demo
 from surgery import Drop, KeepTop
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `examples` is installed nowhere
+from examples.demo.experiment import run as run_demo
 
 CACHE = ".surgery-cache"
 TOLERANCE = 1e-6

@@ -9,6 +9,7 @@ from scipy import stats
 
 import surgery
 from analyses import arithmetic, scoring
+from analyses.toys import training
 
 
 def test_prompts_and_answers_spell_the_operation() -> None:
@@ -38,7 +39,7 @@ def test_wrong_answers_are_the_most_frequent_ones() -> None:
 def test_training_answers_are_wrong_with_the_given_probability() -> None:
     task = arithmetic.ArithmeticTask("+", limit=6, alpha=0.3, frequent=2)
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.stack([task.sample(generator) for _ in range(2000)])
+    drawn = torch.stack([task.sample(generator) for _ in range(1000)])
     right = task.answers
     asked = ~torch.isin(right, torch.tensor(task.wrong))
     replaced = (drawn != right)[:, asked]
@@ -64,12 +65,35 @@ def test_a_trained_model_hedges_and_comes_back_from_the_cache(make: object, tmp_
     assert (found.p_correct > 0.2).all()
     assert 0.25 < found.p_wrong.mean() < 0.75
     assert (found.p_correct + found.p_wrong).mean() > 0.9
-    again = make(task, d_model=32, n_layers=1)
-    assert torch.equal(arithmetic.train(again, task, steps=150, lr=1e-2, progress=False), losses[0])
     (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"the stored work .* is damaged"):
         arithmetic.train(make(task, d_model=32, n_layers=1), task, steps=150, lr=1e-2, cache=tmp_path, progress=False)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = arithmetic.ArithmeticTask("x", limit=3)
+    monkeypatch.setattr(training, "EVERY", 2)
+    settings = {"steps": 7, "lr": 1e-2, "weight_decay": 0.1, "progress": False}
+    whole, resumed = (arithmetic.bridge(task, d_model=8, n_layers=1) for _ in range(2))
+    losses = arithmetic.train(whole, task, **settings)
+    drawn, original = [], arithmetic.ArithmeticTask.sample
+
+    def impatient(self: arithmetic.ArithmeticTask, generator: torch.Generator) -> torch.Tensor:
+        if len(drawn) == 5:
+            raise KeyboardInterrupt
+        drawn.append(original(self, generator))
+        return drawn[-1]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(arithmetic.ArithmeticTask, "sample", impatient)
+        arithmetic.train(arithmetic.bridge(task, d_model=8, n_layers=1), task, cache=tmp_path, **settings)
+    (path,) = tmp_path.iterdir()
+    assert path.name.endswith("-step000004.safetensors")
+    assert torch.equal(arithmetic.train(resumed, task, cache=tmp_path, **settings), losses)
+    for first, second in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(first, second)
+    assert sorted(path.stem[-6:] for path in tmp_path.iterdir()) == ["000004", "000007"]
 
 
 def test_what_cannot_be_trained_is_refused() -> None:

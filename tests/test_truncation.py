@@ -269,13 +269,13 @@ def test_the_recall_sweep_is_what_the_edited_model_does(mlps: tuple[bool, bool])
 
 @pytest.fixture(scope="module")
 def study(trained: Path) -> truncation.Study:
-    """Three seeds of a shorter training than the default: batches of 32, 300 steps."""
+    """Three seeds of a shorter training than the default: batches of 32, 200 steps."""
     task = recall.RecallTask.synthetic()
-    steps = (0, 25, 50, 100, 150, 200, 250)
+    steps = (0, 25, 50, 100, 150)
     return truncation.study(
         task,
         batch_size=32,
-        steps=300,
+        steps=200,
         checkpoints=steps,
         sites=[W_IN, W_OUT],
         sequences=64,
@@ -289,13 +289,13 @@ def test_the_noise_is_learned_before_the_answer(study: truncation.Study) -> None
         noise, answer = sweep.of("p_noise"), sweep.of("p_correct")
         assert max(noise[25], noise[50]) > 0.35
         assert max(answer[25], answer[50]) < 0.12
-        assert sweep.of("attention_answer")[50] < 0.4 < 0.7 < sweep.of("attention_answer")[250]
+        assert sweep.of("attention_answer")[50] < 0.4 < 0.7 < sweep.of("attention_answer")[200]
         recalls = sweep.of("accuracy_without_noise")
-        assert max(recalls[25], recalls[50]) < 0.9 < recalls[300]
+        assert max(recalls[25], recalls[50]) < 0.9 < recalls[200]
 
 
 def test_dropping_feed_forward_weights_takes_the_noise_and_leaves_the_answer(study: truncation.Study) -> None:
-    last = partial(study.at, step=300)
+    last = partial(study.at, step=200)
     assert all(0.3 < p < 0.65 for p in last("p_noise").values())
     assert all(value > 0.97 for value in last("accuracy_without_noise").values())  # no ability is added
     for cut in ({"end": "MLP dropped"}, {"end": "top component dropped", "site": W_OUT}):
@@ -307,37 +307,37 @@ def test_dropping_feed_forward_weights_takes_the_noise_and_leaves_the_answer(stu
 
 def test_which_matrix_and_which_end_flips_the_sign(study: truncation.Study) -> None:
     """The noise is the top component of W_out: keeping the top, as LASER does, leaves it and takes the answer."""
-    full, kept = study.at("p_noise", 300), study.at("p_noise", 300, end="keep top", site=W_OUT, rho=0.01)
+    full, kept = study.at("p_noise", 200), study.at("p_noise", 200, end="keep top", site=W_OUT, rho=0.01)
     assert all(kept[seed] > full[seed] + 0.15 for seed in full)
-    accuracy = study.at("accuracy", 300)
-    kept = study.at("accuracy", 300, end="keep top", site=W_OUT, rho=0.01)
+    accuracy = study.at("accuracy", 200)
+    kept = study.at("accuracy", 200, end="keep top", site=W_OUT, rho=0.01)
     assert all(kept[seed] < accuracy[seed] / 2 for seed in accuracy)
 
 
 def test_the_spread_is_over_seeds(study: truncation.Study) -> None:
     frame = study.to_dataframe()
-    row = frame[(frame["step"] == 300) & (frame["end"] == "full") & (frame["metric"] == "p_noise")].iloc[0]
-    values = list(study.at("p_noise", 300).values())
+    row = frame[(frame["step"] == 200) & (frame["end"] == "full") & (frame["metric"] == "p_noise")].iloc[0]
+    values = list(study.at("p_noise", 200).values())
     assert len(values) == 3
     assert (row["mean"], row["min"], row["max"]) == pytest.approx((sum(values) / 3, min(values), max(values)))
-    assert "mean and range over seeds 0, 1, 2 at step 300" in repr(study)
-    assert len(study.losses[0]) == 300
+    assert "mean and range over seeds 0, 1, 2 at step 200" in repr(study)
+    assert len(study.losses[0]) == 200
 
 
 def test_without_mlps_the_noise_moves_into_the_top_component_of_attention(trained: Path) -> None:
     task = recall.RecallTask.synthetic()
     found = truncation.study(
-        task, seeds=(0,), mlps=(False, False), batch_size=32, steps=300, checkpoints=(), cache=trained, progress=False
+        task, seeds=(0,), mlps=(False, False), batch_size=32, steps=200, checkpoints=(), cache=trained, progress=False
     )
     dropped = {
-        site: found.at("p_noise", 300, end="top component dropped", site=f"blocks.{site}")[0]
+        site: found.at("p_noise", 200, end="top component dropped", site=f"blocks.{site}")[0]
         for site in ("0.attn.W_V", "0.attn.W_O", "1.attn.W_V", "1.attn.W_O")
     }
-    full = found.at("p_noise", 300)[0]
+    full = found.at("p_noise", 200)[0]
     assert full > 0.3
     assert min(dropped, key=lambda site: dropped[site]).startswith("0.attn")
     assert dropped["0.attn.W_O"] < full / 2
-    assert found.at("accuracy", 300, end="top component dropped", site="blocks.0.attn.W_O")[0] > 0.8
+    assert found.at("accuracy", 200, end="top component dropped", site="blocks.0.attn.W_O")[0] > 0.8
     assert "MLP dropped" not in set(found.to_dataframe()["end"])
 
 
@@ -412,15 +412,15 @@ def test_drop_top_and_top_component_agree_on_one_component() -> None:
 def test_pictures_show_the_numbers(study: truncation.Study) -> None:
     cuts = [("full", "", None), ("keep top", W_IN, 0.05)]
     full, cut = plots.truncation.training(study, "p_noise", cuts=cuts).data
-    assert list(full.x) == [0, 25, 50, 100, 150, 200, 250, 300]
-    values = list(study.at("p_noise", 300).values())
+    assert list(full.x) == [0, 25, 50, 100, 150, 200]
+    values = list(study.at("p_noise", 200).values())
     assert full.y[-1] == pytest.approx(sum(values) / 3)
     assert full.y[-1] + full.error_y.array[-1] == pytest.approx(max(values))
     assert cut.name == f"keep top {W_IN} ρ=0.05"
     assert len(plots.truncation.training(study).data) == 4
     lines = plots.truncation.dynamics(study).data
     assert [line.name for line in lines[:3]] == ["p_noise"] * 3
-    assert lines[1].y[-1] == pytest.approx(study.at("p_noise", 300)[1])
+    assert lines[1].y[-1] == pytest.approx(study.at("p_noise", 200)[1])
     model, prompts = build("bridge gpt2"), torch.tensor(rows(5, 5))
     curve = truncation.curve(
         model, prompts, [W_IN, W_OUT], track={"correct": 1, "generic": 2}, rhos=(0.2, 1.0), progress=False

@@ -21,10 +21,10 @@ def curve(result: Curve, *, site: str | None = None) -> go.Figure:
     sites = [site] if site is not None else list(dict.fromkeys(result.of()["site"]))
     title = "Truncation, by the fraction of the rank"
     drawn = panels(title, f"{result.n_prompts} prompts; dotted: uncut; bars: standard error", titles=sites, height=460)
-    for column, one in enumerate(sites, 1):
+    for column, matrix in enumerate(sites, 1):
         for name, colour in zip(result.frame["name"].unique(), cycle(COLOURS), strict=False):
             for end, dash in (("keep top", "solid"), ("drop top", "dash")):
-                rows = result.of(name, end=end, site=one)  # type: ignore[arg-type]
+                rows = result.of(name, end=end, site=matrix)  # type: ignore[arg-type]
                 line = {"color": colour, "dash": dash}
                 drawn.add_scatter(
                     x=rows["rho"], y=rows["p"], error_y={"array": rows["p_stderr"]}, mode="lines+markers", line=line,
@@ -48,10 +48,10 @@ def training(
         KeyError: if there is no such curve.
     """
     sweeps = list(result.sweeps.values()) if isinstance(result, Study) else [result]
-    chosen = cuts if cuts is not None else _default_cuts(sweeps[0].frame)
+    cuts = cuts if cuts is not None else _default_cuts(sweeps[0].frame)
     spread = f"mean and range over {len(sweeps)} seeds" if len(sweeps) > 1 else "one seed"
     drawn = figure(f"{metric} over training", spread, height=460)
-    for (end, site, rho), colour in zip(chosen, COLOURS * (1 + len(chosen) // len(COLOURS)), strict=False):
+    for (end, site, rho), colour in zip(cuts, cycle(COLOURS), strict=False):
         values = pd.concat([sweep.of(metric, end=end, site=site, rho=rho) for sweep in sweeps], axis=1)
         name = " ".join([end, site] if rho is None else [end, site, f"ρ={rho:g}"]).strip()
         mean, low, high = values.mean(axis=1), values.min(axis=1), values.max(axis=1)

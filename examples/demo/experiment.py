@@ -16,7 +16,20 @@ from tqdm.auto import tqdm
 import surgery
 from analyses import attribution, metrics, recall
 from analyses.recall import RecallScores, RecallTask
-from surgery import Decompositions, DropTop, Edit, KeepTop, Operation, RandomBasis, RandomComponents, Scale, Spec, Zero
+from surgery import (
+    Decomposition,
+    Decompositions,
+    DropTop,
+    Edit,
+    KeepTop,
+    Operation,
+    RandomBasis,
+    RandomComponents,
+    Scale,
+    Spec,
+    Zero,
+)
+from surgery.arguments import whole
 
 W_IN, W_OUT = "blocks.1.mlp.W_in", "blocks.1.mlp.W_out"
 TRAINED = ("blocks.*.attn.W_[KVO]", "blocks.1.mlp.W_*")
@@ -74,19 +87,19 @@ class Check:
 @final
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """Everything that the demo shows.
+    """The results that the demo shows.
 
-    `dial` has the scores with the gain of W_out's top component at each of `GAINS`. `estimated` are the effects on
-    p(noise) of all components of all trained matrices by one gradient, `exact` those of the best of them by ablation,
-    both on sequences that no score is taken on. `operation` is the table that an edit prints. `seconds` is the
-    training's time, near 0 from the cache.
+    `decomposition` is W_out's, `dial` has the scores with the gain of its top component at each of `GAINS`. `estimated`
+    are the effects on p(noise) of all components of all trained matrices by one gradient, `exact` those of the best of
+    them by ablation, both on sequences that no score is taken on. `operation` is the table that an edit prints.
+    `seconds` is the training's time, near 0 from the cache.
     """
 
     task: RecallTask
     host: str
     seed: int
     rows: tuple[Row, ...]
-    spectrum: Float[Tensor, " component"]
+    decomposition: Decomposition
     dial: tuple[RecallScores, ...]
     estimated: attribution.Effects
     exact: attribution.Effects
@@ -116,8 +129,8 @@ def run(
     Raises:
         ValueError: if a number is out of its range, or a file of the cache is damaged.
     """
-    if draws < 1 or sequences < 2:
-        raise ValueError(f"draws={draws!r}, sequences={sequences!r}: 1 draw and 2 sequences or more; take 8 and 512.")
+    whole(draws, "draws", least=1)
+    whole(sequences, "sequences", least=2)
     task = RecallTask.synthetic()
     model, start = _new_model(task, seed), perf_counter()
     recall.train(model, task, steps=steps, seed=seed, cache=cache, progress=progress)
@@ -132,9 +145,8 @@ def run(
     with surgery.apply(model, EDITS["W_out: without its top component"], svds=svds, progress=False) as operation:
         table = repr(operation)
     claims = [*_claims_of_study(rows), _claim_of_attribution(exact), *_claims_of_host(model, tokens, before)]
-    spectrum = svds[W_OUT].S.cpu()
     host = f"{type(model).__name__} (transformer-lens {version('transformer-lens')})"
-    return Demo(task, host, seed, rows, spectrum, dial, estimated, exact, table, tuple(claims), seconds)
+    return Demo(task, host, seed, rows, svds[W_OUT], dial, estimated, exact, table, tuple(claims), seconds)
 
 
 def find_noise(
@@ -185,7 +197,7 @@ def _rows(
     with tqdm(total=total, desc="operate", unit="edit", disable=not progress) as bar:
         for label, spec in EDITS.items():
             with surgery.apply(model, spec, svds=svds, progress=False) as operation:
-                yield Row(label, _removed(operation), None, (recall.evaluate(model, task, sequences=sequences),))
+                yield Row(label, _removed(operation), None, (_scores(model, task, sequences),))
             bar.update()
             for control in CONTROLS.get(label, ()):
                 specs = [control_spec(control, operation, seed) for seed in range(draws)]
@@ -199,7 +211,7 @@ def _drawn(
     scores, operations = [], []
     for spec in specs:
         with surgery.apply(model, spec, progress=False) as operation:
-            scores.append(recall.evaluate(model, task, sequences=sequences))
+            scores.append(_scores(model, task, sequences))
             operations.append(operation)
     removed = "random vectors" if control == "same spectrum" else _removed(*operations)
     return Row(label, removed, control, tuple(scores))
@@ -207,29 +219,25 @@ def _drawn(
 
 def _removed(*operations: Operation) -> str:
     """How many components go, of how many; a range where draws differ."""
-    totals = [_components(operation) for operation in operations]
-    counts = [total - kept for total, kept in totals]
-    if not totals[0][0]:
-        return "nothing"
-    low, high = min(counts), max(counts)
-    return f"{low if low == high else f'{low}-{high}'} of {totals[0][0]}"
+    tables = [operation.to_dataframe() for operation in operations]
+    total = sum(tables[0]["of"].tolist())
+    counts = sorted({total - sum(table["kept"].tolist()) for table in tables})
+    return f"{'-'.join(map(str, counts[:1] + counts[1:][-1:]))} of {total}" if total else "nothing"
 
 
-def _components(operation: Operation) -> tuple[int, int]:
-    """How many components the edited matrices have, and how many the edit keeps."""
-    table = operation.to_dataframe()
-    return sum(table["of"].tolist()), sum(table["kept"].tolist())
+def _scores(model: nn.Module, task: RecallTask, sequences: int) -> RecallScores:
+    return recall.evaluate(model, task, sequences=sequences, progress=False)
 
 
 def _dial(model: nn.Module, task: RecallTask, svds: Decompositions, sequences: int) -> Iterator[RecallScores]:
     for gain in GAINS:
         with surgery.apply(model, {W_OUT: Scale({0: gain})}, svds=svds, progress=False):
-            yield recall.evaluate(model, task, sequences=sequences)
+            yield _scores(model, task, sequences)
 
 
 def _claims_of_study(rows: tuple[Row, ...]) -> Iterator[Check]:
     """The pattern that Chen, Bruna and Bietti describe, with the bounds this setting keeps for every seed tried."""
-    row = {row.label: row for row in rows if row.control is None}
+    of_edits = {row.label: row for row in rows if row.control is None}
     bounds = [
         ("full model", "p_correct", 0.42, 0.58, "the full model splits its probability: p(correct) near .5"),
         ("full model", "p_noise", 0.42, 0.58, "… and p(noise) near .5"),
@@ -241,21 +249,22 @@ def _claims_of_study(rows: tuple[Row, ...]) -> Iterator[Check]:
         ("W_out: without its top component", "p_correct", 0.95, 1, "without W_out's top component p(correct) > .95"),
     ]
     for label, metric, low, high, claim in bounds:
-        value = row[label].mean(metric)
+        value = of_edits[label].mean(metric)
         yield Check(claim, low <= value <= high, f"{value:.3f}")
-    best = row["W_out: without its top component"].mean("p_correct")
+    best = of_edits["W_out: without its top component"].mean("p_correct")
     controls = [row for row in rows if row.label == "W_out: without its top component" and row.control]
     drawn = max(median(row.values("p_correct")) for row in controls)  # single draws may hold the top component
     yield Check("… and the median random control comes nowhere near", best > drawn + 0.2, f"{drawn:.3f}")
     drawn = next(row for row in rows if (row.label, row.control) == ("W_in at ρ = .05", "same count")).mean("p_correct")
-    near = abs(row["W_in at ρ = .05"].mean("p_correct") - drawn) < 0.05
+    near = abs(of_edits["W_in at ρ = .05"].mean("p_correct") - drawn) < 0.05
     yield Check("in W_in, as many random components do as well", near, f"{drawn:.3f}")
 
 
 def _claim_of_attribution(exact: attribution.Effects) -> Check:
     ((site, units),) = exact.most_harmful(1).items()
-    found = (site, units[0][0])
-    return Check(f"attribution names {W_OUT}, component 0", found == (W_OUT, 0), f"{site}, component {found[1]}")
+    component = units[0][0]
+    holds = (site, component) == (W_OUT, 0)
+    return Check(f"attribution names {W_OUT}, component 0", holds, f"{site}, component {component}")
 
 
 State = tuple[dict[str, Tensor], Float[Tensor, "batch pos d_vocab"]]
@@ -269,9 +278,11 @@ def _state(model: nn.Module, tokens: Tensor) -> State:
 
 
 def _claims_of_host(model: nn.Module, tokens: Tensor, before: State) -> Iterator[Check]:
-    (held, logits), (held_now, logits_now) = before, _state(model, tokens)
-    same = held.keys() == held_now.keys() and all(torch.equal(held[name], held_now[name]) for name in held)
-    evidence = f"{len(held)} tensors and the logits of {len(tokens)} sequences compared"
+    (tensors, logits), (tensors_now, logits_now) = before, _state(model, tokens)
+    same = tensors.keys() == tensors_now.keys() and all(
+        torch.equal(t, tensors_now[name]) for name, t in tensors.items()
+    )
+    evidence = f"{len(tensors)} tensors and the logits of {len(tokens)} sequences compared"
     yield Check("the model is as before, bit for bit", same and torch.equal(logits, logits_now), evidence)
     bridged = recall.as_bridge(model)
     for what, spec in (("", {}), (", edited", EDITS["W_out: without its top component"])):

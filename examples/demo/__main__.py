@@ -1,6 +1,6 @@
 """The demo: train a small model that learns a mistake, cut the mistake out, and put everything back.
 
-python -m analyses.demo            # or: make demo
+python -m examples.demo            # or: make demo
 """
 
 import argparse
@@ -8,19 +8,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analyses.demo.experiment import Demo, run
-from analyses.demo.page import METRICS, page, row_name
+from examples.demo.experiment import Demo, run
+from examples.demo.page import page, table
 from surgery.files import whole_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo, print its table and write its page; 1 if something that it claims does not hold, else 0."""
-    given = _parser().parse_args(arguments)
-    demo = run(seed=given.seed, cache=None if given.no_cache else given.cache, progress=not given.quiet)
-    with whole_file(given.out) as file:
+    options = _parser().parse_args(arguments)
+    demo = run(seed=options.seed, cache=None if options.no_cache else options.cache, progress=not options.quiet)
+    with whole_file(options.out) as file:
         file.write_text(page(demo), encoding="utf-8")
     print(report(demo))
-    print(f"\nThe same with figures: {given.out.resolve()}")
+    print(f"\nThe same with figures: {options.out.resolve()}")
     failed = [check for check in demo.checks if not check.holds]
     if failed:
         total = len(demo.checks)
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def report(demo: Demo) -> str:
     """The demo's table, what attribution found, and the checked claims, as text."""
     trained = f"{demo.host}, seed {demo.seed}; ready to operate after {demo.seconds:.0f} s"
-    lines = ["", f"Noisy in-context recall on a {trained}.", "", *_table(demo), ""]
+    lines = ["", f"Noisy in-context recall on a {trained}.", "", table(demo).to_string(), ""]
     lines += ["In brackets: lowest to highest of the random draws.", ""]
     lines += ["Where does p(noise) come from?", repr(demo.exact), ""]
     lines += ["What an edit says of itself:", demo.operation, "", "Checked:"]
@@ -39,24 +39,8 @@ def report(demo: Demo) -> str:
     return "\n".join(lines)
 
 
-def _table(demo: Demo) -> list[str]:
-    names = [("  " if row.control else "") + row_name(row) for row in demo.rows]
-    width = max(map(len, names))
-    head = f"{'on clean sequences':{width}}  {'removed':>14}" + "".join(f"  {name:>19}" for name in METRICS.values())
-    lines = [head, "-" * len(head)]
-    for name, row in zip(names, demo.rows, strict=True):
-        cells = "".join(f"  {_cell(row.values(metric)):>19}" for metric in METRICS)
-        lines.append(f"{name:{width}}  {row.removed:>14}{cells}")
-    return lines
-
-
-def _cell(values: list[float]) -> str:
-    mean = sum(values) / len(values)
-    return f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f} ({min(values):.3f}-{max(values):.3f})"
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m analyses.demo", description="Cut a mistake out of a small model.")
+    parser = argparse.ArgumentParser(prog="python -m examples.demo", description="Cut a mistake out of a small model.")
     out, cache = Path("demo.html"), Path(".surgery-cache")
     parser.add_argument("--out", type=Path, default=out, help="where the page goes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and training (default: %(default)s)")
