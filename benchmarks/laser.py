@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import surgery
 from analyses import laser
+from analyses.laser.candidates import MLP
 from analyses.tasks import AnswerItem, Splits, Task
 from hooks import match_sites, place_of
 from surgery.ranks import rank_from_rho
@@ -62,7 +63,7 @@ def loop(model: nn.Module, validation: Task, args: argparse.Namespace) -> tuple[
     """Seconds a candidate, on the clock and of processor time, from a stratified sample."""
     tokens = torch.tensor([item.context for item in validation.items])
     answers = torch.tensor([item.right[0][0] for item in validation.items])
-    sites = [str(site) for site in match_sites(model, laser.MLP)]
+    sites = [str(site) for site in match_sites(model, MLP)]
     sampled = [(sites[(i * len(sites)) // args.sample], laser.PAPER_RHOS[i % 7]) for i in range(args.sample)]
     one_candidate(model, *sampled[0], tokens[:4], answers[:4], 4)
     seconds = []
@@ -104,7 +105,7 @@ def main() -> None:
     model = model_of(args)
     sizes = args.screen_items, args.items, args.test_items
     parts = Splits(*(items_of(n, args, seed) for seed, n in enumerate(sizes)))
-    candidates = len(match_sites(model, laser.MLP)) * len(laser.PAPER_RHOS)
+    candidates = len(match_sites(model, MLP)) * len(laser.PAPER_RHOS)
     wall, processor = loop(model, parts.validation, args)
     print(f"loop: {wall:.2f} s a candidate ({processor:.2f} s of processor time), {candidates} candidates")
     for strategy in ("screened",) if args.only_screened else ("screened", "exhaustive"):

@@ -18,11 +18,9 @@ from torch import nn
 import surgery
 from analyses import laser, scoring
 from analyses.laser.candidates import _family, candidates
-from analyses.laser.log import Log
-from analyses.laser.race import _entrants, _neighbours, _order, _rounds, _Track, _undecided
-from analyses.laser.screening import Promise, promises
-from analyses.laser.searching import _settings
-from analyses.laser.trials import Bench, trial
+from analyses.laser.race import Promise, _entrants, _neighbours, _order, _rounds, _undecided, _weights, promises
+from analyses.laser.search import _settings
+from analyses.laser.trials import Bench, Objective, Setup, Trial
 from analyses.tasks import AnswerItem, ChoiceItem, MinimalPair, Splits, Task
 from hooks import place_of
 from surgery import Drop, DropTop, KeepBottom, KeepTop, RowBlocks, Scale, Zero
@@ -131,13 +129,13 @@ def test_a_candidate_that_changes_nothing_scores_as_the_unedited_model_to_the_la
     whole = [one for one in result.trials if one.candidate.rho == 1]
     assert len(whole) == 4
     for one in whole:
-        assert torch.equal(one.outcome.readings.log_prob, result.unedited.outcome.readings.log_prob)
+        assert torch.equal(one.readings.log_prob, result.unedited.readings.log_prob)
 
 
 def test_where_nothing_helps_nothing_is_chosen() -> None:
     with borrowed("bridge gpt2") as model:
         result = laser.search(model, parts_of(made()), rhos=(1.0,), **QUIET)
-    assert (result.chosen, result.spec, result.is_improvement) == (None, {}, False)
+    assert (result.chosen, result.spec) == (None, {})
     assert "nothing, no candidate was better" in repr(result)
     assert result.to_dataframe().loc[lambda frame: frame["chosen"], "site"].unique().tolist() == [""]
 
@@ -150,7 +148,7 @@ def test_a_search_finds_what_was_planted(kind: str, strategy: str | laser.Screen
     result = laser.search(found.model, found.task, edits=(KeepTop, DropTop), strategy=strategy, **QUIET)
     assert result.spec == {"blocks.1.mlp.W_out": DropTop(rho=0.05)}
     assert result.test.after.accuracy == 1
-    assert result.is_improvement
+    assert result.test.accuracy.low > 0
     assert "verdict: a gain on unseen items" in repr(result)
 
 
@@ -230,7 +228,7 @@ def test_on_noise_the_interval_covers_0_and_the_report_says_so(seed: int) -> Non
     with borrowed("bridge gpt2") as model:
         result = laser.search(model, made(150, seed=seed), edits=(KeepTop, DropTop), rhos=(0.6, 0.2, 0.05), **QUIET)
     assert result.chosen is not None
-    assert result.test.accuracy.covers_zero and not result.is_improvement
+    assert result.test.accuracy.covers_zero
     assert "verdict: no evidence of a gain: the interval of the test gain covers 0" in repr(result)
 
 
@@ -261,21 +259,19 @@ def test_a_search_is_the_same_every_time_and_whatever_the_batches(strategy: str)
 def test_another_seed_splits_otherwise() -> None:
     with borrowed("bridge gpt2") as model:
         one, other = (laser.search(model, made(60), seed=seed, rhos=(0.1,), **QUIET) for seed in (0, 1))
-    assert one.unedited.encoded.task.items != other.unedited.encoded.task.items
+    assert one.unedited.scores.task.items != other.unedited.scores.task.items
 
 
 def test_the_model_is_left_alone_by_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    from analyses.laser.evaluation import Evaluator
+    now, left = Bench.now, iter(range(3))
 
-    run, left = Evaluator.outcome, iter(range(3))
-
-    def interrupted(self: Evaluator, site: object = None) -> object:
-        outcome = run(self, site)
+    def interrupted(self: Bench, *arguments: object) -> Trial:
+        trial = now(self, *arguments)
         if next(left, None) is None:
             raise KeyboardInterrupt
-        return outcome
+        return trial
 
-    monkeypatch.setattr(Evaluator, "outcome", interrupted)
+    monkeypatch.setattr(Bench, "now", interrupted)
     with borrowed("bridge gpt2") as model:  # checks that the model is as it was
         with pytest.raises(KeyboardInterrupt):
             laser.search(model, parts_of(made()), rhos=(0.1, 0.3), **QUIET)
@@ -311,7 +307,7 @@ def test_choices_pairs_and_generated_answers_are_searched_alike(kind: str) -> No
             assert whole
             for one in whole:
                 with surgery.apply(model, one.candidate.spec, progress=False):
-                    plain = scoring.score(model, one.encoded.task, rule=rule)
+                    plain = scoring.score(model, one.scores.task, rule=rule)
                 torch.testing.assert_close(one.scores.log_probs, plain.log_probs, atol=1e-5, rtol=0)
                 assert torch.equal(one.scores.correct, plain.correct)
                 assert one.scores.prediction_ids == plain.prediction_ids
@@ -353,7 +349,7 @@ def test_promises_are_the_slopes_of_the_loss_by_central_differences(kind: str, f
     with borrowed(kind) as model:
         sites = ["blocks.*.mlp.W_in", "blocks.0.attn.W_V", "blocks.1.attn.W_O[2]"]
         wanted = candidates(model, sites, (0.5,), (Zero(),))
-        found = promises(model, scoring.encode(model, task, batch_size=3), wanted, progress=False)
+        found = promises(Setup(model, batch_size=3, progress=False).bench("screen", task), wanted)
         for one in wanted:
             rank = surgery.decompose(model, str(one.site), progress=False)[str(one.site)].n_components
             slopes = []
@@ -387,10 +383,10 @@ def test_a_screened_search_runs_fewer_items_and_confirms_its_finalists_in_full()
     seen = sorted(one.summary.n_items for one in screened.trials)
     assert seen[0] == 16 and seen[-2:] == [80, 80]
     by_name = {str(one.candidate): one for one in exhaustive.trials}
-    items = list(exhaustive.unedited.encoded.task.items)
+    items = list(exhaustive.unedited.scores.task.items)
     for one in [screened.unedited, *screened.trials]:
         whole = by_name.get(str(one.candidate), exhaustive.unedited).scores
-        there = [items.index(item) for item in one.encoded.task.items]
+        there = [items.index(item) for item in one.scores.task.items]
         assert len(set(there)) == len(there)
         torch.testing.assert_close(one.scores.log_loss, whole.log_loss[there], atol=1e-5, rtol=0)
 
@@ -427,18 +423,16 @@ def test_a_race_weighs_items_by_how_many_they_stand_for() -> None:
     """However unequal the shares, the weighted accuracy of a part is the mean of the accuracies of its two halves."""
     with borrowed("bridge gpt2") as model:
         task = parts_of(made(48)).validation
-        bench = Bench(model, Log(), progress=False)
-        asked = bench.evaluator(task)
-        one = trial(None, asked.encoded, asked.outcome())
-        undecided = _undecided(one.scores)
+        setup = Setup(model, progress=False)
+        one = setup.bench("all", task).unedited()
+        undecided = _undecided(one)
         p = one.scores.p_correct
         assert int(undecided.sum()) == len(task) // 2
         nearness = (p / (1 - p)).log().abs()
         assert nearness[undecided].max() <= nearness[~undecided].min()
         order = _order(undecided, 0)
-        track = _Track(bench, task.take(order.tolist()), undecided[order], laser.Screened())
-        part = bench.evaluator(track.items[:10])
-        accuracy, share = track._standing(trial(None, part.encoded, part.outcome()))
+        part = setup.bench("part", task.take(order.tolist())[:10]).unedited()
+        accuracy, share = Objective(part.scores).standing(_weights(undecided[order], 10))
         right, those, kind = one.scores.correct.double()[order][:10], p[order][:10], undecided[order][:10]
         assert accuracy == pytest.approx((right[kind].mean() + right[~kind].mean()).item() / 2)
         assert share == pytest.approx((those[kind].mean() + those[~kind].mean()).item() / 2, rel=1e-4)

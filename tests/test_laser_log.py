@@ -18,8 +18,9 @@ from test_laser import QUIET, made, parts_of
 
 import surgery
 from analyses import laser
-from analyses.laser.evaluation import Evaluator, Outcome
-from analyses.laser.log import Log, LogError, _line, _packed, _unpacked, model_fingerprint
+from analyses.laser.candidates import Family
+from analyses.laser.resume import Log, LogError, line_of, model_fingerprint, packed, unpacked
+from analyses.laser.trials import Bench, Trial
 from analyses.scoring import Readings
 from surgery import KeepTop
 
@@ -31,13 +32,13 @@ PROGRAM = """
     import models
     from test_laser import made, parts_of
     from analyses import laser
-    from analyses.laser.evaluation import Evaluator
+    from analyses.laser.trials import Bench
 
-    run = Evaluator.outcome
-    def slow(self, site=None):
+    now = Bench.now
+    def slow(self, *arguments):
         time.sleep(0.2)
-        return run(self, site)
-    Evaluator.outcome = slow
+        return now(self, *arguments)
+    Bench.now = slow
     laser.search(models.build("bridge gpt2"), parts_of(made()), rhos={rhos!r}, log=sys.argv[1], progress=False)
 """
 
@@ -49,14 +50,14 @@ def search(log: Path | None, **changed: object) -> laser.SearchResult:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Which sites were run, one entry a run."""
-    ran, run = [], Evaluator.outcome
+    """Which candidates were run, one entry a run."""
+    ran, now = [], Bench.now
 
-    def counting(self: Evaluator, site: object = None) -> Outcome:
-        ran.append(site)
-        return run(self, site)
+    def counting(self: Bench, candidate: object, *first: object) -> Trial:
+        ran.append(candidate)
+        return now(self, candidate, *first)
 
-    monkeypatch.setattr(Evaluator, "outcome", counting)
+    monkeypatch.setattr(Bench, "now", counting)
     return ran
 
 
@@ -110,13 +111,14 @@ def test_a_last_line_that_was_cut_short_is_dropped(cut: int) -> None:
         path = Path(folder) / "log"
         log = Log(path, {"task": "a"})
         for key in ("one", "two"):
-            log.put_outcome(key, Outcome(Readings(torch.rand(30).double(), torch.arange(30), torch.arange(30))), {})
+            readings = Readings(torch.rand(30).double(), torch.arange(30), torch.arange(30))
+            log.put(key, {"said": packed(readings, ())})
         data = path.read_bytes()
         last = data[:-1].rfind(b"\n") + 1
         path.write_bytes(data[: max(last, len(data) - cut)])
         again = Log(path, {"task": "a"})
         assert len(again) == 1 and "one" in again
-        again.put_numbers("three", {"x": 1.0})
+        again.put("three", {"numbers": {"x": 1.0}})
         assert [json.loads(line).get("key") for line in path.read_bytes().splitlines()] == [None, "one", "three"]
 
 
@@ -128,10 +130,10 @@ def test_a_last_line_that_was_cut_short_is_dropped(cut: int) -> None:
 def test_an_outcome_comes_back_from_its_line_to_the_last_bit(values: list[float], said: list[tuple[int, ...]]) -> None:
     numbers = torch.tensor(values, dtype=torch.double)
     whole = torch.arange(len(values)) * 7919
-    outcome = Outcome(Readings(numbers, whole, whole + 1), tuple(said))
-    back = _unpacked(json.loads(json.dumps(_packed(outcome))))
-    assert torch.equal(back.readings.log_prob, numbers) and torch.equal(back.readings.rank, whole)
-    assert torch.equal(back.readings.top, whole + 1) and back.generated == tuple(said)
+    line = packed(Readings(numbers, whole, whole + 1), tuple(said))
+    back, generated = unpacked(json.loads(json.dumps(line)))
+    assert torch.equal(back.log_prob, numbers) and torch.equal(back.rank, whole)
+    assert torch.equal(back.top, whole + 1) and generated == tuple(said)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def test_a_race_in_another_order_is_another_search(tmp_path: Path) -> None:
     assert exhaustive[0].spec == exhaustive[1].spec
 
 
-class Halved(laser.Family):
+class Halved(Family):
     """A family of a user's own, with no hash."""
 
     __hash__ = None  # type: ignore[assignment]
@@ -215,6 +217,11 @@ def test_files_that_are_no_logs_are_refused_and_left_alone(tmp_path: Path) -> No
         assert path.read_bytes() == content
 
 
+def test_a_folder_is_no_log(tmp_path: Path) -> None:
+    with pytest.raises(LogError, match=rf"log='{tmp_path}' is a folder: a search log is one file\. Give the path"):
+        search(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def whole_log(tmp_path_factory: pytest.TempPathFactory) -> tuple[laser.SearchResult, list[bytes]]:
     """What a search found, and the lines of its log."""
@@ -225,8 +232,8 @@ def whole_log(tmp_path_factory: pytest.TempPathFactory) -> tuple[laser.SearchRes
 def other_column(line: bytes) -> bytes:
     """The line with other log-probabilities of the same length."""
     entry = json.loads(line)
-    column = _unpacked(entry["said"]).readings
-    said = _packed(Outcome(Readings(column.log_prob + 1, column.rank, column.top)))
+    column, _ = unpacked(entry["said"])
+    said = packed(Readings(column.log_prob + 1, column.rank, column.top), ())
     return json.dumps({**entry, "said": {**entry["said"], "log_prob": said["log_prob"]}}).encode() + b"\n"
 
 
@@ -264,10 +271,10 @@ def test_a_column_of_another_length_is_refused(
     _, lines = whole_log
     entry = json.loads(lines[3])
     entry.pop("check")
-    column = _unpacked(entry["said"]).readings
-    short = _packed(Outcome(Readings(column.log_prob[1:], column.rank[1:], column.top[1:])))
+    column, _ = unpacked(entry["said"])
+    short = packed(Readings(column.log_prob[1:], column.rank[1:], column.top[1:]), ())
     log = tmp_path / "log"
-    log.write_bytes(b"".join([*lines[:3], _line({**entry, "said": short}).encode(), *lines[4:]]))
+    log.write_bytes(b"".join([*lines[:3], line_of({**entry, "said": short}).encode(), *lines[4:]]))
     with pytest.raises(LogError, match=r"its columns have \[\d+, \d+, \d+, 0\] entries, and this search reads"):
         search(log)
 

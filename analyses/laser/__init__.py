@@ -7,32 +7,47 @@ with surgery.apply(model, result.spec):
     ...
 ```
 
-Source: Sharma, Ash and Misra, "The Truth is in There" (arXiv:2312.13558). Candidates are chosen on validation items, by
-accuracy and then log-loss; the test items are looked at once. What lies before an edited matrix is computed once.
+Candidates are compared on validation items, by accuracy and then log-loss; the test items are looked at once. What lies
+before an edited matrix is computed once and reused.
+
+These arguments mean the same in every function:
+
+- `model`: a HookedTransformer or a TransformerBridge. It is as it was when the function returns or is interrupted.
+- `task`: a task or a list of items. A search splits it into 10 % screen, 20 % validation and 70 % test items, or takes
+  splits of your own; `rank_curve` and `random_controls` score all items.
+- `sites`, `site`: a pattern of matrices or several; exactly one matrix or head.
+- `rhos`: fractions of the full rank.
+- `edits`: what to try. Cuts such as `KeepTop` or `DropTop`, and families such as `ByRho(KeepTop, RowBlocks(4))` or
+  `Published(seed=0)`, are tried at every ρ; single edits such as `DropTop(rank=1)` once.
+- `seed`: of the split, of the order of the items in a race, of the intervals and of random controls.
+- `rule`: what counts as right, as in `scoring.score`.
+- `prepend_bos`: overrides the model's own setting.
+- `text`: plain text on which the cost of the chosen edits is measured.
+- `svds`: a store of decompositions; new ones are added.
+- `batch_size`: sequences a pass; as many as the memory allows by default.
+- `memory`: bytes for activations. Recordings of earlier layers take at most so much, a pass about a quarter of it.
+- `log`: a file to which results go as they are finished, and from which the same search goes on after it was stopped.
+  With more or other candidates it is another search, which needs a file of its own.
+- `progress`: whether to show progress bars.
+
+Source: Sharma, Ash and Misra, "The Truth is in There" (arXiv:2312.13558).
 """
 
-from analyses.laser.candidates import PAPER_RHOS, ByRho, Candidate, Family, Published
-from analyses.laser.composition import Composition, Step, compose
-from analyses.laser.curves import FINE_RHOS, Controls, RankCurve, random_controls, rank_curve
-from analyses.laser.evaluation import MEMORY
-from analyses.laser.log import LogError
+from analyses.laser.candidates import PAPER_RHOS, ByRho, Candidate, Published
+from analyses.laser.compose import compose
+from analyses.laser.curves import random_controls, rank_curve
 from analyses.laser.race import Screened
-from analyses.laser.reports import TextCost
-from analyses.laser.results import SearchResult
-from analyses.laser.searching import MLP, search
+from analyses.laser.search import SearchResult, search
 from analyses.laser.studies import (
-    Robustness,
     by_frequency,
     effective_ranks,
     layer_task_map,
     paraphrase_robustness,
     published_distance,
 )  # fmt: skip
-from analyses.laser.trials import Trial
 
 __all__ = [
-    "FINE_RHOS", "MEMORY", "MLP", "PAPER_RHOS", "ByRho", "Candidate", "Composition", "Controls", "Family", "LogError",
-    "Published", "RankCurve", "Robustness", "Screened", "SearchResult", "Step", "TextCost", "Trial", "by_frequency",
-    "compose", "effective_ranks", "layer_task_map", "paraphrase_robustness", "published_distance", "random_controls",
+    "PAPER_RHOS", "ByRho", "Candidate", "Published", "Screened", "SearchResult", "by_frequency", "compose",
+    "effective_ranks", "layer_task_map", "paraphrase_robustness", "published_distance", "random_controls",
     "rank_curve", "search",
 ]  # fmt: skip

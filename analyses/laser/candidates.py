@@ -1,31 +1,35 @@
-"""What a search may try: every edit of every matrix, as candidates in the order of the forward pass."""
+"""What a search may try: the edits of every matrix, as candidates in the order of the forward pass."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from typing import TypeAlias, final
 
+import pandas as pd
 import torch
 from torch import nn
 
-from hooks import Place, Site, host_of
-from surgery import Basis, Decompositions, Edit, KeepTop, RandomizedSVD
-from surgery import sites as sites_of
+from hooks import Place, Site, host_of, match_each
+from surgery import Basis, Decompositions, Edit, Gains, KeepTop, RandomizedSVD
 from surgery.arguments import fraction, shown
 from surgery.bases import SVD
+from surgery.codec import encode
 from surgery.cuts import ByRank
 from surgery.decompositions import decomposed
-from surgery.edits import Gains
-from surgery.json_values import encode
 from surgery.ranks import rank_from_rho
 
 PAPER_RHOS = (0.9, 0.8, 0.6, 0.2, 0.1, 0.05, 0.01)
 """The fractions of the full rank that LASER's search keeps (arXiv:2312.13558)."""
+MLP = "blocks.*.mlp.W_{in,out}"
+"""The matrices that LASER's search reduces."""
+UNEDITED = "unedited"
+"""What tables call the model as it was given."""
 
 
 class Family(ABC):
-    """One edit for every fraction ρ."""
+    """One kind of edit, with an edit for every fraction ρ of the rank."""
 
     @abstractmethod
     def edit(self, rho: float, shape: tuple[int, int]) -> Edit:
@@ -35,7 +39,11 @@ class Family(ABC):
 @final
 @dataclass(frozen=True, slots=True)
 class ByRho(Family):
-    """The edits `cut(rho=ρ, basis=basis)`; `cut` is KeepTop, KeepBottom, DropTop or DropBottom."""
+    """The edits `cut(rho=ρ, basis=basis)`; `cut` is KeepTop, KeepBottom, DropTop or DropBottom.
+
+    >>> laser.ByRho(surgery.KeepTop, surgery.RowBlocks(2)).edit(0.5, (16, 32))
+    KeepTop(rho=0.5, basis=RowBlocks(blocks=2))
+    """
 
     cut: type[ByRank]
     basis: Basis = SVD()
@@ -50,26 +58,30 @@ class ByRho(Family):
 class Published(Family):
     """LASER as its authors' code computes it, but with a seed: a randomised SVD of exactly the rank that is kept.
 
-    The code ran it unseeded with `n_iter=2`; its matrix is not the best one of its rank (`published_distance`).
+    That code runs `torch.svd_lowrank` unseeded with `niter=2`, whose result is not the best matrix of its rank:
+    `published_distance` measures by how much.
+
+    >>> laser.Published(seed=0).edit(0.5, (16, 32)).rank
+    8
     """
 
     seed: int
     n_iter: int = 2
 
     def edit(self, rho: float, shape: tuple[int, int]) -> Edit:
-        """Keep everything that a randomised SVD of rank `floor(ρ · min(shape))` finds."""
+        """Keep everything that a randomised SVD of rank `floor(ρ · min(shape))` computes."""
         rank = rank_from_rho(rho, min(shape))
         return KeepTop(rank=rank, basis=RandomizedSVD(rank, self.seed, self.n_iter))
 
 
 Edits: TypeAlias = Iterable[type[ByRank] | Family | Edit]
-"""What to try: a cut such as `KeepTop`, or a family, at every ρ; an edit as it is, once."""
+"""What to try: a cut such as `KeepTop`, or a family, at every ρ; a single edit once."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One edit of one matrix; `rho` and `family` are None for an edit that was given as it is."""
+    """One edit of one matrix. `family` is None for a single edit, and `rho` too where such an edit has none."""
 
     site: Site
     edit: Edit
@@ -78,7 +90,7 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """What tells it from every other candidate, in writing."""
+        """A text that no other candidate has."""
         return json.dumps([str(self.site), encode(self.edit)], sort_keys=True)
 
     @property
@@ -93,28 +105,30 @@ class Candidate:
 def candidates(
     model: nn.Module, sites: str | Iterable[str], rhos: Sequence[float], edits: Edits
 ) -> tuple[Candidate, ...]:
-    """Every edit of every matrix, each once: sites in the order of the forward pass, edits and ρ as they are given.
+    """Every edit of every matrix, each once: sites in the order of the forward pass, edits and ρ in the order given.
 
     Raises:
         SiteError: if a pattern names no editable matrix.
-        TypeError: if something given as an edit is none.
-        ValueError: if there is nothing to try, or a ρ is not between 0 and 1.
+        TypeError: if `edits` holds something else.
+        ValueError: if there is nothing to try, or a ρ is not from 0 to 1.
     """
     if isinstance(edits, Edit | Family | type | str | Mapping):
         raise TypeError(f"edits={edits!r}: give a list of what to try, such as [KeepTop].")
     families = [_family(edit) for edit in edits]
     rhos = fractions(rhos)
-    host, found = host_of(model), {}
-    for site in map(Site.parse, sites_of(model, sites)):
+    host, by_key = host_of(model), {}
+    for site in match_each(model, sites):
+        place = host.place(site)
         for family in families:
-            for one in _of_site(host.place(site), family, rhos):
-                found.setdefault(one.key, one)
-    if not found:
+            # Two ρ may give one edit, and a user may name one edit twice.
+            for candidate in _of_site(place, family, rhos):
+                by_key.setdefault(candidate.key, candidate)
+    if not by_key:
         raise ValueError(
             f"sites={sites!r}, rhos={tuple(rhos)!r}, edits={tuple(families)!r} give no candidate: a search needs one "
             "or more. Give at least one site and one edit, and for edits by ρ at least one ρ."
         )
-    return tuple(found.values())
+    return tuple(by_key.values())
 
 
 def fractions(rhos: object) -> tuple[float, ...]:
@@ -131,55 +145,74 @@ def fractions(rhos: object) -> tuple[float, ...]:
 def gains_of(
     model: nn.Module, wanted: Sequence[Candidate], *, svds: Decompositions | None, progress: bool
 ) -> dict[Candidate, Gains]:
-    """The gains that each candidate chooses; every matrix is decomposed once in each basis."""
-    by_basis: dict[Basis, list[Site]] = {}
-    for one in wanted:
-        by_basis.setdefault(one.edit.basis, []).append(one.site)
-    found = {}
-    for basis, sites in by_basis.items():
-        parts = decomposed(model, dict.fromkeys(sites), basis=basis, svds=svds, progress=progress)
-        found |= {one: one.edit.gains(parts[one.site]) for one in wanted if one.edit.basis == basis}
-    return {one: found[one] for one in wanted}
+    """The gains of each candidate. Every matrix is decomposed once in each basis.
+
+    Raises:
+        ValueError: if an edit is impossible on its matrix, such as one of more components than there are.
+    """
+    by_basis: dict[Basis, list[Candidate]] = {}
+    for candidate in wanted:
+        by_basis.setdefault(candidate.edit.basis, []).append(candidate)
+    gains = {}
+    for basis, alike in by_basis.items():
+        sites = dict.fromkeys(candidate.site for candidate in alike)
+        decompositions = decomposed(model, sites, basis=basis, svds=svds, progress=progress)
+        gains |= {candidate: candidate.edit.gains(decompositions[candidate.site]) for candidate in alike}
+    return {candidate: gains[candidate] for candidate in wanted}
 
 
 def check_possible(
     model: nn.Module, wanted: Sequence[Candidate], *, svds: Decompositions | None, progress: bool
 ) -> None:
-    """Edits that are impossible on a matrix, of more components than it has say, are told of before anything is run.
+    """Raise before any run if an edit cannot be applied, for instance one that names too many components.
 
     Raises:
         ValueError: if there is such an edit.
     """
-    gains_of(model, [one for one in wanted if one.rho is None], svds=svds, progress=progress)
+    # A cut by ρ fits every matrix, so only the others need their matrices' decompositions this early.
+    gains_of(model, [candidate for candidate in wanted if candidate.rho is None], svds=svds, progress=progress)
 
 
-def is_identity(gains: Gains) -> bool:
-    """Whether the edit leaves its matrix as it is, to the last bit."""
-    return gains.rest == 1 and gains.constants is None and bool((gains.values == 1).all())
+def first_alike(gains: Mapping[Candidate, Gains]) -> dict[Candidate, Candidate | None]:
+    """For each candidate the first one that leaves the same matrix behind; None where that is the unedited matrix.
+
+    On a small matrix two ρ often mean the same rank.
+    """
+    first: dict[Candidate, Candidate | None] = {}
+    for candidate, its in gains.items():
+        if its.rest == 1 and its.constants is None and bool((its.values == 1).all()):
+            first[candidate] = None
+            continue
+        earlier = [other for other, same in first.items() if same is other and other.site == candidate.site]
+        alike = (other for other in earlier if _same_matrix(candidate, its, other, gains[other]))
+        first[candidate] = next(alike, candidate)
+    return first
 
 
-def same_matrix(one: Candidate, its: Gains, other: Candidate, others: Gains) -> bool:
-    """Whether two candidates leave the same matrix behind: two ρ often mean the same rank on a small one."""
-    if (one.site, one.edit.basis, its.rest) != (other.site, other.edit.basis, others.rest):
+def row_of(candidate: Candidate | None) -> dict[str, object]:
+    """The columns of a table that say what was edited; None stands for the unedited model."""
+    if candidate is None:
+        return {
+            "candidate": UNEDITED, "site": "", "layer": pd.NA, "matrix": "", "edit": UNEDITED, "basis": "", "rho": 1.0,
+        }  # fmt: skip
+    edit, rho = candidate.edit, candidate.rho
+    return {
+        "candidate": str(candidate),
+        "site": str(candidate.site),
+        "layer": candidate.site.layer,
+        "matrix": candidate.site.matrix,
+        "edit": type(edit).__name__ if rho is not None and edit.basis == SVD() else repr(edit),
+        "basis": repr(edit.basis),
+        "rho": nan if rho is None else rho,
+    }
+
+
+def _same_matrix(candidate: Candidate, its: Gains, other: Candidate, others: Gains) -> bool:
+    if (candidate.edit.basis, its.rest) != (other.edit.basis, others.rest):
         return False
     if its.constants is not None or others.constants is not None:
         return False
     return torch.equal(its.values, others.values)
-
-
-def distinct(wanted: Sequence[Candidate], gains: dict[Candidate, Gains]) -> dict[Candidate, Candidate | None]:
-    """For each candidate the first one that leaves the same matrix behind; None where that is the unedited one."""
-    first: dict[Candidate, Candidate | None] = {}
-    seen: dict[Site, list[Candidate]] = {}
-    for one in wanted:
-        if is_identity(gains[one]):
-            first[one] = None
-            continue
-        alike = [other for other in seen.get(one.site, []) if same_matrix(one, gains[one], other, gains[other])]
-        first[one] = alike[0] if alike else one
-        if not alike:
-            seen.setdefault(one.site, []).append(one)
-    return first
 
 
 def _family(edit: object) -> Family | Edit:
@@ -195,7 +228,6 @@ def _family(edit: object) -> Family | Edit:
 
 def _of_site(place: Place, family: Family | Edit, rhos: Sequence[float]) -> list[Candidate]:
     if isinstance(family, Edit):
-        rho = getattr(family, "rho", None)
-        return [Candidate(place.site, family, rho)]
+        return [Candidate(place.site, family, getattr(family, "rho", None))]
     shape = place.d_in, place.d_out
     return [Candidate(place.site, family.edit(rho, shape), float(rho), family) for rho in rhos]

@@ -1,34 +1,41 @@
 """Screened search: a few candidates begin, the losers of every round drop out, and the finalists run in full.
 
-The accuracies of good candidates differ by a few items in a hundred, so three things make early rounds tell more than
-as many items at random would. Items that the unedited model is undecided about come more often, and count for less.
-Candidates that decide as many items rightly are told apart by how probable they make what is right. And of
-neighbouring ρ, which do alike, one begins; the others join when it has survived a round.
+Good candidates differ by a few items in a hundred, so three things make early rounds tell more than as many random
+items would:
+
+- Items that the unedited model is undecided about come more often, and count for less.
+- Candidates that get equally many items right are told apart by how probable they make what is right.
+- Of neighbouring ρ, which do alike, one begins; the others join when it has survived a round.
+
+Which matrices begin is decided by the gradient of the loss with respect to every singular value (arXiv:2510.20800,
+where ∂L/∂s from 100 samples ranks the matrices). How the components' derivatives become one number is our own:
+`Σ max(0, (1 − γ_i) s_i ∂L/∂s_i)` over what an edit takes away. To first order that is by how much the loss falls if
+only the components that do harm are removed.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import ceil
-from typing import final
+from typing import NamedTuple, final
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from analyses.laser.candidates import Candidate
-from analyses.laser.evaluation import Outcome, cost
-from analyses.laser.screening import Promise, promises
-from analyses.laser.trials import Bench, Trial, joined, trial
-from analyses.scoring import Scores
+from analyses.laser.trials import Bench, Objective, Setup, Trial, joined
+from analyses.scoring import Batch, EncodedTask, Likeliest, log_probs, read
 from analyses.tasks.task import Task
-from hooks import Site
+from hooks import Place, Site, host_of
+from hooks.temporary import Temporary
+from surgery import SVD, Basis, Decomposition, RandomizedSVD
 from surgery.arguments import fraction, whole
+from surgery.decompositions import decomposed
 
-_MOST, _NET = "promises at most", "promises net"
-_UNDECIDED = 0.6
-"""The fraction of the items that is of the half about which the unedited model is least decided, while they last."""
+_SHARE = 0.6
+"""The share of every round that is drawn from the undecided half of the items, until those run out."""
 
 
 @final
@@ -38,13 +45,19 @@ class Screened:
 
     Args:
         items: how many of the screen items the gradient is taken on.
-        keep: the fraction of the matrices, those of most promise, that enter the race with every third ρ of each edit.
-            Every other one enters with the smallest of these ρ.
+        keep: the fraction of the matrices, those that promise most, that enter the race with every third ρ of each
+            edit. Every other one enters with the smallest of these ρ.
         at_least: how many matrices enter with every third ρ at least.
-        first_round: on how many validation items the race begins; the second round has half as many more, every further
+        first_round: on how many validation items the race begins. The second round has half as many more, every further
             one doubles them.
         survive: the fraction of the candidates that goes on to the next round.
         finalists: how many candidates are run on all validation items at least.
+
+    Raises:
+        ValueError: if a number is below 1, or a fraction not above 0 and at most 1.
+
+    >>> laser.Screened(first_round=8).finalists
+    6
 
     Source: the halving is that of Jamieson and Talwalkar, arXiv:1502.07943.
     """
@@ -63,192 +76,301 @@ class Screened:
             raise ValueError(f"{self!r}: the fractions are above 0 and at most 1. Start from Screened().")
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Race:
-    """How a race went: the unedited model and the finalists on all items, the others as far as they came."""
+class Promise(NamedTuple):
+    """By how much a candidate could lower the loss, to first order, in nats.
 
-    unedited: Trial
-    trials: tuple[Trial, ...]
-    promises: Mapping[Candidate, float]
-    items_run: int
+    `most`: if of what the edit takes away only the components that do harm were removed. `net`: if all were.
+    """
+
+    most: float
+    net: float
 
 
 def race(
-    bench: Bench, screen: Task, validation: Task, wanted: Sequence[Candidate], settings: Screened, *, seed: int
-) -> Race:
-    """The promising candidates, raced on the validation items; the trials have these in the order of the race."""
-    promised = _promises(bench, screen, wanted, settings)
-    asked = bench.evaluator(validation)
-    undecided = _undecided(trial(None, asked.encoded, bench.unedited(asked, "validation")).scores)
+    setup: Setup, screen: Task, validation: Task, candidates: Sequence[Candidate], settings: Screened, *, seed: int
+) -> tuple[Trial, tuple[Trial, ...], dict[Candidate, float]]:
+    """The unedited model and the finalists on all validation items, the others as far as they came; and the promises.
+
+    The items of every trial stand in the order of the race.
+    """
+    promised = _promises(setup.bench("screen", screen[: settings.items]), candidates)
+    undecided = _undecided(setup.bench("validation", validation).unedited())
     order = _order(undecided, seed)
-    track = _Track(bench, validation.take(order.tolist()), undecided[order], settings)
-    track.run(wanted, _entrants(wanted, promised, settings))
-    trials = tuple(track.trials[one] for one in wanted if one in track.trials)
-    items_run = sum(len(one.encoded.task) for one in trials) + 2 * len(validation)
-    most = {one: promise.most for one, promise in promised.items()}
-    return Race(track.unedited(), trials, most, items_run)
+    track = _Track(setup, validation.take(order.tolist()), undecided[order], settings)
+    unedited = track.run(candidates, _entrants(candidates, promised, settings))
+    trials = tuple(track.trials[candidate] for candidate in candidates if candidate in track.trials)
+    return unedited, trials, {candidate: promise.most for candidate, promise in promised.items()}
 
 
 @dataclass(slots=True)
 class _Track:
-    """A race in progress: each candidate as far as it has come, and what it said on each stretch so far."""
+    """A race in progress.
 
-    bench: Bench
+    Args:
+        setup: the model and how it is asked.
+        items: the validation items in the order of the race.
+        undecided: which of them belong to the undecided half.
+        settings: how long the rounds are, and who survives.
+        trials: each candidate on all items that it has seen.
+        stretches: the same by stretches: what each round added. None stands for the unedited model.
+    """
+
+    setup: Setup
     items: Task
     undecided: Bool[Tensor, " item"]
     settings: Screened
     trials: dict[Candidate, Trial] = field(default_factory=dict)
-    _said: dict[Candidate, list[Outcome]] = field(default_factory=dict)
+    stretches: dict[Candidate | None, list[Trial]] = field(default_factory=lambda: {None: []})
 
-    def run(self, wanted: Sequence[Candidate], entrants: Sequence[Candidate]) -> None:
-        """Round after round; after the first, the neighbours of the survivors join."""
-        ends, running = self.ends, list(entrants)
-        total = self._total_cost(running, ends, len(wanted))
-        with tqdm(total=total, desc="racing", unit="block", delay=1, disable=not self.bench.progress) as bar:
-            for number in range(1, len(ends) + 1):
-                self._round(ends[:number], running, bar)
-                running = self._survivors(running)
-                if number == 1:
-                    joining = _neighbours(wanted, running, self.trials)
-                    running = [one for one in wanted if one in running or one in joining]
-            self._round(ends, running, bar)  # Those who joined after a first round that was the last.
+    def run(self, candidates: Sequence[Candidate], entrants: Sequence[Candidate]) -> Trial:
+        """Round after round; the trial of the unedited model on all items."""
+        ends, running = _rounds(len(self.items), self.settings.first_round), list(entrants)
+        for number in range(1, len(ends) + 1):
+            self._catch_up(running, ends[:number])
+            running = self._survivors(running)
+            if number == 1:
+                joining = _neighbours(candidates, running, self.trials)
+                running = [candidate for candidate in candidates if candidate in running or candidate in joining]
+        self._catch_up(running, ends)  # for those who joined after a first round that was the last
+        return joined(self.stretches[None], self.trials[running[0]].scores.encoded)
 
-    @property
-    def ends(self) -> list[int]:
-        """Up to which item each round goes."""
-        return _rounds(len(self.items), self.settings.first_round)
-
-    def unedited(self) -> Trial:
-        """The model as it was given, on all items."""
-        parts = pairwise([0, *self.ends])
-        said = [self.bench.unedited(self.bench.evaluator(self.items[a:b]), _name(a, b)) for a, b in parts]
-        return trial(None, self.bench.evaluator(self.items).encoded, joined(said))
-
-    def _round(self, ends: Sequence[int], running: Sequence[Candidate], bar: tqdm) -> None:
-        """Everyone in the race is run up to the last of these items, and on none twice."""
+    def _catch_up(self, running: Sequence[Candidate], ends: Sequence[int]) -> None:
+        """Run everyone in the race up to the last of these items, and on no item twice."""
         for number, (start, end) in enumerate(pairwise([0, *ends])):
-            asking = [one for one in running if len(self._said.get(one, ())) == number]
-            if asking:
-                asked = self.bench.evaluator(self.items[start:end], _from_last(asking))
-                for one, outcome in self.bench.try_all(asked, _name(start, end), asking, bar).items():
-                    self._said.setdefault(one, []).append(outcome)
-        so_far = self.bench.evaluator(self.items[: ends[-1]]).encoded
-        self.trials |= {one: trial(one, so_far, joined(self._said[one])) for one in running}
+            # Those who joined late have seen fewer stretches than the others.
+            behind = [candidate for candidate in running if len(self.stretches.get(candidate, ())) == number]
+            if not behind:
+                continue
+            part, sites = f"validation {start}:{end} of the race", [candidate.site for candidate in behind]
+            bench = self.setup.bench(part, self.items[start:end], sites)
+            for candidate, trial in bench.try_all(behind, f"racing, items {start} to {end}").items():
+                self.stretches.setdefault(candidate, []).append(trial)
+            if len(self.stretches[None]) == number:
+                self.stretches[None].append(bench.unedited())
+        behind = [
+            candidate
+            for candidate in running
+            if candidate not in self.trials or len(self.trials[candidate].scores) < ends[-1]
+        ]
+        if behind:
+            so_far = self.setup.encoded(self.items[: ends[-1]])
+            self.trials |= {candidate: joined(self.stretches[candidate], so_far) for candidate in behind}
 
     def _survivors(self, running: Sequence[Candidate]) -> list[Candidate]:
-        number = _surviving(len(running), self.settings)
-        return sorted(running, key=lambda one: self._standing(self.trials[one]), reverse=True)[:number]
-
-    def _standing(self, one: Trial) -> tuple[float, float]:
-        """The accuracy and the mean probability of what is right, every item weighted by how many it stands for."""
-        scores, undecided = one.scores, self.undecided[: len(one.encoded.task)]
-        weights = torch.zeros(len(undecided), dtype=torch.double)
-        for alike in (undecided, ~undecided):
-            if alike.any():
-                weights[alike] = float((self.undecided == undecided[alike][0]).sum()) / float(alike.sum())
-        weights /= weights.sum()
-        return float(weights @ scores.correct.double()), float(weights @ scores.p_correct.double())
-
-    def _total_cost(self, running: Sequence[Candidate], ends: Sequence[int], most: int) -> int:
-        """About how many blocks the race runs: if those who come and go are as costly as those who begin."""
-        each, left, total = sum(cost(self.bench.model, one.site) for one in running) / len(running), len(running), 0.0
-        for number, (start, end) in enumerate(pairwise([0, *ends])):
-            total += each * left * (end - start)
-            left = _surviving(left, self.settings)
-            if number == 0:
-                joining = min(2 * left, most - len(running))
-                total, left = total + each * joining * end, left + joining
-        return round(total)
+        weights = _weights(self.undecided, len(self.trials[running[0]].scores))
+        standings = {one: Objective(self.trials[one].scores).standing(weights) for one in running}
+        most = max(self.settings.finalists, ceil(self.settings.survive * len(running)))
+        return sorted(running, key=standings.__getitem__, reverse=True)[:most]
 
 
-def _promises(bench: Bench, screen: Task, wanted: Sequence[Candidate], settings: Screened) -> dict[Candidate, Promise]:
-    most, net = bench.log.numbers(_MOST), bench.log.numbers(_NET)
-    if most is None or net is None:
-        encoded = bench.evaluator(screen[: settings.items]).encoded
-        found = promises(bench.model, encoded, wanted, svds=bench.svds, progress=bench.progress)
-        bench.log.put_numbers(_MOST, {one.key: promise.most for one, promise in found.items()})
-        bench.log.put_numbers(_NET, {one.key: promise.net for one, promise in found.items()})
-        return found
-    return {one: Promise(most[one.key], net[one.key]) for one in wanted}
-
-
-def _undecided(scores: Scores) -> Bool[Tensor, " item"]:
-    """The half of the items where the probability of what is right is nearest to one half, in log-odds."""
-    p = scores.p_correct.double().clamp(1e-12, 1 - 1e-12)
-    nearest = torch.zeros(len(p), dtype=torch.bool)
-    nearest[p.logit().abs().argsort(stable=True)[: len(p) // 2]] = True
+def _undecided(unedited: Trial) -> Bool[Tensor, " item"]:
+    """The half of the items that is nearest to being decided the other way."""
+    decidedness = Objective(unedited.scores).decidedness()
+    nearest = torch.zeros(len(decidedness), dtype=torch.bool)
+    nearest[decidedness.argsort(stable=True)[: len(decidedness) // 2]] = True
     return nearest
 
 
+def _weights(undecided: Bool[Tensor, " item"], n: int) -> Float[Tensor, " first"]:
+    """Weights of the first n items, which sum to 1: each by how many items of its half it stands for.
+
+    They make a mean over the first items, of which more are undecided, an estimate of the mean over all.
+    """
+    first = undecided[:n]
+    weights = torch.zeros(n, dtype=torch.double)
+    for is_undecided in (True, False):
+        alike = first == is_undecided
+        if alike.any():
+            weights[alike] = float((undecided == is_undecided).sum()) / float(alike.sum())
+    return weights / weights.sum()
+
+
 def _order(undecided: Bool[Tensor, " item"], seed: int) -> Int[Tensor, " item"]:
-    """Shuffled items, of which every stretch from the first on has its share of undecided ones while there are any."""
+    """A shuffled order in which every prefix holds about 60 % undecided items, while any remain."""
     shuffled = torch.randperm(len(undecided), generator=torch.Generator().manual_seed(seed))
+    # The k-th item of a kind whose share is s is due at about position k/s; sorting by that interleaves the kinds.
     due = torch.empty(len(undecided), dtype=torch.double)
-    for kind, share in ((True, _UNDECIDED), (False, 1 - _UNDECIDED)):
-        alike = undecided[shuffled] == kind
+    for is_undecided, share in ((True, _SHARE), (False, 1 - _SHARE)):
+        alike = undecided[shuffled] == is_undecided
         due[alike] = (torch.arange(int(alike.sum()), dtype=torch.double) + 0.5) / share
     return shuffled[due.argsort(stable=True)]
 
 
-def _entrants(
-    wanted: Sequence[Candidate], promised: Mapping[Candidate, Promise], settings: Screened
-) -> list[Candidate]:
-    """Every third ρ of the matrices that promise most, one ρ of each other; edits without a ρ as they promise."""
-    of_site: dict[Site, list[Candidate]] = {}
-    for one in wanted:
-        of_site.setdefault(one.site, []).append(one)
-    ranked = sorted(of_site, key=lambda site: -max(promised[one].most for one in of_site[site]))
-    number = max(settings.at_least, ceil(settings.keep * len(of_site)))
-    chosen: set[Candidate] = set()
-    for place, site in enumerate(ranked):
-        alone = [one for one in of_site[site] if one.family is None]
-        if alone:
-            chosen |= set(alone) if place < number else {max(alone, key=lambda one: promised[one].net)}
-        for members in _families(of_site[site]):
-            every_third = members[max(len(members) - 2, 0) :: -3]
-            chosen |= set(every_third if place < number else every_third[-1:])
-    return [one for one in wanted if one in chosen]
-
-
-def _families(wanted: Sequence[Candidate]) -> list[list[Candidate]]:
-    """The candidates that are one edit of one matrix at several ρ, by rising ρ."""
-    found: dict[tuple[Site, int], list[Candidate]] = {}
-    for one in wanted:
-        if one.family is not None:
-            found.setdefault((one.site, id(one.family)), []).append(one)
-    return [sorted(members, key=lambda one: one.rho or 0.0) for members in found.values()]
-
-
-def _neighbours(
-    wanted: Sequence[Candidate], survivors: Sequence[Candidate], tried: Collection[Candidate]
-) -> set[Candidate]:
-    """The candidates between a survivor and the next ρ of the same edit that has been tried, on both sides."""
-    found: set[Candidate] = set()
-    for members in _families(wanted):
-        for at in (place for place, one in enumerate(members) if one in survivors):
-            for side in (members[at + 1 :], members[:at][::-1]):
-                met = next((place for place, one in enumerate(side) if one in tried), len(side))
-                found |= set(side[:met])
-    return found
-
-
-def _surviving(running: int, settings: Screened) -> int:
-    return min(running, max(settings.finalists, ceil(settings.survive * running)))
-
-
 def _rounds(n: int, first: int) -> list[int]:
-    """Up to which item each round goes: a first round, half as much more, then doubling."""
+    """The number of items seen after each round: a first round, half as much more, then doubling."""
     ends = [min(first, n)]
     while ends[-1] < n:
         after = ends[-1] + max(1, ends[-1] // 2) if len(ends) == 1 else 2 * ends[-1]
+        # Where less than a third would be left for one more round, this round takes it along.
         ends.append(n if 3 * after > 2 * n else after)
     return ends
 
 
-def _from_last(running: Sequence[Candidate]) -> list[Site]:
-    return sorted({one.site for one in running}, reverse=True)
+def _entrants(
+    candidates: Sequence[Candidate], promised: Mapping[Candidate, Promise], settings: Screened
+) -> list[Candidate]:
+    """Every third ρ of the matrices that promise most, one ρ of each other; of single edits the most promising."""
+    of_site: dict[Site, list[Candidate]] = {}
+    for candidate in candidates:
+        of_site.setdefault(candidate.site, []).append(candidate)
+    ranked = sorted(of_site, key=lambda site: -max(promised[candidate].most for candidate in of_site[site]))
+    number = max(settings.at_least, ceil(settings.keep * len(of_site)))
+    entrants: set[Candidate] = set()
+    for rank, site in enumerate(ranked):
+        single = [candidate for candidate in of_site[site] if candidate.family is None]
+        if single:
+            entrants |= set(single) if rank < number else {max(single, key=lambda candidate: promised[candidate].net)}
+        for members in _families(of_site[site]):
+            # From the second largest ρ downwards: the largest changes least.
+            every_third = members[max(len(members) - 2, 0) :: -3]
+            entrants |= set(every_third if rank < number else every_third[-1:])
+    return [candidate for candidate in candidates if candidate in entrants]
 
 
-def _name(start: int, end: int) -> str:
-    return f"validation {start}:{end} of the race"
+def _neighbours(
+    candidates: Sequence[Candidate], survivors: Sequence[Candidate], tried: Collection[Candidate]
+) -> set[Candidate]:
+    """The candidates between a survivor and the next ρ of the same edit that has been tried, on both sides."""
+    joining: set[Candidate] = set()
+    for members in _families(candidates):
+        for at in (number for number, candidate in enumerate(members) if candidate in survivors):
+            for side in (members[at + 1 :], members[:at][::-1]):
+                untried = next((n for n, candidate in enumerate(side) if candidate in tried), len(side))
+                joining |= set(side[:untried])
+    return joining
+
+
+def _families(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """The candidates that are one edit of one matrix at several ρ, by rising ρ."""
+    members: dict[tuple[Site, int], list[Candidate]] = {}
+    for candidate in candidates:
+        if candidate.family is not None:  # by identity, since a user's own family need not be hashable
+            members.setdefault((candidate.site, id(candidate.family)), []).append(candidate)
+    return [sorted(family, key=lambda candidate: candidate.rho or 0.0) for family in members.values()]
+
+
+def _promises(bench: Bench, candidates: Sequence[Candidate]) -> dict[Candidate, Promise]:
+    """The promises, from the log where it has them."""
+    log, names = bench.setup.log, {name: f"promises {name}" for name in Promise._fields}
+    if any(key not in log for key in names.values()):
+        computed = promises(bench, candidates)
+        for name, key in names.items():
+            log.put(key, {"numbers": {one.key: getattr(promise, name) for one, promise in computed.items()}})
+    numbers = {name: log.get(key) or {} for name, key in names.items()}
+    return {
+        candidate: Promise(**{name: piece["numbers"][candidate.key] for name, piece in numbers.items()})
+        for candidate in candidates
+    }
+
+
+def promises(bench: Bench, candidates: Sequence[Candidate]) -> dict[Candidate, Promise]:
+    """By how much each candidate could lower the loss on the bench's items.
+
+    The loss is the mean log-loss for answers, and −log of the right texts' share for choices and pairs.
+    """
+    setup = bench.setup
+    gradients = _weight_gradients(bench, [candidate.site for candidate in candidates])
+    by_basis: dict[Basis, list[Candidate]] = {}
+    for candidate in candidates:
+        # The components of an incomplete basis do not sum to the matrix: what is left out has to be looked up in SVD.
+        basis = candidate.edit.basis if candidate.edit.basis.complete else SVD()
+        by_basis.setdefault(basis, []).append(candidate)
+    promised = {}
+    for basis, alike in by_basis.items():
+        sites = dict.fromkeys(candidate.site for candidate in alike)
+        decompositions = decomposed(setup.model, sites, basis=basis, svds=setup.svds, progress=setup.progress)
+        # ∂loss/∂γ_i = s_i u_iᵀ (∂loss/∂W) v_i
+        slopes = {site: d.S * ((d.U.mT @ gradients[site].to(d.U)) * d.Vh).sum(1) for site, d in decompositions.items()}
+        for candidate in alike:
+            falls = _removed(candidate, decompositions[candidate.site]) * slopes[candidate.site]
+            promised[candidate] = Promise(float(falls.clamp_min(0).sum()), float(falls.sum()))
+    return {candidate: promised[candidate] for candidate in candidates}
+
+
+def _removed(candidate: Candidate, decomposition: Decomposition) -> Float[Tensor, " component"]:
+    """How much of each component the candidate takes away: 1 − γ_i."""
+    if decomposition.basis == candidate.edit.basis:
+        return 1 - candidate.edit.gains(decomposition).values
+    removed = torch.ones_like(decomposition.S)
+    if isinstance(candidate.edit.basis, RandomizedSVD):  # which keeps about the leading components
+        removed[: candidate.edit.basis.rank] = 0
+    return removed
+
+
+def _weight_gradients(bench: Bench, sites: Sequence[Site]) -> dict[Site, Float[Tensor, "d_in d_out"]]:
+    """∂loss/∂W = Σ_t x_tᵀ ∂loss/∂y_t at every site, in fp32 or better; the parameters' own gradients stay untouched."""
+    host, encoded = host_of(bench.setup.model), bench.encoded
+    places = {site: host.place(site) for site in dict.fromkeys(sites)}
+    joint = {site.joint: place for site, place in places.items()}
+    weights = _loss_weights(bench).float()
+    gradients: dict[Site, Tensor] = {}
+    quiet = not bench.setup.progress
+    for batch in tqdm(encoded.batches, desc="gradients", unit="batch", delay=1, disable=quiet):
+
+        def loss(batch: Batch = batch) -> Float[Tensor, ""]:
+            said = log_probs(bench.run(batch), batch)
+            return (said * weights[batch.index.cpu()].to(said.device)).sum()
+
+        ends = _ends(joint, loss)
+        for site, place in places.items():
+            x, g = ends[site.joint]
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            part = place.read_input(x).to(dtype).flatten(0, 1).mT @ place.read_output(g).to(dtype).flatten(0, 1)
+            gradients[site] = gradients[site] + part if site in gradients else part
+    return gradients
+
+
+def _ends(places: Mapping[Site, Place], loss: Callable[[], Tensor]) -> dict[Site, tuple[Tensor, Tensor]]:
+    """What flows into each matrix, and ∂loss/∂(what flows out of it): one pass forward and one back."""
+    inputs: dict[Site, Tensor] = {}
+    outputs: dict[Site, Tensor] = {}
+
+    def taps(site: Site, place: Place) -> Temporary[None]:
+        def on_input(x: Tensor) -> None:
+            inputs[site] = x.detach()
+
+        def on_output(y: Tensor) -> Tensor:
+            # A leaf where the weights need no gradient; else a copy, since a view cannot be asked for its own.
+            outputs[site] = y.clone() if y.requires_grad else y.detach().clone().requires_grad_()
+            return outputs[site]
+
+        return place.tapped(at_input=on_input, at_output=on_output)
+
+    with torch.inference_mode(False), torch.enable_grad():
+        with Temporary([thing for site, place in places.items() for thing in taps(site, place).things]):
+            value = loss()
+        gradients = torch.autograd.grad(value, list(outputs.values()), allow_unused=True)
+    return {
+        site: (inputs[site], torch.zeros_like(y) if gradient is None else gradient)
+        for (site, y), gradient in zip(outputs.items(), gradients, strict=True)
+    }
+
+
+def _loss_weights(bench: Bench) -> Float[Tensor, " target"]:
+    """∂loss/∂(log-probability of each target). With these the loss is a sum, so that batches need not share a graph."""
+    encoded = bench.encoded
+    table = encoded.continuations
+    one_answer_each = len(encoded.task) == int((table.right & ~table.nested).sum())
+    if one_answer_each and not isinstance(encoded.rule, Likeliest):
+        values = torch.zeros(encoded.n_targets, dtype=torch.double)  # the loss is linear: any values do
+    else:
+        with torch.no_grad():
+            values = read(encoded, bench.run).log_prob
+    with torch.inference_mode(False), torch.enable_grad():
+        values = values.clone().requires_grad_()
+        return torch.autograd.grad(_mean_loss(encoded, values), values)[0]
+
+
+def _mean_loss(encoded: EncodedTask, log_prob: Float[Tensor, " target"]) -> Float[Tensor, ""]:
+    table = encoded.continuations
+    summed = torch.zeros(len(table.item), dtype=torch.double).index_add(0, table.target, log_prob)
+    sizes = table.first.diff().tolist()
+    columns = (column.split(sizes) for column in (summed, table.right, table.nested, table.length, table.n_bytes))
+    losses = []
+    for values, right, nested, length, n_bytes in zip(*columns, strict=True):
+        if isinstance(encoded.rule, Likeliest):
+            divisor = {"sequence": torch.ones_like(length), "token": length, "byte": n_bytes}[encoded.rule.per]
+            losses.append((values / divisor).logsumexp(0) - (values / divisor)[right].logsumexp(0))
+        else:
+            losses.append(-values[right & ~nested].logsumexp(0) / length[0])
+    return torch.stack(losses).mean()

@@ -7,23 +7,21 @@ from typing import final
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from analyses.laser.candidates import PAPER_RHOS, Published, fractions
-from analyses.laser.results import SearchResult
-from analyses.laser.searching import MLP
+import surgery
+from analyses.laser.candidates import MLP, PAPER_RHOS, Published, fractions
+from analyses.laser.search import SearchResult, complete
 from analyses.scoring import Change, Comparison, bootstrap
 from analyses.tasks.items import Item, Text
-from hooks import Site, host_of
-from hooks.editor import editor_of
-from surgery import SVD, Decompositions
-from surgery import sites as sites_of
+from hooks import Site
+from surgery import SVD, Decomposition, Decompositions, Edit
 from surgery.arguments import counted, number, whole
-from surgery.decompositions import decomposed
 from surgery.ranks import effective_rank, rank_from_rho, stable_rank
 
 Frequency = Mapping[str, float] | Mapping[Text, float] | Sequence[float] | Callable[[Item], float]
-"""How often each item's fact was seen in training: by item, by position, or by the reference answer's text."""
+"""How often each item's fact was seen in training: by the reference answer's text, by position, or by item."""
 
 
 @final
@@ -55,10 +53,15 @@ class Robustness:
 def paraphrase_robustness(comparison: Comparison, *, level: float = 0.95, seed: int = 0) -> Robustness:
     """Whether an edit makes a model right on all wordings of a fact, or only on some.
 
-    Items that share a group or a prompt are wordings of one fact. The intervals draw facts.
+    Items that share a group or a prompt are wordings of one fact. The intervals, at this confidence level, draw facts.
 
     Raises:
         ValueError: if no two items belong together.
+
+    >>> items = [tasks.AnswerItem((n, word), ((n + 3,),), groups=(f"{n}",)) for n in range(9) for word in (10, 20)]
+    >>> scores = scoring.score(model, items)
+    >>> laser.paraphrase_robustness(scoring.compare(scores, scores)).groups
+    9
 
     Source: arXiv:2312.13558.
     """
@@ -73,8 +76,8 @@ def paraphrase_robustness(comparison: Comparison, *, level: float = 0.95, seed: 
     wrong = torch.tensor([[float((~side[group]).all()) for group in groups] for side in sides], dtype=torch.double)
     alike = right + wrong
     changes = torch.stack([right[1] - right[0], alike[1] - alike[0]])
-    numbers = torch.arange(len(groups))
-    all_right, consistent = bootstrap(changes, numbers, level=level, seed=seed)
+    # Each group is a cluster of its own: items of one fact are not drawn apart.
+    all_right, consistent = bootstrap(changes, torch.arange(len(groups)), confidence=level, seed=seed)
     before, after = ((right[side].mean().item(), alike[side].mean().item()) for side in (0, 1))
     return Robustness(len(groups), all_right, consistent, before, after)
 
@@ -92,20 +95,32 @@ def by_frequency(comparison: Comparison, frequency: Frequency, *, bins: int = 5)
     Raises:
         ValueError: if an item has no frequency, or there are fewer than one bin.
 
+    >>> items = [tasks.AnswerItem((n, n + 1, n + 2), ((n + 3,),)) for n in range(30)]
+    >>> scores = scoring.score(model, items)
+    >>> laser.by_frequency(scoring.compare(scores, scores), [float(n) for n in range(30)], bins=3)["items"].tolist()
+    [10, 10, 10]
+
     Source: arXiv:2312.13558: what is corrected is rare in the training data.
     """
     whole(bins, "bins", least=1)
-    frame = pd.DataFrame(
-        {
-            "frequency": _frequencies(comparison, frequency),
-            "before": comparison.before.correct.tolist(),
-            "after": comparison.after.correct.tolist(),
-        }
+    before, after = (scores.correct.numpy() for scores in (comparison.before, comparison.after))
+    frame = pd.DataFrame({"frequency": _frequencies(comparison, frequency), "before": before, "after": after})
+    frame = frame.assign(corrected=~before & after, broken=before & ~after)
+    rank = frame["frequency"].rank(method="min")
+    groups = frame.groupby(((rank - 1) * bins // len(frame)).astype(int))
+    table = groups.agg(
+        **{"from": ("frequency", "min"), "to": ("frequency", "max")},
+        items=("before", "size"),
+        accuracy_before=("before", "mean"),
+        accuracy_after=("after", "mean"),
+        corrected=("corrected", "sum"),
+        broken=("broken", "sum"),
+    ).reset_index(drop=True)
+    right = table["accuracy_before"] * table["items"]
+    return table.assign(
+        corrected_fraction=table["corrected"] / (table["items"] - right).round().clip(lower=1),
+        broken_fraction=table["broken"] / right.round().clip(lower=1),
     )
-    ranks = frame["frequency"].rank(method="min", pct=False)
-    frame["bin"] = ((ranks - 1) * bins // len(frame)).astype(int)
-    rows = [_bin_row(part) for _, part in frame.groupby("bin")]
-    return pd.DataFrame(rows)
 
 
 def effective_ranks(
@@ -117,24 +132,19 @@ def effective_ranks(
 
     Raises:
         SiteError: if a pattern names no editable matrix.
+
+    >>> laser.effective_ranks(model, "blocks.0.mlp.*", progress=False)[["site", "rank"]].to_numpy().tolist()
+    [['blocks.0.mlp.W_in', 16], ['blocks.0.mlp.W_out', 16]]
     """
-    matched = [Site.parse(site) for site in sites_of(model, sites)]
+    decompositions = surgery.decompose(model, sites, basis=SVD(), svds=svds, progress=progress)
     rows = []
-    for site, parts in decomposed(model, matched, basis=SVD(), svds=svds, progress=progress).items():
-        effective = effective_rank(parts.S)
-        rows.append(
-            {
-                "site": str(site),
-                "layer": site.layer,
-                "matrix": site.matrix,
-                "effective_rank": effective,
-                "stable_rank": stable_rank(parts.S),
-                "rank": parts.n_components,
-                "fraction": effective / parts.n_components,
-                "weights": parts.weight_state,
-            }
-        )
-    return pd.DataFrame(rows)
+    for site in map(Site.parse, surgery.sites(model, sites)):
+        components = decompositions[str(site)]
+        ranks = {"effective_rank": effective_rank(components.S), "stable_rank": stable_rank(components.S)}
+        rows.append({"site": str(site), "layer": site.layer, "matrix": site.matrix, **ranks, "rank": components.rank})
+    frame = pd.DataFrame(rows)
+    states = [decompositions[site].weight_state for site in frame["site"]]
+    return frame.assign(fraction=frame["effective_rank"] / frame["rank"], weights=states)
 
 
 def layer_task_map(results: Iterable[SearchResult]) -> pd.DataFrame:
@@ -145,32 +155,34 @@ def layer_task_map(results: Iterable[SearchResult]) -> pd.DataFrame:
 
     Raises:
         ValueError: if two results are of tasks of one name.
+
+    >>> items = [tasks.AnswerItem((n, n + 1, n + 2), ((n + 3,),)) for n in range(30)]
+    >>> result = laser.search(model, tasks.Task("count", tuple(items)), rhos=(0.5,), progress=False)
+    >>> len(laser.layer_task_map([result]))
+    4
     """
-    rows: list[dict[str, object]] = []
-    names: list[str] = []
-    for result in results:
-        if result.task in names:
-            raise ValueError(f"two results are named {result.task!r}: a map has a column for each task. Rename one.")
-        names.append(result.task)
+    results = list(results)
+    names = [result.task for result in results]
+    again = next((name for name in names if names.count(name) > 1), None)
+    if again is not None:
+        raise ValueError(f"two results are named {again!r}: a map has a column for each task. Rename one.")
+    best: dict[tuple[int, Site], dict[str, object]] = {}
+    for column, result in enumerate(results):
         before = result.unedited.summary
-        best: dict[str, tuple[tuple[float, float], dict[str, object]]] = {}
-        for one in result.trials:
-            if one.candidate is None or one.summary.n_items != before.n_items:
-                continue
-            site = one.candidate.site
+        for trial in sorted(complete(result.unedited, result.trials), key=lambda trial: trial.merit, reverse=True):
+            assert trial.candidate is not None
+            site, now = trial.candidate.site, trial.summary
             row = {
                 "task": result.task,
                 "site": str(site),
                 "layer": site.layer,
                 "matrix": site.matrix,
-                "edit": repr(one.candidate.edit),
-                "gain": one.summary.accuracy - before.accuracy,
-                "log_loss_change": one.summary.log_loss - before.log_loss,
+                "edit": repr(trial.candidate.edit),
+                "gain": now.accuracy - before.accuracy,
+                "log_loss_change": now.log_loss - before.log_loss,
             }
-            if str(site) not in best or one.merit > best[str(site)][0]:
-                best[str(site)] = one.merit, row
-        rows += [row for _, row in best.values()]
-    return pd.DataFrame(rows)
+            best.setdefault((column, site), row)  # the trials come from the best to the worst
+    return pd.DataFrame([best[key] for key in sorted(best)])
 
 
 def published_distance(
@@ -190,34 +202,45 @@ def published_distance(
 
     Raises:
         SiteError: if a pattern names no editable matrix.
+
+    >>> frame = laser.published_distance(model, "blocks.0.mlp.W_in", rhos=(0.5,), progress=False)
+    >>> bool((frame["error"] > frame["exact_error"]).all())
+    True
     """
-    matched = [Site.parse(site) for site in sites_of(model, sites)]
-    rhos = fractions(rhos)
-    exact = decomposed(model, matched, basis=SVD(), svds=svds, progress=progress)
-    rows = []
-    for site, parts in exact.items():
-        W = editor_of(model).original(host_of(model).place(site)).to(parts.S)
+    rhos, rows = fractions(rhos), []
+    exact = surgery.decompose(model, sites, basis=SVD(), svds=svds, progress=progress)
+    for site in surgery.sites(model, sites):
+        components = exact[site]
+        W = _product(components)
         for rho in rhos:
-            r = rank_from_rho(rho, min(parts.shape))
-            truncated = (parts.U[:, :r] * parts.S[:r]) @ parts.Vh[:r]
-            found = [_published(W, Published(number), rho) for number in (seed, other_seed)]
+            rank = rank_from_rho(rho, components.rank)
+            truncated = _product(components, rank)
+            first, second = (
+                _published(model, site, Published(n).edit(rho, components.shape)) for n in (seed, other_seed)
+            )
             rows.append(
                 {
-                    "site": str(site),
+                    "site": site,
                     "rho": rho,
-                    "rank": r,
-                    "distance": _relative(found[0] - truncated, truncated),
-                    "between_seeds": _relative(found[0] - found[1], truncated),
-                    "error": _relative(W - found[0], W),
+                    "rank": rank,
+                    "distance": _relative(first - truncated, truncated),
+                    "between_seeds": _relative(first - second, truncated),
+                    "error": _relative(W - first, W),
                     "exact_error": _relative(W - truncated, W),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def _published(W: Tensor, family: Published, rho: float) -> Tensor:
-    U, S, Vh = family.edit(rho, (W.shape[0], W.shape[1])).basis.decompose(W)
-    return (U * S) @ Vh
+def _published(model: nn.Module, site: str, edit: Edit) -> Float[Tensor, "d_in d_out"]:
+    # A store of its own, since nobody needs these components again.
+    store = Decompositions(basis=edit.basis)
+    return _product(surgery.decompose(model, site, svds=store, progress=False)[site])
+
+
+def _product(components: Decomposition, rank: int | None = None) -> Float[Tensor, "d_in d_out"]:
+    """The matrix that the strongest components add up to; all of them by default."""
+    return (components.U[:, :rank] * components.S[:rank]) @ components.Vh[:rank]
 
 
 def _relative(difference: Tensor, of: Tensor) -> float:
@@ -226,40 +249,25 @@ def _relative(difference: Tensor, of: Tensor) -> float:
 
 
 def _frequencies(comparison: Comparison, frequency: Frequency) -> list[float]:
+    """One finite frequency an item."""
     items = comparison.before.task.items
     if callable(frequency):
-        return [_finite(frequency(item)) for item in items]
-    if isinstance(frequency, Mapping):
+        values: Sequence[object] = [frequency(item) for item in items]
+    elif isinstance(frequency, Mapping):
         missing = next((item.right[0] for item in items if item.right[0] not in frequency), None)
         if missing is not None:
             raise ValueError(
                 f"the frequency of {missing!r} is not given: every item's reference answer needs one. Add it, or "
                 "give a function of the item."
             )
-        return [_finite(frequency[item.right[0]]) for item in items]  # type: ignore[index]
-    if len(frequency) != len(items):
-        given = counted(len(frequency), "frequency", "frequencies")
+        values = [frequency[item.right[0]] for item in items]  # type: ignore[index]
+    else:
+        values = frequency
+    if len(values) != len(items):
+        given = counted(len(values), "frequency", "frequencies")
         raise ValueError(f"{given} for {counted(len(items), 'item')}: every item needs one. Give one each.")
-    return [_finite(value) for value in frequency]
-
-
-def _finite(value: object) -> float:
-    if not isfinite(number(value, "frequency")):
-        raise ValueError(f"frequency={value!r}: every item needs a finite one. Leave out items that have none.")
-    return number(value, "frequency")
-
-
-def _bin_row(part: pd.DataFrame) -> dict[str, float | int]:
-    before, after = part["before"].to_numpy(bool), part["after"].to_numpy(bool)
-    corrected, broken = int((~before & after).sum()), int((before & ~after).sum())
-    return {
-        "from": float(part["frequency"].to_numpy(float).min()),
-        "to": float(part["frequency"].to_numpy(float).max()),
-        "items": len(part),
-        "accuracy_before": float(before.mean()),
-        "accuracy_after": float(after.mean()),
-        "corrected": corrected,
-        "broken": broken,
-        "corrected_fraction": corrected / max(1, int((~before).sum())),
-        "broken_fraction": broken / max(1, int(before.sum())),
-    }
+    numbers = [number(value, "frequency") for value in values]
+    infinite = next((value for value in numbers if not isfinite(value)), None)
+    if infinite is not None:
+        raise ValueError(f"frequency={infinite!r}: every item needs a finite one. Leave out items that have none.")
+    return numbers

@@ -1,52 +1,94 @@
-"""Candidates tried on a part of a task: each once, whatever is known from a log taken from there."""
+"""Candidates tried on one part of a task: each is run once from its matrix on, judged once, and kept in a log.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+Everything that touches scoring (encode, forward, read, judge) and everything that runs the model goes through `Bench`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import final
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import surgery
-from analyses.laser.candidates import Candidate, distinct, gains_of
-from analyses.laser.evaluation import MEMORY, Evaluator, Outcome, cost, evaluator
-from analyses.laser.log import Log
-from analyses.scoring import EncodedTask, Readings, Rule, Scores, Summary, judge
+from analyses.attribution.question import check_deterministic
+from analyses.laser.candidates import UNEDITED, Candidate, first_alike, gains_of
+from analyses.laser.resume import Log, LogError, packed, unpacked
+from analyses.scoring import Batch, EncodedTask, Readings, Rule, Scores, Summary, encode, generate, judge, read
+from analyses.scoring.tokenizer import Ids
 from analyses.tasks.task import Task
-from hooks import Site
-from surgery import Decompositions, Spec
-from surgery.decompositions import store_for
+from hooks import Site, host_of
+from hooks.replay import Recording
+from hooks.suffix import Passage, nbytes, record, rerun, run
+from surgery import Decompositions, Edit
+from surgery.arguments import whole
 
-UNEDITED = "unedited"
+MEMORY = 2 * 2**30
+"""The budget in bytes: recordings of earlier layers take at most so much, a pass about a quarter of it."""
+_LARGEST_BATCH = 64
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What candidates are compared by, read off the scores of a task's items: accuracy, then log-loss.
+
+    Everything that ranks trials asks here, so that another objective is another answer of these three methods. In each
+    tuple larger is better, and a later number decides where the earlier ones are equal.
+
+    Source: arXiv:2312.13558.
+    """
+
+    scores: Scores
+
+    def merit(self, first: int | None = None) -> tuple[float, ...]:
+        """The means over all items, or over the first of them: accuracy and the negative log-loss."""
+        correct, log_loss = self.scores.correct[:first].double(), self.scores.log_loss[:first]
+        return correct.mean().item(), -log_loss.mean().item()
+
+    def standing(self, weights: Float[Tensor, " item"]) -> tuple[float, ...]:
+        """The weighted means that a race goes by: accuracy and the probability of what is right.
+
+        Among few items many candidates have the same accuracy. The probability tells them apart, and unlike the
+        log-loss it is not ruled by the one item that a candidate finds most unlikely.
+        """
+        return float(weights @ self.scores.correct.double()), float(weights @ self.scores.p_correct.double())
+
+    def decidedness(self) -> Float[Tensor, " item"]:
+        """How far each item is from being decided the other way: |log p/(1 − p)|, p the probability of the answer."""
+        # A probability of exactly 0 or 1 has infinite log-odds.
+        return self.scores.p_correct.double().clamp(1e-12, 1 - 1e-12).logit().abs()
 
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Trial:
-    """What a model does on a task's items under one candidate; None stands for the model as it was given.
+    """What a model does on a task's items under one candidate, judged once.
 
     Args:
-        candidate: the edit.
-        encoded: the items.
-        outcome: what the model said on each of them.
-        summary: the scores in sum.
+        candidate: the edit; None for the unedited model, and for specs of several edits.
+        scores: the scores of every item.
+        readings: what the model says about every target, from which the scores follow.
+        generated: what it says after each prompt, under a rule that asks for it.
     """
 
     candidate: Candidate | None
-    encoded: EncodedTask
-    outcome: Outcome
-    summary: Summary
+    scores: Scores
+    readings: Readings
+    generated: tuple[Ids, ...]
 
     @property
-    def scores(self) -> Scores:
-        """The scores of every item."""
-        return judge(self.encoded, self.outcome.readings, self.outcome.generated)
+    def summary(self) -> Summary:
+        """The scores in sum."""
+        return self.scores.summary()
 
     @property
-    def merit(self) -> tuple[float, float]:
-        """What candidates are compared by: accuracy, then log-loss (arXiv:2312.13558)."""
-        return self.summary.accuracy, -self.summary.log_loss
+    def merit(self) -> tuple[float, ...]:
+        """What trials on the same items are compared by."""
+        return Objective(self.scores).merit()
 
     def __repr__(self) -> str:
         name = UNEDITED if self.candidate is None else str(self.candidate)
@@ -54,110 +96,270 @@ class Trial:
         return f"Trial({name}: accuracy {short.accuracy:.3f}, log-loss {short.log_loss:.3f}, {short.n_items} items)"
 
 
-def trial(candidate: Candidate | None, encoded: EncodedTask, outcome: Outcome) -> Trial:
-    """The outcome with its scores in sum."""
-    return Trial(candidate, encoded, outcome, judge(encoded, outcome.readings, outcome.generated).summary())
+def judged(
+    candidate: Candidate | None, encoded: EncodedTask, readings: Readings, generated: tuple[Ids, ...] = ()
+) -> Trial:
+    """The trial that follows from what a model said: the only place where anything is judged."""
+    return Trial(candidate, judge(encoded, readings, generated), readings, generated)
 
 
-def joined(outcomes: Sequence[Outcome]) -> Outcome:
-    """What was said on consecutive stretches of a task, as what was said on the whole of it."""
-    columns = [torch.cat([getattr(o.readings, name) for o in outcomes]) for name in ("log_prob", "rank", "top")]
-    return Outcome(Readings(*columns), tuple(ids for o in outcomes for ids in o.generated))
-
-
-def best(trials: Sequence[Trial]) -> Trial:
-    """The trial of the highest accuracy, among equals of the lowest log-loss, among equals the first."""
-    return max(trials, key=lambda one: one.merit)
+def joined(stretches: Sequence[Trial], encoded: EncodedTask) -> Trial:
+    """Trials of one candidate on consecutive stretches of a task, as its trial on all of them together."""
+    if len(stretches) == 1:
+        return stretches[0]
+    columns = {
+        column.name: torch.cat([getattr(trial.readings, column.name) for trial in stretches])
+        for column in fields(Readings)
+    }
+    generated = tuple(ids for trial in stretches for ids in trial.generated)
+    return judged(stretches[0].candidate, encoded, Readings(**columns), generated)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Bench:
-    """How candidates are tried: the model, the settings of every evaluation, and the log of what is finished."""
+class Setup:
+    """A model and how it is asked: what is the same for every part of a task. The package says what each field means.
+
+    Raises:
+        ValueError: if the model has active dropout, or the memory is not a positive number of bytes.
+    """
 
     model: nn.Module
-    log: Log
     rule: Rule | None = None
     prepend_bos: bool | None = None
     svds: Decompositions | None = None
     batch_size: int | None = None
     memory: int = MEMORY
     progress: bool = True
+    log: Log = field(default_factory=Log)
 
-    def evaluator(self, task: Task, sites: Sequence[Site] = ()) -> Evaluator:
-        """An evaluator of the task that is going to be asked about these sites, in this order."""
-        return evaluator(
-            self.model, task, sites,
-            rule=self.rule, prepend_bos=self.prepend_bos, batch_size=self.batch_size, memory=self.memory,
-        )  # fmt: skip
+    def __post_init__(self) -> None:
+        check_deterministic(self.model)
+        whole(self.memory, "memory", least=1)
 
-    def quiet(self) -> "Bench":
-        """The same without progress bars."""
-        return replace(self, progress=False)
+    def bench(self, part: str, task: Task, sites: Iterable[Site] = ()) -> "Bench":
+        """The task made ready for the model; `part` is its name in the log, `sites` what is going to be edited.
 
-    def unedited(self, asked: Evaluator, part: str) -> Outcome:
-        """What the model says as it is."""
-        known = self.log.outcome(f"{part} {UNEDITED}", asked.encoded)
-        return self.keep_unedited(asked, part, asked.outcome()) if known is None else known
+        Raises:
+            UnscorableItems: if there are items that this model cannot be asked.
+            ValueError: if the task is empty, or the rule is not for its kind.
+        """
+        # From the last layer to the first: early trials then need few layers to run.
+        return Bench(self, part, self.encoded(task), tuple(sorted(set(sites), reverse=True)))
 
-    def keep_unedited(self, asked: Evaluator, part: str, outcome: Outcome) -> Outcome:
-        """Remember what the model says as it is."""
-        if f"{part} {UNEDITED}" not in self.log:
-            _keep(self.log, asked, part, UNEDITED, outcome, edit=UNEDITED)
-        return outcome
+    def encoded(self, task: Task) -> EncodedTask:
+        """The task in batches of `batch_size`, or as large as the memory allows."""
+        options = {"rule": self.rule, "prepend_bos": self.prepend_bos}
+        if self.batch_size is not None:
+            return encode(self.model, task, batch_size=self.batch_size, **options)
+        encoded = encode(self.model, task, batch_size=_LARGEST_BATCH, **options)
+        size = _fitting_batch(self.model, encoded, self.memory // 4)
+        return encoded if size >= _LARGEST_BATCH else encode(self.model, task, batch_size=size, **options)
 
-    def edited(
-        self, asked: Evaluator, part: str, spec: Spec, key: str, *, first: Site, under: Spec | None = None
-    ) -> Outcome:
-        """What the model says under a spec whose first matrix that is not in `under` too is at `first`."""
-        known = self.log.outcome(f"{part} {key}", asked.encoded)
+    def cost(self, candidates: Iterable[Candidate]) -> int:
+        """How many blocks run for one item when each candidate is tried, from its layer to the last."""
+        n_layers = host_of(self.model).n_layers
+        return sum(n_layers - candidate.site.layer for candidate in candidates)
+
+
+@final
+@dataclass(slots=True)
+class Bench:
+    """One part of a task on one model, asked under one edit after another.
+
+    What flows into a site's block is recorded under the edits in force before it is edited, for as many of the coming
+    `sites` as the memory takes, and every trial of these sites starts from the recording. Batches beyond the memory
+    are run in full.
+    """
+
+    setup: Setup
+    part: str
+    encoded: EncodedTask
+    sites: tuple[Site, ...]
+    _unedited: Trial | None = field(default=None, init=False, repr=False)
+    _recordings: dict[int, Recording] = field(default_factory=dict, init=False, repr=False)
+    """By the identity of the batch."""
+    _recorded: tuple[Site, ...] = field(default=(), init=False, repr=False)
+    """The sites at which a trial can start from the recordings."""
+
+    def unedited(self) -> Trial:
+        """The model as it was given."""
+        if self._unedited is None:
+            self._unedited = self._known(UNEDITED, None) or self._kept(UNEDITED, self.now(None), UNEDITED)
+        return self._unedited
+
+    def try_all(self, candidates: Sequence[Candidate], doing: str) -> dict[Candidate, Trial]:
+        """A trial of each candidate; those that leave the same matrix behind are run once."""
+        trials: dict[Candidate, Trial] = {}
+        n_items, cost = len(self.encoded.task), self.setup.cost
+        with tqdm(
+            total=cost(candidates) * n_items, desc=doing, unit="block", delay=1, disable=not self.setup.progress
+        ) as bar:
+            for site in self.sites:
+                here = [candidate for candidate in candidates if candidate.site == site]
+                trials |= self._tried_at_one_site(here)
+                bar.update(cost(here) * n_items)
+        return {candidate: trials[candidate] for candidate in candidates}
+
+    def try_spec(
+        self,
+        spec: Mapping[str, Edit],
+        *,
+        key: str,
+        first: Site,
+        candidate: Candidate | None = None,
+        under: Mapping[str, Edit] | None = None,
+    ) -> Trial:
+        """The trial of a spec.
+
+        Args:
+            spec: one edit or several, by exact addresses.
+            key: what it is called in the log.
+            first: the earliest matrix that differs between `spec` and `under`.
+            candidate: what the trial is of, if it is one candidate.
+            under: edits that are in force while activations up to `first` are recorded.
+        """
+        known = self._known(key, candidate)
         if known is not None:
             return known
-        with surgery.apply(self.model, under or {}, svds=self._store(under or {}), progress=False):
-            before = asked.prepare(first)
-        if before is not None and not under:
-            self.keep_unedited(asked, part, before)
-        with surgery.apply(self.model, spec, svds=self._store(spec), progress=False):
-            outcome = asked.outcome(first)
-        _keep(self.log, asked, part, key, outcome, edit={site: repr(edit) for site, edit in spec.items()})
-        return outcome
+        if first not in self._recorded:
+            with surgery.apply(self.setup.model, under or {}, svds=self.setup.svds, progress=False):
+                self._record_up_to(first, is_unedited=not under)
+        with surgery.apply(self.setup.model, spec, svds=self.setup.svds, progress=False):
+            trial = self.now(candidate, first)
+        return self._kept(key, trial, {site: repr(edit) for site, edit in spec.items()})
 
-    def _store(self, spec: Spec) -> Decompositions | None:
-        return store_for((edit.basis for edit in spec.values()), self.svds)
+    @torch.no_grad()
+    def now(self, candidate: Candidate | None, first: Site | None = None) -> Trial:
+        """The model as it is now, where nothing before the matrix `first` differs from what was recorded."""
+        forward = partial(self._rerun, first) if first is not None and first in self._recorded else self.run
+        return judged(candidate, self.encoded, read(self.encoded, forward), self._generated())
 
-    def try_all(self, asked: Evaluator, part: str, wanted: Sequence[Candidate], bar: tqdm) -> dict[Candidate, Outcome]:
-        """What the model says under each candidate; those that leave the same matrix behind are run once."""
-        found: dict[Candidate, Outcome] = {}
-        for site in asked.sites:
-            here = [one for one in wanted if one.site == site]
-            if all(f"{part} {one.key}" in self.log for one in here):
-                found |= {one: self._known(asked, part, one) for one in here}
-            else:
-                found |= self._try_site(asked, part, here)
-            bar.update(len(here) * cost(self.model, site) * len(asked.encoded.task))
-        return {one: found[one] for one in wanted}
+    def run(self, batch: Batch) -> Float[Tensor, "place d_vocab"]:
+        """The logits at the batch's places, by a pass through the whole model."""
+        return run(self.setup.model, inputs_of(batch))
 
-    def _try_site(self, asked: Evaluator, part: str, here: Sequence[Candidate]) -> dict[Candidate, Outcome]:
-        gains = gains_of(self.model, here, svds=self.svds, progress=False)
-        found: dict[Candidate, Outcome] = {}
-        for one, same in distinct(here, gains).items():
-            if same is None:
-                found[one] = self.unedited(asked, part)
-            elif same is one:
-                found[one] = self.edited(asked, part, one.spec, one.key, first=one.site)
-            else:
-                found[one] = found[same]
-            if f"{part} {one.key}" not in self.log:
-                _keep(self.log, asked, part, one.key, found[one], edit={str(one.site): repr(one.edit)})
-        return found
+    def forget_after(self, changed: Site) -> None:
+        """Drop the recordings that depend on the matrix at `changed`, whose edit is another one from now on."""
+        self._recorded = tuple(site for site in self._recorded if not _is_before(changed, site))
+        if not self._recorded:
+            self._recordings.clear()
 
-    def _known(self, asked: Evaluator, part: str, one: Candidate) -> Outcome:
-        known = self.log.outcome(f"{part} {one.key}", asked.encoded)
-        assert known is not None, "it is in the log"
-        return known
+    def _tried_at_one_site(self, candidates: Sequence[Candidate]) -> dict[Candidate, Trial]:
+        trials = {candidate: self._known(candidate.key, candidate) for candidate in candidates}
+        if None not in trials.values():  # a resumed search: nothing has to be decomposed
+            return trials  # type: ignore[return-value]
+        gains = gains_of(self.setup.model, candidates, svds=self.setup.svds, progress=False)
+        for candidate, first in first_alike(gains).items():
+            if trials[candidate] is not None:
+                continue
+            if first is candidate:
+                trials[candidate] = self.try_spec(
+                    candidate.spec, key=candidate.key, first=candidate.site, candidate=candidate
+                )
+                continue
+            same = self.unedited() if first is None else trials[first]
+            assert same is not None, "the first of those that are alike comes first"
+            edit = {str(candidate.site): repr(candidate.edit)}
+            trials[candidate] = self._kept(candidate.key, replace(same, candidate=candidate), edit)
+        return trials  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def _record_up_to(self, site: Site, *, is_unedited: bool) -> None:
+        """Record what `rerun` needs to start at `site`, and at those after it in the list as the memory allows."""
+        self._recordings.clear()
+        self._recorded = self._fitting(site)
+        readings = read(self.encoded, partial(self._record, self._recorded))
+        # That pass is the unedited model's trial, if no edit is in force: nothing has to be run for it again.
+        if is_unedited and self._unedited is None and f"{self.part} {UNEDITED}" not in self.setup.log:
+            trial = judged(None, self.encoded, readings, self._generated())
+            self._unedited = self._kept(UNEDITED, trial, UNEDITED)
+
+    def _fitting(self, site: Site) -> tuple[Site, ...]:
+        """Sites that recordings within the memory serve: those of one layer at least."""
+        coming = self.sites[self.sites.index(site) :] if site in self.sites else (site,)
+        tokens = sum(batch.tokens.numel() for batch in self.encoded.batches)
+        # For every layer the residual stream before the block and, for sites in the MLP, after the attention.
+        of_layer = 2 * tokens * _width(self.setup.model)
+        layers = list(dict.fromkeys(other.layer for other in coming))[: max(1, self.setup.memory // of_layer)]
+        return tuple(other for other in self.sites or coming if other.layer in layers)
+
+    def _record(self, sites: Sequence[Site], batch: Batch) -> Float[Tensor, "place d_vocab"]:
+        recording, logits = record(self.setup.model, inputs_of(batch), sites)
+        if sum(map(nbytes, self._recordings.values())) + nbytes(recording) <= self.setup.memory:
+            self._recordings[id(batch)] = recording
+        return logits
+
+    def _rerun(self, site: Site, batch: Batch) -> Float[Tensor, "place d_vocab"]:
+        recording = self._recordings.get(id(batch))
+        if recording is None:
+            return self.run(batch)
+        return rerun(self.setup.model, inputs_of(batch), recording, site)
+
+    def _generated(self) -> tuple[Ids, ...]:
+        """What the model says after each prompt as it is now, if the rule asks for it."""
+        if not self.encoded.rule.new_tokens:
+            return ()
+        widest = max(len(batch.tokens) for batch in self.encoded.batches)
+        return generate(self.encoded, self.run, batch_size=widest)
+
+    def _known(self, key: str, candidate: Candidate | None) -> Trial | None:
+        """The trial that the log has under this key.
+
+        Raises:
+            LogError: if its columns are not those of this part of the task.
+        """
+        piece = self.setup.log.get(f"{self.part} {key}")
+        if piece is None:
+            return None
+        readings, generated = unpacked(piece["said"])
+        n, n_generated = self.encoded.n_targets, len(self.encoded.task) if self.encoded.rule.new_tokens else 0
+        columns = [len(getattr(readings, column.name)) for column in fields(readings)] + [len(generated)]
+        wanted = [*[n] * (len(columns) - 1), n_generated]
+        if columns != wanted:
+            raise LogError(
+                f"{self.setup.log.path}, the line of '{self.part} {key}': its columns have {columns} entries, and this "
+                f"search reads {wanted}. Delete the line, or the file, and search again."
+            )
+        return judged(candidate, self.encoded, readings, generated)
+
+    def _kept(self, key: str, trial: Trial, edit: str | dict[str, str]) -> Trial:
+        """The trial, which is in the log when this returns; all but `said` is for people who read the file."""
+        scores = trial.scores
+        piece = {"part": self.part, "edit": edit, "items": len(scores), "accuracy": scores.accuracy}
+        piece |= {"log_loss": scores.log_loss.mean().item(), "said": packed(trial.readings, trial.generated)}
+        self.setup.log.put(f"{self.part} {key}", piece)
+        return trial
 
 
-def _keep(log: Log, asked: Evaluator, part: str, key: str, outcome: Outcome, *, edit: str | dict[str, str]) -> None:
-    short = asked.scores(outcome).summary()
-    shown = {"part": part, "edit": edit, "items": short.n_items}
-    log.put_outcome(f"{part} {key}", outcome, {**shown, "accuracy": short.accuracy, "log_loss": short.log_loss})
+def inputs_of(batch: Batch) -> Passage:
+    """The batch as the model is run on it."""
+    return Passage(batch.tokens, batch.mask, batch.row, batch.pos)
+
+
+def _is_before(changed: Site, site: Site) -> bool:
+    """Whether what was recorded to start at `site` depends on the matrix at `changed`."""
+    # Recordings hold what flows into a block and what its attention returns, so within a layer only W_O and the other
+    # attention matrices come before, and only before the MLP.
+    if changed.layer != site.layer:
+        return changed.layer < site.layer
+    return changed.part == "attn" and site.part == "mlp"
+
+
+def _width(model: nn.Module) -> int:
+    """The bytes of the residual stream at one token."""
+    return model.cfg.d_model * next(model.parameters()).element_size()  # type: ignore[union-attr, operator, return-value]
+
+
+def _fitting_batch(model: nn.Module, encoded: EncodedTask, memory: int) -> int:
+    """How many sequences a pass can hold: a block's activations at every token and the logits at every place."""
+    cfg = model.cfg
+    d_model, width = cfg.d_model, next(model.parameters()).element_size()  # type: ignore[union-attr]
+    d_mlp = getattr(cfg, "d_mlp", None) or 4 * d_model  # type: ignore[operator]
+    pos = max(batch.tokens.shape[1] for batch in encoded.batches)
+    places = max(len(batch.row) / len(batch.tokens) for batch in encoded.batches)
+    # Of a block: the residual stream and its norms, Q, K, V and Z; the MLP before and after its activation and gate;
+    # three patterns of attention. Of a place: the logits, and two copies while log-probabilities are taken.
+    a_token = 12 * d_model + 4 * d_mlp + 3 * cfg.n_heads * pos  # type: ignore[union-attr, operator]
+    a_sequence = (pos * a_token + 3 * places * cfg.d_vocab) * max(4, width)  # type: ignore[union-attr, operator]
+    return max(1, int(min(_LARGEST_BATCH, memory // a_sequence)))

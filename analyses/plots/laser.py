@@ -7,9 +7,9 @@ from math import isnan
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.laser.composition import Composition
+from analyses.laser.compose import Composition
 from analyses.laser.curves import RankCurve
-from analyses.laser.results import SearchResult
+from analyses.laser.search import SearchResult
 from analyses.plots.style import BLUE, COLOURS, DIVERGING, VERMILION, colour_bar, figure, panels
 from analyses.scoring import Comparison
 
@@ -56,7 +56,7 @@ def rank_curve(curve: RankCurve) -> go.Figure:
     accuracy = float(frame["unedited_accuracy"].to_numpy(float)[0])
     titles = ("change of accuracy, with its 95 % interval", "log-loss", "corrected (up) and broken (down)")
     drawn = panels(
-        f"{curve.site} on {curve.unedited.encoded.task.name}", f"dashed: unedited, accuracy {accuracy:.3f}",
+        f"{curve.site} on {curve.unedited.scores.task.name}", f"dashed: unedited, accuracy {accuracy:.3f}",
         rows=3, titles=titles, height=820,
     )  # fmt: skip
     colours = dict(zip(dict.fromkeys(frame["edit"].tolist()), cycle(COLOURS), strict=False))

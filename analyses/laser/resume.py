@@ -1,0 +1,187 @@
+"""A file of what a search has finished, a line each, from which the same search goes on after it was stopped."""
+
+import base64
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from analyses.scoring import Readings
+from analyses.scoring.tokenizer import Ids
+from analyses.tasks.task import Task
+from hooks.fingerprints import fingerprint
+from surgery import active
+from surgery.codec import encode
+from surgery.files import whole_file
+
+_FORMAT = {"format": "model-surgery search log", "version": 2}
+_COLUMNS = {"log_prob": "<f8", "rank": "<i8", "top": "<i8"}
+"""The columns of `Readings`, and how their numbers are stored."""
+
+
+class LogError(ValueError):
+    """A file that is no search log, belongs to another search, or holds what this search cannot have found."""
+
+
+@final
+class Log:
+    """Finished pieces of work by key, each a JSON object; with a path, also in that file.
+
+    The header is the file's first line. It says which work this is: a mapping from what the work depends on, such as
+    the model and the task, to a fingerprint. Every further line is one finished piece with a checksum. A last line
+    without its end was cut short by a kill and is dropped, since its piece was not finished. Any other damaged line is
+    skipped with a warning, and its piece is done again.
+
+    Raises:
+        LogError: if the path is a folder, or the file is no log or has another header.
+    """
+
+    def __init__(self, path: str | Path | None = None, header: Mapping[str, str] | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self._pieces = {} if self.path is None else _opened(self.path, header or {})
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._pieces
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def get(self, key: str) -> dict | None:
+        """The piece of this key, or None if it is not finished."""
+        return self._pieces.get(key)
+
+    def put(self, key: str, piece: Mapping[str, object]) -> None:
+        """Keep a finished piece; it is on the disk when this returns."""
+        self._pieces[key] = {"key": key, **piece}
+        if self.path is not None:
+            # One write of a whole line: a kill leaves the line, a beginning of it, or nothing.
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line_of(self._pieces[key]))
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def line_of(piece: Mapping[str, object]) -> str:
+    """A piece as a line of the file, with its checksum."""
+    return json.dumps({**piece, "check": _digest(json.dumps(piece))}) + "\n"
+
+
+def search_header(
+    model: nn.Module, parts: Mapping[str, Task], settings: Mapping[str, object], candidates: list[str]
+) -> dict[str, str]:
+    """Fingerprints of everything that a search's numbers depend on, by name."""
+    items = {
+        name: [(item.kind, item.context, item.right, item.wrong, item.groups) for item in part.items]
+        for name, part in parts.items()
+    }
+    return {
+        "model": model_fingerprint(model),
+        "task": _digest(repr(items)),
+        "candidates": _digest(repr(candidates)),
+        **{name: repr(value) for name, value in settings.items()},
+    }
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """32 hexadecimal digits for the weights as they are stored, and for the edits in force on them."""
+    parameters = {id(parameter): parameter for parameter in model.parameters()}
+    marks = [
+        fingerprint(parameter.detach().reshape(1, -1))
+        for parameter in parameters.values()
+        if parameter.is_floating_point() and parameter.numel()
+    ]
+    edits = [(str(change.site), encode(change.edit)) for operation in active(model) for change in operation.changes]
+    return _digest(repr((marks, edits)))
+
+
+def packed(readings: Readings, generated: tuple[Ids, ...]) -> dict[str, object]:
+    """What a model said, bit for bit, as JSON can hold it."""
+    columns = {name: getattr(readings, name).cpu().numpy().astype(dtype) for name, dtype in _COLUMNS.items()}
+    texts = {name: base64.b64encode(zlib.compress(c.tobytes(), 1)).decode("ascii") for name, c in columns.items()}
+    return {**texts, "generated": [list(ids) for ids in generated]}
+
+
+def unpacked(said: Mapping) -> tuple[Readings, tuple[Ids, ...]]:
+    """What `packed` was given."""
+    columns = {name: _tensor(said[name], dtype) for name, dtype in _COLUMNS.items()}
+    return Readings(**columns), tuple(tuple(ids) for ids in said["generated"])
+
+
+def _tensor(text: str, dtype: str) -> Tensor:
+    column = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=dtype)
+    return torch.from_numpy(column.astype(column.dtype.newbyteorder("="), copy=True))
+
+
+def _digest(text: str) -> str:
+    # Prompts from files may hold surrogates, which plain UTF-8 refuses.
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _opened(path: Path, header: Mapping[str, str]) -> dict[str, dict]:
+    """The finished pieces of a log; a new file where there is none."""
+    if path.is_dir():
+        raise LogError(f"log='{path}' is a folder: a search log is one file. Give the path of a file, new or old.")
+    if not path.exists() or path.stat().st_size == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write_text(json.dumps({**_FORMAT, **header}) + "\n", encoding="utf-8")
+        return {}
+    data = path.read_bytes()
+    finished = data[: data.rfind(b"\n") + 1]
+    first, *lines = finished.split(b"\n")[:-1] or [b"{}"]
+    _check_header(path, first, header)
+    pieces, damaged = {}, []
+    for number, line in enumerate(lines, start=2):
+        try:
+            piece = _piece(line)
+            pieces[piece["key"]] = piece
+        except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, no object, or another one
+            damaged.append(number)
+    if damaged:
+        numbers = ", ".join(map(str, damaged[:10])) + (" and more" if len(damaged) > 10 else "")
+        warnings.warn(
+            f"{path}: damaged and passed over: {numbers} (numbers of lines). What they held is found out again.",
+            stacklevel=2,
+        )
+    if len(finished) < len(data):
+        os.truncate(path, len(finished))
+    return pieces
+
+
+def _piece(line: bytes) -> dict:
+    piece = json.loads(line)
+    if piece.pop("check") != _digest(json.dumps(piece)):
+        raise ValueError("not as it was written")
+    return piece
+
+
+def _check_header(path: Path, line: bytes, wanted: Mapping[str, str]) -> None:
+    try:
+        header = json.loads(line)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise LogError(
+            f"{path}, line 1 cannot be read: a search log begins with a JSON object that says which search it is. "
+            "Give the path of a new file."
+        )
+    if any(header.get(name) != value for name, value in _FORMAT.items()):
+        raise LogError(
+            f"{path} does not begin as a search log of version {_FORMAT['version']}: nothing was written to it. Give "
+            "the path of a new file, or of a log that this release wrote."
+        )
+    differing = [name for name in wanted if header.get(name) != wanted[name]]
+    if differing:
+        raise LogError(
+            f"{path} is the log of another search, which differs in {', '.join(differing)}: only the same search "
+            "goes on from a log, and one with more or other candidates begins anew. Give the path of a new file, or "
+            "repeat the search that this one belongs to."
+        )
