@@ -3,7 +3,7 @@
 import torch
 import xxhash
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 _COLUMNS = 64
 """So many columns are hashed at a time: what is copied to be in one order then stays in the processor's cache."""
@@ -19,3 +19,13 @@ def fingerprint(matrix: Float[Tensor, "d_in d_out"]) -> str:
     for columns in matrix.detach().cpu().split(_COLUMNS, dim=1):
         digest.update(columns.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def parameter_fingerprints(model: nn.Module) -> list[str]:
+    """The fingerprint of every parameter of numbers, each once, in the model's order."""
+    parameters = {id(parameter): parameter for parameter in model.parameters()}
+    return [
+        fingerprint(parameter.detach().reshape(1, -1))
+        for parameter in parameters.values()
+        if parameter.is_floating_point() and parameter.numel()
+    ]

@@ -59,6 +59,11 @@ class Host(ABC):
         return int(self.model.cfg.d_model)
 
     @property
+    def d_mlp(self) -> int:
+        """The width of an MLP, or what is usual where the configuration does not say."""
+        return int(getattr(self.model.cfg, "d_mlp", None) or 4 * self.d_model)
+
+    @property
     def d_vocab(self) -> int:
         """How many tokens the model knows."""
         return int(self.model.cfg.d_vocab)

@@ -46,6 +46,11 @@ class Inputs:
         """The number of positions of every row."""
         return self.tokens.shape[1]
 
+    @property
+    def reads_per_row(self) -> float:
+        """At how many positions of a row logits are read, on average."""
+        return float(self.n_pos) if self.reads is None else max(1.0, len(self.reads.row) / len(self))
+
     @torch.inference_mode(False)
     def take(self, rows: Int[Tensor, " chosen"]) -> "Inputs":
         """Some rows, in any order and as often as wanted, read everywhere."""

@@ -112,7 +112,7 @@ class Question:
     def rows_per_pass(self, n_pos: int | None = None, n_reads: float | None = None) -> int:
         """How many rows of `n_pos` tokens, of which `n_reads` are read, go through the model at a time."""
         n_pos = n_pos or self.examples.inputs.n_pos
-        n_reads = n_reads or reads_per_row(self.examples.read)
+        n_reads = n_reads or self.examples.read.reads_per_row
         fitting = min(TOKENS_PER_PASS // n_pos, LOGITS_PER_PASS / (n_reads * host_of(self.model).d_vocab))
         return self.batch_size or max(1, int(fitting))
 
@@ -172,11 +172,6 @@ class Question:
             basis=self.basis,
             intervention=intervention,
         )
-
-
-def reads_per_row(inputs: Inputs) -> float:
-    """At how many positions of a row logits are read, on average."""
-    return float(inputs.n_pos) if inputs.reads is None else max(1.0, len(inputs.reads.row) / len(inputs))
 
 
 def ask(

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from analyses.attribution.passes import inputs_kept
-from analyses.attribution.question import Examples, Question, Target, reads_per_row
+from analyses.attribution.question import Examples, Question, Target
 from analyses.attribution.selections import Unit
 from hooks import Site, host_of
 from hooks.inputs import Reads
@@ -113,7 +113,7 @@ class _Suffix:
         if has_hooks(self.question.model):
             return 1
         inputs = self.part.read
-        n_reads = reads_per_row(inputs)
+        n_reads = inputs.reads_per_row
         n_pos = inputs.n_pos if self._reads_alone is None else max(1, round(n_reads))
         return max(1, self.question.rows_per_pass(n_pos, n_reads) // len(inputs))
 

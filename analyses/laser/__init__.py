@@ -7,8 +7,8 @@ with surgery.apply(model, result.spec):
     ...
 ```
 
-Candidates are compared on validation items, by accuracy and then log-loss; the test items are looked at once. What lies
-before an edited matrix is computed once and reused.
+Candidates are compared on validation items, by accuracy and then log-loss, or by any metric; the test items are looked
+at once. What lies before an edited matrix is computed once and reused.
 
 These arguments mean the same in every function:
 
@@ -20,7 +20,8 @@ These arguments mean the same in every function:
 - `edits`: what to try. Cuts such as `KeepTop` or `DropTop`, and families such as `ByRho(KeepTop, RowBlocks(4))` or
   `Published(seed=0)`, are tried at every ρ; single edits such as `DropTop(rank=1)` once.
 - `seed`: of the split, of the order of the items in a race, of the intervals and of random controls.
-- `rule`: what counts as right, as in `scoring.score`.
+- `rule`: what counts as right, as in `scoring.score`; or a metric to choose by in the place of accuracy, such as
+  `metrics.logit_difference()` (right against wrong) or `metrics.kl_from_run()` (least changed).
 - `prepend_bos`: overrides the model's own setting.
 - `text`: plain text on which the cost of the chosen edits is measured.
 - `svds`: a store of decompositions; new ones are added.

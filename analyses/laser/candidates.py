@@ -15,9 +15,9 @@ from hooks import Place, Site, host_of, match_each
 from surgery import Basis, Decompositions, Edit, Gains, KeepTop, RandomizedSVD
 from surgery.arguments import fraction, shown
 from surgery.bases import SVD
-from surgery.codec import encode
 from surgery.cuts import ByRank
 from surgery.decompositions import decomposed
+from surgery.json_values import encode
 from surgery.ranks import rank_from_rho
 
 PAPER_RHOS = (0.9, 0.8, 0.6, 0.2, 0.1, 0.05, 0.01)

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from analyses.laser.candidates import MLP, PAPER_RHOS, Candidate, Edits, candidates
 from analyses.laser.search import SearchResult, TextCost, prepared, test_report, tested, text_cost
 from analyses.laser.trials import MEMORY, Bench, Objective, Setup, Trial
+from analyses.metrics import Metric
 from analyses.scoring import Comparison, Rule
 from analyses.tasks.items import Item
 from analyses.tasks.task import Splits, Task
@@ -101,7 +102,7 @@ def compose(
     edits: Edits = (KeepTop,),
     among: SearchResult | None = None,
     seed: int = 0,
-    rule: Rule | None = None,
+    rule: Rule | Metric | None = None,
     prepend_bos: bool | None = None,
     text: str | Int[Tensor, " pos"] | Int[Tensor, "batch pos"] | None = None,
     svds: Decompositions | None = None,

@@ -9,6 +9,7 @@ from torch import nn
 
 from analyses.laser.candidates import Candidate, Edits, candidates, gains_of, row_of
 from analyses.laser.trials import MEMORY, Setup, Trial
+from analyses.metrics import Metric
 from analyses.scoring import Comparison, Rule, compare
 from analyses.tasks.items import Item
 from analyses.tasks.task import Task, as_task
@@ -94,7 +95,7 @@ def rank_curve(
     *,
     rhos: Sequence[float] = FINE_RHOS,
     edits: Edits = (KeepTop, KeepBottom),
-    rule: Rule | None = None,
+    rule: Rule | Metric | None = None,
     prepend_bos: bool | None = None,
     svds: Decompositions | None = None,
     batch_size: int | None = None,
@@ -170,7 +171,7 @@ def random_controls(
     *,
     draws: int = 5,
     seed: int = 0,
-    rule: Rule | None = None,
+    rule: Rule | Metric | None = None,
     prepend_bos: bool | None = None,
     svds: Decompositions | None = None,
     batch_size: int | None = None,

@@ -26,7 +26,10 @@ from tqdm.auto import tqdm
 
 from analyses.laser.candidates import Candidate
 from analyses.laser.trials import Bench, Objective, Setup, Trial, joined
-from analyses.scoring import Batch, EncodedTask, Likeliest, log_probs, read
+from analyses.metrics.of_tasks import ItemMetric, log_loss
+from analyses.metrics.readings import Readings, log_probs, logsumexp_by, summed
+from analyses.prompts import Batch
+from analyses.scoring import EncodedTask, Likeliest, outcome
 from analyses.tasks.task import Task
 from hooks import Place, Site, host_of
 from hooks.temporary import Temporary
@@ -308,7 +311,7 @@ def _weight_gradients(bench: Bench, sites: Sequence[Site]) -> dict[Site, Float[T
     for batch in tqdm(encoded.batches, desc="gradients", unit="batch", delay=1, disable=quiet):
 
         def loss(batch: Batch = batch) -> Float[Tensor, ""]:
-            said = log_probs(bench.run(batch), batch)
+            said = log_probs(bench.run(batch.inputs), batch.at, batch.target)
             return (said * weights[batch.index.cpu()].to(said.device)).sum()
 
         ends = _ends(joint, loss)
@@ -351,26 +354,25 @@ def _loss_weights(bench: Bench) -> Float[Tensor, " target"]:
     encoded = bench.encoded
     table = encoded.continuations
     one_answer_each = len(encoded.task) == int((table.right & ~table.nested).sum())
-    if one_answer_each and not isinstance(encoded.rule, Likeliest):
+    if one_answer_each and not isinstance(encoded.rule, Likeliest) and encoded.metric is None:
         values = torch.zeros(encoded.n_targets, dtype=torch.double)  # the loss is linear: any values do
     else:
         with torch.no_grad():
-            values = read(encoded, bench.run).log_prob
+            values = outcome(encoded, bench.run).readings.log_prob
     with torch.inference_mode(False), torch.enable_grad():
         values = values.clone().requires_grad_()
         return torch.autograd.grad(_mean_loss(encoded, values), values)[0]
 
 
 def _mean_loss(encoded: EncodedTask, log_prob: Float[Tensor, " target"]) -> Float[Tensor, ""]:
-    table = encoded.continuations
-    summed = torch.zeros(len(table.item), dtype=torch.double).index_add(0, table.target, log_prob)
-    sizes = table.first.diff().tolist()
-    columns = (column.split(sizes) for column in (summed, table.right, table.nested, table.length, table.n_bytes))
-    losses = []
-    for values, right, nested, length, n_bytes in zip(*columns, strict=True):
-        if isinstance(encoded.rule, Likeliest):
-            divisor = {"sequence": torch.ones_like(length), "token": length, "byte": n_bytes}[encoded.rule.per]
-            losses.append((values / divisor).logsumexp(0) - (values / divisor)[right].logsumexp(0))
-        else:
-            losses.append(-values[right & ~nested].logsumexp(0) / length[0])
-    return torch.stack(losses).mean()
+    table, metric = encoded.continuations, encoded.metric
+    nothing = torch.zeros_like(table.target)
+    readings = Readings(log_prob, nothing, nothing)
+    if isinstance(metric, ItemMetric) and metric.differentiable:
+        values = metric.value(table, readings)
+        return (-values if metric.higher_is_better else values).mean()
+    if not isinstance(encoded.rule, Likeliest):
+        return log_loss(table, readings).mean()
+    values = encoded.rule.compared(table, summed(table, log_prob))
+    every, right = (logsumexp_by(values, table.item, keep, table.n_items) for keep in (table.right | True, table.right))
+    return (every - right).mean()

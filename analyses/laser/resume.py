@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analyses.scoring import Readings
-from analyses.scoring.tokenizer import Ids
+from analyses.metrics import Metric
+from analyses.scoring import Outcome, Readings, Rule
 from analyses.tasks.task import Task
-from hooks.fingerprints import fingerprint
+from hooks.fingerprints import parameter_fingerprints
 from surgery import active
-from surgery.codec import encode
 from surgery.files import whole_file
+from surgery.json_values import encode
 
 _FORMAT = {"format": "model-surgery search log", "version": 2}
 _COLUMNS = {"log_prob": "<f8", "rank": "<i8", "top": "<i8"}
@@ -86,33 +86,46 @@ def search_header(
         "model": model_fingerprint(model),
         "task": _digest(repr(items)),
         "candidates": _digest(repr(candidates)),
-        **{name: repr(value) for name, value in settings.items()},
+        **{name: _named(value) for name, value in settings.items()},
     }
+
+
+def _named(setting: object) -> str:
+    # A metric is known by its kind and name: what else it holds has no text of its own.
+    is_metric = isinstance(setting, Metric) and not isinstance(setting, Rule)
+    return f"{type(setting).__name__}({setting.name!r})" if is_metric else repr(setting)
 
 
 def model_fingerprint(model: nn.Module) -> str:
     """32 hexadecimal digits for the weights as they are stored, and for the edits in force on them."""
-    parameters = {id(parameter): parameter for parameter in model.parameters()}
-    marks = [
-        fingerprint(parameter.detach().reshape(1, -1))
-        for parameter in parameters.values()
-        if parameter.is_floating_point() and parameter.numel()
-    ]
     edits = [(str(change.site), encode(change.edit)) for operation in active(model) for change in operation.changes]
-    return _digest(repr((marks, edits)))
+    return _digest(repr((parameter_fingerprints(model), edits)))
 
 
-def packed(readings: Readings, generated: tuple[Ids, ...]) -> dict[str, object]:
+def packed(said: Outcome) -> dict[str, object]:
     """What a model said, bit for bit, as JSON can hold it."""
-    columns = {name: getattr(readings, name).cpu().numpy().astype(dtype) for name, dtype in _COLUMNS.items()}
-    texts = {name: base64.b64encode(zlib.compress(c.tobytes(), 1)).decode("ascii") for name, c in columns.items()}
-    return {**texts, "generated": [list(ids) for ids in generated]}
+    columns = {name: _text(getattr(said.readings, name), dtype) for name, dtype in _COLUMNS.items()}
+    if said.measured is not None:
+        columns["measured"] = _text(said.measured, "<f8")
+    return {**columns, "generated": [list(ids) for ids in said.generated]}
 
 
-def unpacked(said: Mapping) -> tuple[Readings, tuple[Ids, ...]]:
+def unpacked(said: Mapping) -> Outcome:
     """What `packed` was given."""
     columns = {name: _tensor(said[name], dtype) for name, dtype in _COLUMNS.items()}
-    return Readings(**columns), tuple(tuple(ids) for ids in said["generated"])
+    measured = _tensor(said["measured"], "<f8") if "measured" in said else None
+    return Outcome(Readings(**columns), tuple(tuple(ids) for ids in said["generated"]), measured)
+
+
+def lengths(said: Outcome) -> list[int]:
+    """How many entries each column of what a model said has; 0 of one that is not there."""
+    columns = [getattr(said.readings, name) for name in _COLUMNS]
+    return [*map(len, columns), len(said.generated), 0 if said.measured is None else len(said.measured)]
+
+
+def _text(column: Tensor, dtype: str) -> str:
+    data = column.cpu().numpy().astype(dtype).tobytes()
+    return base64.b64encode(zlib.compress(data, 1)).decode("ascii")
 
 
 def _tensor(text: str, dtype: str) -> Tensor:

@@ -15,6 +15,7 @@ from analyses.laser.candidates import MLP, PAPER_RHOS, UNEDITED, Candidate, Edit
 from analyses.laser.race import Screened, race
 from analyses.laser.resume import Log, search_header
 from analyses.laser.trials import MEMORY, Setup, Trial
+from analyses.metrics import Metric
 from analyses.scoring import Comparison, Rule, Scores, compare, encode_text, text_loss
 from analyses.tasks.items import Item
 from analyses.tasks.task import Splits, Task, as_task
@@ -128,7 +129,7 @@ def search(
     edits: Edits = (KeepTop,),
     seed: int = 0,
     strategy: Literal["exhaustive", "screened"] | Screened = "exhaustive",
-    rule: Rule | None = None,
+    rule: Rule | Metric | None = None,
     prepend_bos: bool | None = None,
     text: str | Int[Tensor, " pos"] | Int[Tensor, "batch pos"] | None = None,
     svds: Decompositions | None = None,

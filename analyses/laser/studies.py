@@ -77,7 +77,7 @@ def paraphrase_robustness(comparison: Comparison, *, level: float = 0.95, seed: 
     alike = right + wrong
     changes = torch.stack([right[1] - right[0], alike[1] - alike[0]])
     # Each group is a cluster of its own: items of one fact are not drawn apart.
-    all_right, consistent = bootstrap(changes, torch.arange(len(groups)), confidence=level, seed=seed)
+    all_right, consistent = bootstrap(changes, torch.arange(len(groups)), level=level, seed=seed)
     before, after = ((right[side].mean().item(), alike[side].mean().item()) for side in (0, 1))
     return Robustness(len(groups), all_right, consistent, before, after)
 
@@ -141,7 +141,9 @@ def effective_ranks(
     for site in map(Site.parse, surgery.sites(model, sites)):
         components = decompositions[str(site)]
         ranks = {"effective_rank": effective_rank(components.S), "stable_rank": stable_rank(components.S)}
-        rows.append({"site": str(site), "layer": site.layer, "matrix": site.matrix, **ranks, "rank": components.rank})
+        rows.append(
+            {"site": str(site), "layer": site.layer, "matrix": site.matrix, **ranks, "rank": components.n_components}
+        )
     frame = pd.DataFrame(rows)
     states = [decompositions[site].weight_state for site in frame["site"]]
     return frame.assign(fraction=frame["effective_rank"] / frame["rank"], weights=states)
@@ -213,7 +215,7 @@ def published_distance(
         components = exact[site]
         W = _product(components)
         for rho in rhos:
-            rank = rank_from_rho(rho, components.rank)
+            rank = rank_from_rho(rho, components.n_components)
             truncated = _product(components, rank)
             first, second = (
                 _published(model, site, Published(n).edit(rho, components.shape)) for n in (seed, other_seed)

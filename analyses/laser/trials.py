@@ -3,8 +3,8 @@
 Everything that touches scoring (encode, forward, read, judge) and everything that runs the model goes through `Bench`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import final
 
@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import surgery
-from analyses.attribution.question import check_deterministic
 from analyses.laser.candidates import UNEDITED, Candidate, first_alike, gains_of
-from analyses.laser.resume import Log, LogError, packed, unpacked
-from analyses.scoring import Batch, EncodedTask, Readings, Rule, Scores, Summary, encode, generate, judge, read
-from analyses.scoring.tokenizer import Ids
+from analyses.laser.resume import Log, LogError, lengths, packed, unpacked
+from analyses.metrics import Metric
+from analyses.scoring import EncodedTask, Outcome, Readings, Rule, Scores, Summary, encode, judge, outcome
 from analyses.tasks.task import Task
 from hooks import Site, host_of
-from hooks.replay import Recording
-from hooks.suffix import Passage, nbytes, record, rerun, run
+from hooks.inputs import Inputs
+from hooks.modes import check_deterministic
+from hooks.recording import Recording
+from hooks.running import nbytes, record, rerun, run
 from surgery import Decompositions, Edit
 from surgery.arguments import whole
 
@@ -34,10 +35,10 @@ _LARGEST_BATCH = 64
 @final
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What candidates are compared by, read off the scores of a task's items: accuracy, then log-loss.
+    """What candidates are compared by: accuracy, then log-loss; or the metric that was given in the rule's place.
 
-    Everything that ranks trials asks here, so that another objective is another answer of these three methods. In each
-    tuple larger is better, and a later number decides where the earlier ones are equal.
+    Everything that ranks trials asks here. In each tuple larger is better, and a later number decides where the earlier
+    ones are equal.
 
     Source: arXiv:2312.13558.
     """
@@ -45,17 +46,27 @@ class Objective:
     scores: Scores
 
     def merit(self, first: int | None = None) -> tuple[float, ...]:
-        """The means over all items, or over the first of them: accuracy and the negative log-loss."""
+        """The means over all items, or over the first of them: accuracy and the negative log-loss, or the metric."""
+        if self.scores.values is not None:
+            return (float(self._signed()[:first].mean()),)
         correct, log_loss = self.scores.correct[:first].double(), self.scores.log_loss[:first]
         return correct.mean().item(), -log_loss.mean().item()
 
     def standing(self, weights: Float[Tensor, " item"]) -> tuple[float, ...]:
-        """The weighted means that a race goes by: accuracy and the probability of what is right.
+        """The weighted means that a race goes by: accuracy and the probability of what is right, or the metric.
 
         Among few items many candidates have the same accuracy. The probability tells them apart, and unlike the
         log-loss it is not ruled by the one item that a candidate finds most unlikely.
         """
+        if self.scores.values is not None:
+            return (float(weights @ self._signed()),)
         return float(weights @ self.scores.correct.double()), float(weights @ self.scores.p_correct.double())
+
+    def _signed(self) -> Float[Tensor, " item"]:
+        """The metric of each item, turned so that larger is better."""
+        metric, values = self.scores.encoded.metric, self.scores.values
+        assert metric is not None and values is not None
+        return values if metric.higher_is_better else -values
 
     def decidedness(self) -> Float[Tensor, " item"]:
         """How far each item is from being decided the other way: |log p/(1 − p)|, p the probability of the answer."""
@@ -71,14 +82,12 @@ class Trial:
     Args:
         candidate: the edit; None for the unedited model, and for specs of several edits.
         scores: the scores of every item.
-        readings: what the model says about every target, from which the scores follow.
-        generated: what it says after each prompt, under a rule that asks for it.
+        outcome: what the model says, from which the scores follow.
     """
 
     candidate: Candidate | None
     scores: Scores
-    readings: Readings
-    generated: tuple[Ids, ...]
+    outcome: Outcome
 
     @property
     def summary(self) -> Summary:
@@ -96,23 +105,21 @@ class Trial:
         return f"Trial({name}: accuracy {short.accuracy:.3f}, log-loss {short.log_loss:.3f}, {short.n_items} items)"
 
 
-def judged(
-    candidate: Candidate | None, encoded: EncodedTask, readings: Readings, generated: tuple[Ids, ...] = ()
-) -> Trial:
+def judged(candidate: Candidate | None, encoded: EncodedTask, said: Outcome) -> Trial:
     """The trial that follows from what a model said: the only place where anything is judged."""
-    return Trial(candidate, judge(encoded, readings, generated), readings, generated)
+    return Trial(candidate, judge(encoded, said), said)
 
 
 def joined(stretches: Sequence[Trial], encoded: EncodedTask) -> Trial:
     """Trials of one candidate on consecutive stretches of a task, as its trial on all of them together."""
     if len(stretches) == 1:
         return stretches[0]
-    columns = {
-        column.name: torch.cat([getattr(trial.readings, column.name) for trial in stretches])
-        for column in fields(Readings)
-    }
-    generated = tuple(ids for trial in stretches for ids in trial.generated)
-    return judged(stretches[0].candidate, encoded, Readings(**columns), generated)
+    said = [trial.outcome for trial in stretches]
+    columns = {name: torch.cat([getattr(part.readings, name) for part in said]) for name in ("log_prob", "rank", "top")}
+    measured = [part.measured for part in said if part.measured is not None]
+    generated = tuple(ids for part in said for ids in part.generated)
+    whole = Outcome(Readings(**columns), generated, torch.cat(measured) if measured else None)
+    return judged(stretches[0].candidate, encoded, whole)
 
 
 @final
@@ -121,11 +128,12 @@ class Setup:
     """A model and how it is asked: what is the same for every part of a task. The package says what each field means.
 
     Raises:
-        ValueError: if the model has active dropout, or the memory is not a positive number of bytes.
+        ValueError: if the model has active dropout, the memory is not a positive number of bytes, or a metric has no
+            direction to choose by.
     """
 
     model: nn.Module
-    rule: Rule | None = None
+    rule: Rule | Metric | None = None
     prepend_bos: bool | None = None
     svds: Decompositions | None = None
     batch_size: int | None = None
@@ -136,6 +144,11 @@ class Setup:
     def __post_init__(self) -> None:
         check_deterministic(self.model)
         whole(self.memory, "memory", least=1)
+        if isinstance(self.rule, Metric) and self.rule.higher_is_better is None:
+            raise ValueError(
+                f"the metric {self.rule.name!r} has no direction, so that no candidate is better by it than another: "
+                "give it higher_is_better=True or False."
+            )
 
     def bench(self, part: str, task: Task, sites: Iterable[Site] = ()) -> "Bench":
         """The task made ready for the model; `part` is its name in the log, `sites` what is going to be edited.
@@ -178,7 +191,7 @@ class Bench:
     sites: tuple[Site, ...]
     _unedited: Trial | None = field(default=None, init=False, repr=False)
     _recordings: dict[int, Recording] = field(default_factory=dict, init=False, repr=False)
-    """By the identity of the batch."""
+    """By the identity of the inputs."""
     _recorded: tuple[Site, ...] = field(default=(), init=False, repr=False)
     """The sites at which a trial can start from the recordings."""
 
@@ -233,11 +246,11 @@ class Bench:
     def now(self, candidate: Candidate | None, first: Site | None = None) -> Trial:
         """The model as it is now, where nothing before the matrix `first` differs from what was recorded."""
         forward = partial(self._rerun, first) if first is not None and first in self._recorded else self.run
-        return judged(candidate, self.encoded, read(self.encoded, forward), self._generated())
+        return judged(candidate, self.encoded, self._said(forward))
 
-    def run(self, batch: Batch) -> Float[Tensor, "place d_vocab"]:
-        """The logits at the batch's places, by a pass through the whole model."""
-        return run(self.setup.model, inputs_of(batch))
+    def run(self, inputs: Inputs) -> Float[Tensor, "read d_vocab"]:
+        """The logits by a pass through the whole model."""
+        return run(self.setup.model, inputs)
 
     def forget_after(self, changed: Site) -> None:
         """Drop the recordings that depend on the matrix at `changed`, whose edit is another one from now on."""
@@ -269,39 +282,33 @@ class Bench:
         """Record what `rerun` needs to start at `site`, and at those after it in the list as the memory allows."""
         self._recordings.clear()
         self._recorded = self._fitting(site)
-        readings = read(self.encoded, partial(self._record, self._recorded))
+        said = self._said(partial(self._record, self._recorded))
         # That pass is the unedited model's trial, if no edit is in force: nothing has to be run for it again.
         if is_unedited and self._unedited is None and f"{self.part} {UNEDITED}" not in self.setup.log:
-            trial = judged(None, self.encoded, readings, self._generated())
-            self._unedited = self._kept(UNEDITED, trial, UNEDITED)
+            self._unedited = self._kept(UNEDITED, judged(None, self.encoded, said), UNEDITED)
 
     def _fitting(self, site: Site) -> tuple[Site, ...]:
         """Sites that recordings within the memory serve: those of one layer at least."""
         coming = self.sites[self.sites.index(site) :] if site in self.sites else (site,)
-        tokens = sum(batch.tokens.numel() for batch in self.encoded.batches)
+        tokens = sum(batch.inputs.tokens.numel() for batch in self.encoded.batches)
         # For every layer the residual stream before the block and, for sites in the MLP, after the attention.
         of_layer = 2 * tokens * _width(self.setup.model)
         layers = list(dict.fromkeys(other.layer for other in coming))[: max(1, self.setup.memory // of_layer)]
         return tuple(other for other in self.sites or coming if other.layer in layers)
 
-    def _record(self, sites: Sequence[Site], batch: Batch) -> Float[Tensor, "place d_vocab"]:
-        recording, logits = record(self.setup.model, inputs_of(batch), sites)
+    def _said(self, forward: Callable[[Inputs], Tensor]) -> Outcome:
+        # What is generated grows the rows, so that no recording serves it.
+        return outcome(self.encoded, forward, generate_with=self.run)
+
+    def _record(self, sites: Sequence[Site], inputs: Inputs) -> Float[Tensor, "read d_vocab"]:
+        recording, logits = record(self.setup.model, inputs, sites)
         if sum(map(nbytes, self._recordings.values())) + nbytes(recording) <= self.setup.memory:
-            self._recordings[id(batch)] = recording
+            self._recordings[id(inputs)] = recording
         return logits
 
-    def _rerun(self, site: Site, batch: Batch) -> Float[Tensor, "place d_vocab"]:
-        recording = self._recordings.get(id(batch))
-        if recording is None:
-            return self.run(batch)
-        return rerun(self.setup.model, inputs_of(batch), recording, site)
-
-    def _generated(self) -> tuple[Ids, ...]:
-        """What the model says after each prompt as it is now, if the rule asks for it."""
-        if not self.encoded.rule.new_tokens:
-            return ()
-        widest = max(len(batch.tokens) for batch in self.encoded.batches)
-        return generate(self.encoded, self.run, batch_size=widest)
+    def _rerun(self, site: Site, inputs: Inputs) -> Float[Tensor, "read d_vocab"]:
+        recording = self._recordings.get(id(inputs))
+        return self.run(inputs) if recording is None else rerun(self.setup.model, inputs, recording, site)
 
     def _known(self, key: str, candidate: Candidate | None) -> Trial | None:
         """The trial that the log has under this key.
@@ -312,29 +319,24 @@ class Bench:
         piece = self.setup.log.get(f"{self.part} {key}")
         if piece is None:
             return None
-        readings, generated = unpacked(piece["said"])
-        n, n_generated = self.encoded.n_targets, len(self.encoded.task) if self.encoded.rule.new_tokens else 0
-        columns = [len(getattr(readings, column.name)) for column in fields(readings)] + [len(generated)]
-        wanted = [*[n] * (len(columns) - 1), n_generated]
-        if columns != wanted:
+        said = unpacked(piece["said"])
+        n, n_items, metric = self.encoded.n_targets, len(self.encoded.task), self.encoded.metric
+        wanted = [n, n, n, n_items if self.encoded.rule.new_tokens else 0]
+        wanted.append(n_items if metric is not None and metric.rows is None else 0)
+        if lengths(said) != wanted:
             raise LogError(
-                f"{self.setup.log.path}, the line of '{self.part} {key}': its columns have {columns} entries, and this "
-                f"search reads {wanted}. Delete the line, or the file, and search again."
+                f"{self.setup.log.path}, the line of '{self.part} {key}': its columns have {lengths(said)} entries, "
+                f"and this search reads {wanted}. Delete the line, or the file, and search again."
             )
-        return judged(candidate, self.encoded, readings, generated)
+        return judged(candidate, self.encoded, said)
 
     def _kept(self, key: str, trial: Trial, edit: str | dict[str, str]) -> Trial:
         """The trial, which is in the log when this returns; all but `said` is for people who read the file."""
         scores = trial.scores
         piece = {"part": self.part, "edit": edit, "items": len(scores), "accuracy": scores.accuracy}
-        piece |= {"log_loss": scores.log_loss.mean().item(), "said": packed(trial.readings, trial.generated)}
+        piece |= {"log_loss": scores.log_loss.mean().item(), "said": packed(trial.outcome)}
         self.setup.log.put(f"{self.part} {key}", piece)
         return trial
-
-
-def inputs_of(batch: Batch) -> Passage:
-    """The batch as the model is run on it."""
-    return Passage(batch.tokens, batch.mask, batch.row, batch.pos)
 
 
 def _is_before(changed: Site, site: Site) -> bool:
@@ -348,18 +350,17 @@ def _is_before(changed: Site, site: Site) -> bool:
 
 def _width(model: nn.Module) -> int:
     """The bytes of the residual stream at one token."""
-    return model.cfg.d_model * next(model.parameters()).element_size()  # type: ignore[union-attr, operator, return-value]
+    host = host_of(model)
+    return host.d_model * host.dtype.itemsize
 
 
 def _fitting_batch(model: nn.Module, encoded: EncodedTask, memory: int) -> int:
-    """How many sequences a pass can hold: a block's activations at every token and the logits at every place."""
-    cfg = model.cfg
-    d_model, width = cfg.d_model, next(model.parameters()).element_size()  # type: ignore[union-attr]
-    d_mlp = getattr(cfg, "d_mlp", None) or 4 * d_model  # type: ignore[operator]
-    pos = max(batch.tokens.shape[1] for batch in encoded.batches)
-    places = max(len(batch.row) / len(batch.tokens) for batch in encoded.batches)
+    """How many sequences a pass can hold: a block's activations at every token and the logits at every read."""
+    host = host_of(model)
+    pos = max(batch.inputs.n_pos for batch in encoded.batches)
+    reads = max(batch.inputs.reads_per_row for batch in encoded.batches)
     # Of a block: the residual stream and its norms, Q, K, V and Z; the MLP before and after its activation and gate;
-    # three patterns of attention. Of a place: the logits, and two copies while log-probabilities are taken.
-    a_token = 12 * d_model + 4 * d_mlp + 3 * cfg.n_heads * pos  # type: ignore[union-attr, operator]
-    a_sequence = (pos * a_token + 3 * places * cfg.d_vocab) * max(4, width)  # type: ignore[union-attr, operator]
+    # three patterns of attention. Of a read: the logits, and two copies while log-probabilities are taken.
+    a_token = 12 * host.d_model + 4 * host.d_mlp + 3 * host.n_heads("W_Q") * pos
+    a_sequence = (pos * a_token + 3 * reads * host.d_vocab) * max(4, host.dtype.itemsize)
     return max(1, int(min(_LARGEST_BATCH, memory // a_sequence)))
