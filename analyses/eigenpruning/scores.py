@@ -232,7 +232,8 @@ def _take_in(
     """Reduce the scores of one batch of examples; the losses of its clean rows. Mean inputs are taken at first only."""
     clean, comparable = question.examples.take(batch), examples.comparable(batch)
     passed, device = backward(question, clean), clean.inputs.tokens.device
-    references = inputs_of(question, Inputs(*(part[batch].to(device) for part in examples.corrupted[:2])))
+    tokens, mask = (part[batch].to(device) for part in examples.corrupted[:2])
+    references = inputs_of(question, Inputs(tokens, mask))
     has_token = examples.clean.mask[batch].bool().to(device)
     for site, state in states.items():
         scores = passed.score(state.target, examples.aligned(references[site], batch))

@@ -92,8 +92,9 @@ def search_header(
 
 def _named(setting: object) -> str:
     # A metric is known by its kind and name: what else it holds has no text of its own.
-    is_metric = isinstance(setting, Metric) and not isinstance(setting, Rule)
-    return f"{type(setting).__name__}({setting.name!r})" if is_metric else repr(setting)
+    if isinstance(setting, Metric) and not isinstance(setting, Rule):
+        return f"{type(setting).__name__}({setting.name!r})"
+    return repr(setting)
 
 
 def model_fingerprint(model: nn.Module) -> str:

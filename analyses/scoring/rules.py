@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, final, get_args
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from analyses.metrics import Metric, of_tasks
 from analyses.metrics.of_tasks import OfTask
 from analyses.metrics.readings import Readings, amax_by, summed
-from analyses.prompts import Continuations, Prompts
+from analyses.prompts import Continuations
 from analyses.tasks.items import Kind
 from analyses.tasks.task import Task
 from surgery.arguments import counted, shown, whole
@@ -41,19 +41,6 @@ class Rule(OfTask):
     def new_tokens(self) -> int:
         """How many tokens the model has to generate."""
         return 0
-
-    def bound(self, model: nn.Module, prompts: Prompts | None) -> Metric:
-        """The rule as a metric of the task's items.
-
-        Raises:
-            ValueError: if the rule has the model generate: what is generated has no gradient, nor a logit of its own.
-        """
-        if self.new_tokens:
-            raise ValueError(
-                f"{self!r} has the model generate {counted(self.new_tokens, 'token')}, which is no function of the "
-                "logits of one pass. Take StartsWith() or a metric, such as metrics.log_prob()."
-            )
-        return OfTask.bound(self, model, prompts)
 
 
 @final
@@ -103,6 +90,13 @@ class Contains(Rule):
     def new_tokens(self) -> int:
         """How many tokens are generated."""
         return self.n_tokens
+
+    def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
+        """Raises: what is generated is no function of the logits of one pass."""
+        raise ValueError(
+            f"{self!r} has the model generate {counted(self.n_tokens, 'token')}, which is no function of the logits of "
+            "one pass. Take StartsWith() or a metric, such as metrics.log_prob()."
+        )
 
     def find(self, answer: str, text: str) -> int | None:
         """Where in the text the answer is, or None."""
