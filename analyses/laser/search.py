@@ -50,7 +50,8 @@ class SearchResult:
         unedited: the model as it was given, on the validation items.
         trials: every candidate tried, in the order given. In a screened search the items stand in the order of the
             race, and some candidates have seen only the first of them, among which undecided items are frequent.
-        chosen: the best on all validation items, by accuracy, then log-loss; None if that is the unedited model.
+        chosen: the best on all validation items, by accuracy, then log-loss, or by the metric in the rule's place; None
+            if that is the unedited model.
         test: the unedited and the chosen model on the test items.
         text: the cost of the choice on the user's plain text, if one was given.
         promises: in a screened search, by how much each candidate could lower the loss to first order, in nats.
@@ -110,12 +111,14 @@ class SearchResult:
         return "\n".join(lines)
 
     def _choice(self) -> str:
-        was = self.unedited.summary
+        was, metric = self.unedited.summary, self.unedited.scores.encoded.metric
         if self.chosen is None:
-            return f"nothing, no candidate was better than accuracy {was.accuracy:.3f}, log-loss {was.log_loss:.3f}"
+            by = "" if metric is None else f"{metric.name} {was.value:.4g}, "
+            return f"nothing, no candidate was better than {by}accuracy {was.accuracy:.3f}, log-loss {was.log_loss:.3f}"
         now = self.chosen.summary
+        by = "" if metric is None else f"{metric.name} {was.value:.4g} → {now.value:.4g}, "
         return (
-            f"{self.chosen.candidate}, accuracy {was.accuracy:.3f} → {now.accuracy:.3f}, "
+            f"{self.chosen.candidate}, {by}accuracy {was.accuracy:.3f} → {now.accuracy:.3f}, "
             f"log-loss {was.log_loss:.3f} → {now.log_loss:.3f} nats per token"
         )
 

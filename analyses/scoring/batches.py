@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from analyses.metrics import Metric
+from analyses.metrics.of_tasks import OfTask
 from analyses.prompts.continuations import (
     Batch,
     Continuations,
@@ -135,9 +136,9 @@ def _bound(model: nn.Module, metric: Metric, task: Task, items: tuple[TokenisedI
     tokens, mask = pad([item.context for item in items], "right", words.pad)
     device = host_of(model).device
     prompts = Prompts(tokens.to(device), mask.bool().to(device), items, task.kind, words.pad)
+    if isinstance(metric, OfTask):  # it follows from what the model says about the answers
+        return OfTask.bound(metric, model, prompts)
     bound = metric.bound(model, prompts)
-    if bound.rows is not None:  # it follows from what the model says about the answers
-        return bound
     if bound.n_examples not in (None, len(items)):
         raise ValueError(
             f"{metric.name} was made for {bound.n_examples} examples, and task {task.name!r} has {len(items)}: make it "

@@ -43,7 +43,8 @@ class Comparison:
             independent: with paraphrases in the task, look at the interval.
         accuracy: the change of the fraction right.
         log_loss: the change of the mean log-loss, in nats per token.
-        level: of both intervals.
+        level: of the intervals.
+        metric: the change of the mean of the metric that was asked for in a rule's place; None where none was.
     """
 
     before: Scores
@@ -54,11 +55,13 @@ class Comparison:
     accuracy: Change
     log_loss: Change
     level: float
+    metric: Change | None = None
 
     def __repr__(self) -> str:
         verdict = "covers 0: no evidence of a change" if self.accuracy.covers_zero else "does not cover 0"
+        measured = "" if self.metric is None else f"{self.before.encoded.metric.name} {self.metric}; "  # type: ignore[union-attr]
         return (
-            f"accuracy {self.before.accuracy:.3f} → {self.after.accuracy:.3f}, {self.accuracy} "
+            f"{measured}accuracy {self.before.accuracy:.3f} → {self.after.accuracy:.3f}, {self.accuracy} "
             f"at {self.level:.0%}, which {verdict}; {len(self.corrected)} corrected, {len(self.broken)} broken, "
             f"McNemar p = {self.p_value:.3g}; log-loss {self.log_loss} nats per token; "
             f"{counted(len(self.before), 'item')}"
@@ -109,9 +112,11 @@ def compare(
     _check(before, after)
     was, now = before.correct, after.correct
     corrected, broken = (~was & now).nonzero().flatten().tolist(), (was & ~now).nonzero().flatten().tolist()
-    changes = torch.stack([now.double() - was.double(), after.log_loss - before.log_loss])
+    changes = [now.double() - was.double(), after.log_loss - before.log_loss]
+    if before.values is not None and after.values is not None:
+        changes.append(after.values - before.values)
     clusters = _cluster_of(before)
-    accuracy, log_loss = bootstrap(changes, clusters, level=level, resamples=resamples, seed=seed)
+    accuracy, log_loss, *metric = bootstrap(torch.stack(changes), clusters, level=level, resamples=resamples, seed=seed)
     return Comparison(
         before=before,
         after=after,
@@ -121,6 +126,7 @@ def compare(
         accuracy=accuracy,
         log_loss=log_loss,
         level=level,
+        metric=metric[0] if metric else None,
     )
 
 

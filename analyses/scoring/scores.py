@@ -39,6 +39,7 @@ class Summary:
         log_loss: mean over items.
         p_correct: mean over items.
         p_wrong: mean over items.
+        value: mean over items of the metric that was asked for in a rule's place; not a number where none was.
     """
 
     task: str
@@ -54,10 +55,14 @@ class Summary:
     log_loss: float
     p_correct: float
     p_wrong: float
+    value: float = math.nan
 
     def as_row(self) -> dict[str, str | int | float]:
-        """The fields by name."""
-        return asdict(self)
+        """The fields by name; without a metric, without its value."""
+        row = asdict(self)
+        if math.isnan(self.value):
+            del row["value"]
+        return row
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -107,6 +112,8 @@ class Scores:
     def __repr__(self) -> str:
         short = self.summary()
         scored = f"accuracy {short.accuracy:.3f}, log-loss {short.log_loss:.3f} nats per token"
+        if self.encoded.metric is not None:
+            scored = f"{self.encoded.metric.name} {short.value:.4g}, {scored}"
         return f"Scores({self.task.name!r}, {counted(len(self), 'item')}, {scored})"
 
     @property
@@ -157,6 +164,7 @@ class Scores:
             log_loss=self.log_loss.mean().item(),
             p_correct=self.p_correct.mean().item(),
             p_wrong=self.p_wrong.mean().item(),
+            value=math.nan if self.values is None else self.values.mean().item(),
         )
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -169,6 +177,8 @@ class Scores:
             "p_correct": self.p_correct.tolist(),
             "p_wrong": self.p_wrong.tolist(),
         }
+        if self.values is not None:
+            scored["value"] = self.values.tolist()
         return self.task.to_dataframe().assign(**scored)
 
     @property
