@@ -9,6 +9,7 @@ Vergara-Browne, Soto, Aizawa, "Eigenpruning" (arXiv:2404.03147).
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import floor
 from typing import Literal, final
 
 import numpy as np
@@ -99,19 +100,18 @@ class ComponentScores:
         (8, 32)
         """
         fraction = checked_fraction(fraction, "fraction")
-        group_of = {site: _group(site, budget) for site in self.sites}
-        components = pd.DataFrame({
-            "site": np.repeat(self.sites, [len(self.flipped[site]) for site in self.sites]),
-            "component": np.concatenate([np.arange(len(self.flipped[site])) for site in self.sites]),
-            "value": self._values(by, seed),
-            "strength": np.concatenate([self.effects.strengths[site].numpy() for site in self.sites]),
-        })  # fmt: skip
-        components = components.sort_values(["value", "strength"], kind="stable")
-        groups = components.groupby(components["site"].map(group_of))["site"]
-        # The tiny addend is for products such as 0.29 * 100 that fall short of their whole number.
-        removed = components[groups.cumcount() < np.floor(fraction * groups.transform("size") + 1e-9)]
-        by_site = {site: sorted(rows["component"]) for site, rows in removed.groupby("site")}
-        return Selection({site: by_site[site] for site in self.sites if site in by_site}, basis=self.basis)
+        components = [(site, i) for site in self.sites for i in range(len(self.flipped[site]))]
+        groups = np.array([_group(site, budget) for site, _ in components])
+        strength = np.concatenate([self.effects.strengths[site].numpy() for site in self.sites])
+        order = np.lexsort((strength, self._values(by, seed)))
+        removed: dict[str, list[int]] = {site: [] for site in self.sites}
+        for group in np.unique(groups):
+            members = order[groups[order] == group]
+            # The tiny addend is for products such as 0.29 · 100 that fall short of their whole number.
+            for at in members[: floor(fraction * len(members) + 1e-9)]:
+                site, component = components[at]
+                removed[site].append(component)
+        return Selection({site: sorted(indices) for site, indices in removed.items() if indices}, basis=self.basis)
 
     def spec(self, selection: Selection, *, compensation: Compensation = "mean") -> dict[str, Edit]:
         """The spec that removes the selected components and, unless "none", puts their mean input in their place."""

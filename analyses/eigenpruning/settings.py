@@ -68,7 +68,7 @@ class Best:
     def __post_init__(self) -> None:
         if isinstance(self.of, str) or not isinstance(self.of, Iterable):
             raise ValueError(f"Best(of={shown(self.of)}): give fractions to choose among, such as (0, 0.1, 0.2).")
-        object.__setattr__(self, "of", tuple(_fraction(f, f"Best(of={shown(self.of)})") for f in self.of))
+        object.__setattr__(self, "of", tuple(_fraction(f, "Best was given of") for f in self.of))
         if not self.of:
             raise ValueError("Best(of=()): give one fraction or more, such as (0, 0.1, 0.2).")
 
