@@ -72,7 +72,7 @@ def validation(result: Pruning) -> go.Figure:
 
     >>> items = [tasks.AnswerItem((n, n + 1), ((n + 2,),)) for n in range(20)]
     >>> result = eigenpruning.prune(model, items, fraction=eigenpruning.Best((0, 0.2)), progress=False)
-    >>> list(plots.eigenpruning.validation(result).data[0].x)
+    >>> plots.eigenpruning.validation(result).data[0].x.tolist()
     [0.0, 0.2]
     """
     if result.validation is None:
