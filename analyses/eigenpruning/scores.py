@@ -10,7 +10,7 @@ Vergara-Browne, Soto, Aizawa, "Eigenpruning" (arXiv:2404.03147).
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import floor
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import numpy as np
 import pandas as pd
@@ -115,7 +115,7 @@ class ComponentScores:
 
     def spec(self, selection: Selection, *, compensation: Compensation = "mean") -> dict[str, Edit]:
         """The spec that removes the selected components and, unless "none", puts their mean input in their place."""
-        check_compensation(compensation)
+        check_choice("compensation", compensation)
         if compensation == "none":
             return selection.drop()
         return {site: Compensated(edit, self.constants[site].tolist()) for site, edit in selection.drop().items()}
@@ -264,33 +264,24 @@ def _scores(
     return ComponentScores(effects, flipped, {str(site): state.constants() for site, state in states.items()}, reduce)
 
 
-def check_compensation(compensation: str) -> None:
-    """Refuse a compensation that does not exist.
+_CHOICES = {
+    "budget": "the fraction is counted over all components ('global'), those of a matrix type ('type'), or in each "
+    "matrix or head ('matrix').",
+    "compensation": "what is removed is replaced by its 'mean', or by nothing, 'none'. Give one of these.",
+}
+
+
+def check_choice(name: Literal["budget", "compensation"], value: str) -> None:
+    """Refuse a budget or a compensation that does not exist.
 
     Raises:
         ValueError: naming those that do.
     """
-    if compensation not in ("mean", "none"):
-        raise ValueError(
-            f"compensation={compensation!r}: what is removed is replaced by its 'mean', or by nothing, 'none'. Give "
-            "one of these."
-        )
-
-
-def check_budget(budget: str) -> None:
-    """Refuse a budget that does not exist.
-
-    Raises:
-        ValueError: naming those that do.
-    """
-    if budget not in ("global", "type", "matrix"):
-        raise ValueError(
-            f"budget={budget!r}: the fraction is counted over all components ('global'), those of a matrix type "
-            "('type'), or in each matrix or head ('matrix')."
-        )
+    if value not in get_args({"budget": Budget, "compensation": Compensation}[name]):
+        raise ValueError(f"{name}={value!r}: {_CHOICES[name]}")
 
 
 def _group(site: str, budget: str) -> str:
     """The name of the group in which a matrix's components are counted."""
-    check_budget(budget)
+    check_choice("budget", budget)
     return {"global": "", "type": Site.parse(site).matrix, "matrix": site}[budget]
