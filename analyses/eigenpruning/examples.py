@@ -5,7 +5,7 @@ where only one of them has a token nothing is scored.
 """
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, NamedTuple, final
@@ -179,7 +179,7 @@ def _given(
     return corrupted
 
 
-def _pairs(corrupt: Iterable[object]) -> dict[Text, Text]:
+def _pairs(corrupt: Mapping[Text, Text] | Sequence[tuple[Text, Text]]) -> dict[Text, Text]:
     """The corrupted prompt of each clean one."""
     pairs = list(corrupt.items() if isinstance(corrupt, Mapping) else corrupt)
     odd = next((pair for pair in pairs if not isinstance(pair, tuple | list) or len(pair) != 2), None)

@@ -1,6 +1,6 @@
 """The method from scores to report: score on one part of a task, choose how many to remove, report on another."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -62,9 +62,9 @@ def prune(
     >>> eigenpruning.prune(model, items, fraction=0.25, progress=False).chosen.n_components
     8
     """
-    addresses, fraction = surgery.sites(model, sites), as_fraction(fraction)
+    addresses, choice = surgery.sites(model, sites), as_fraction(fraction)
     _check_compensable(model, addresses, method)
-    parts = _parts(task, fraction, seed)
+    parts = _parts(task, seed, choosing=isinstance(choice, Best))
     attributed = partial(
         attribute, task=parts.screen, sites=addresses, reduce=method.reduce, corrupt=method.corrupt,
         prepend_bos=method.prepend_bos, seed=seed, batch_size=batch_size, progress=progress,
@@ -72,9 +72,7 @@ def prune(
     size = 32 if batch_size is None else batch_size
     encoded = partial(encode, model, rule=report.rule, prepend_bos=method.prepend_bos, batch_size=size)
     trial = _Trial(model, attributed(model, svds=svds), method)
-    best, validation = fraction, None
-    if isinstance(fraction, Best):
-        best, validation = _best(trial, encoded(parts.validation), fraction)
+    best, validation = _best(trial, choice, partial(encoded, parts.validation))
     test, tuned = encoded(parts.test), None
     scores = _variants(trial, test, best, range(seed, seed + report.draws))
     if report.finetune is not None:
@@ -153,24 +151,27 @@ def _scored(model: nn.Module, encoded: EncodedTask, spec: Mapping[str, Edit]) ->
         return score_encoded(encoded, partial(run, model))
 
 
-def _best(trial: _Trial, encoded: EncodedTask, among: Best) -> tuple[float, pd.DataFrame]:
-    """The best fraction; and accuracy, log-loss (nats per token) and rank of every one, 0 for the best."""
-    rows = []
-    for fraction in map(float, among.of):
+def _best(
+    trial: _Trial, choice: float | Best, validation: Callable[[], EncodedTask]
+) -> tuple[float, pd.DataFrame | None]:
+    """The fraction to remove; if it is chosen, accuracy, log-loss (nats per token) and rank of all, 0 for the best."""
+    if not isinstance(choice, Best):
+        return choice, None
+    encoded, rows = validation(), []
+    for fraction in map(float, choice.of):
         scores = trial.scored(encoded, fraction)
         rows.append((fraction, scores.accuracy, scores.log_loss.mean().item()))
     frame = pd.DataFrame(rows, columns=["fraction", "accuracy", "log_loss"])
     order = frame.sort_values(["accuracy", "log_loss", "fraction"], ascending=[False, True, True]).index
-    return float(frame["fraction"][order[0]]), frame.assign(rank=pd.Series(range(len(frame)), index=order))
+    return rows[order[0]][0], frame.assign(rank=pd.Series(range(len(frame)), index=order))
 
 
-def _parts(task: Task | Splits | Sequence[Item], fraction: float | Best, seed: int) -> Splits:
+def _parts(task: Task | Splits | Sequence[Item], seed: int, *, choosing: bool) -> Splits:
     """The parts to score, to choose the fraction and to report on.
 
     Raises:
         ValueError: if one of them has no items.
     """
-    choosing = isinstance(fraction, Best)
     if isinstance(task, Splits):
         parts = task
     else:

@@ -9,7 +9,8 @@ Vergara-Browne, Soto, Aizawa, "Eigenpruning" (arXiv:2404.03147).
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from math import floor
+from typing import Literal, final, get_args
 
 import numpy as np
 import pandas as pd
@@ -101,23 +102,22 @@ class ComponentScores:
         (8, 32)
         """
         fraction = checked_fraction(fraction, "fraction")
-        group_of = {site: _group(site, budget) for site in self.sites}
-        components = pd.DataFrame({
-            "site": np.repeat(self.sites, [len(self.flipped[site]) for site in self.sites]),
-            "component": np.concatenate([np.arange(len(self.flipped[site])) for site in self.sites]),
-            "value": self._values(by, seed),
-            "strength": np.concatenate([self.effects.strengths[site].numpy() for site in self.sites]),
-        })  # fmt: skip
-        components = components.sort_values(["value", "strength"], kind="stable")
-        groups = components.groupby(components["site"].map(group_of))["site"]
-        # The tiny addend is for products such as 0.29 * 100 that fall short of their whole number.
-        removed = components[groups.cumcount() < np.floor(fraction * groups.transform("size") + 1e-9)]
-        by_site = {site: sorted(rows["component"]) for site, rows in removed.groupby("site")}
-        return Selection({site: by_site[site] for site in self.sites if site in by_site}, basis=self.basis)
+        components = [(site, i) for site in self.sites for i in range(len(self.flipped[site]))]
+        groups = np.array([_group(site, budget) for site, _ in components])
+        strength = np.concatenate([self.effects.strengths[site].numpy() for site in self.sites])
+        order = np.lexsort((strength, self._values(by, seed)))
+        removed: dict[str, list[int]] = {site: [] for site in self.sites}
+        for group in np.unique(groups):
+            members = order[groups[order] == group]
+            # The tiny addend is for products such as 0.29 · 100 that fall short of their whole number.
+            for at in members[: floor(fraction * len(members) + 1e-9)]:
+                site, component = components[at]
+                removed[site].append(component)
+        return Selection({site: sorted(indices) for site, indices in removed.items() if indices}, basis=self.basis)
 
     def spec(self, selection: Selection, *, compensation: Compensation = "mean") -> dict[str, Edit]:
         """The spec that removes the selected components and, unless "none", puts their mean input in their place."""
-        check_compensation(compensation)
+        check_choice("compensation", compensation)
         if compensation == "none":
             return selection.drop()
         return {site: Compensated(edit, self.constants[site].tolist()) for site, edit in selection.drop().items()}
@@ -262,33 +262,24 @@ def _scores(
     return ComponentScores(effects, flipped, {str(site): state.constants() for site, state in states.items()}, reduce)
 
 
-def check_compensation(compensation: str) -> None:
-    """Refuse a compensation that does not exist.
+_CHOICES = {
+    "budget": "the fraction is counted over all components ('global'), those of a matrix type ('type'), or in each "
+    "matrix or head ('matrix').",
+    "compensation": "what is removed is replaced by its 'mean', or by nothing, 'none'. Give one of these.",
+}
+
+
+def check_choice(name: Literal["budget", "compensation"], value: str) -> None:
+    """Refuse a budget or a compensation that does not exist.
 
     Raises:
         ValueError: naming those that do.
     """
-    if compensation not in ("mean", "none"):
-        raise ValueError(
-            f"compensation={compensation!r}: what is removed is replaced by its 'mean', or by nothing, 'none'. Give "
-            "one of these."
-        )
-
-
-def check_budget(budget: str) -> None:
-    """Refuse a budget that does not exist.
-
-    Raises:
-        ValueError: naming those that do.
-    """
-    if budget not in ("global", "type", "matrix"):
-        raise ValueError(
-            f"budget={budget!r}: the fraction is counted over all components ('global'), those of a matrix type "
-            "('type'), or in each matrix or head ('matrix')."
-        )
+    if value not in get_args({"budget": Budget, "compensation": Compensation}[name]):
+        raise ValueError(f"{name}={value!r}: {_CHOICES[name]}")
 
 
 def _group(site: str, budget: str) -> str:
     """The name of the group in which a matrix's components are counted."""
-    check_budget(budget)
+    check_choice("budget", budget)
     return {"global": "", "type": Site.parse(site).matrix, "matrix": site}[budget]

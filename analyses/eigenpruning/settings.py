@@ -8,9 +8,9 @@ from typing import ParamSpec, TypeVar, final
 from analyses.eigenpruning.examples import Corrupt
 from analyses.eigenpruning.finetuning import FineTuning
 from analyses.eigenpruning.reducers import Reduce, check_reduce
-from analyses.eigenpruning.scores import Budget, Compensation, check_budget, check_compensation
+from analyses.eigenpruning.scores import Budget, Compensation, check_choice
 from analyses.scoring import Rule
-from surgery.arguments import by_name_only, number, shown, whole
+from surgery.arguments import by_name_only, fraction, shown, whole
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,8 +45,8 @@ class Method:
 
     def __post_init__(self) -> None:
         check_reduce(self.reduce)
-        check_budget(self.budget)
-        check_compensation(self.compensation)
+        check_choice("budget", self.budget)
+        check_choice("compensation", self.compensation)
 
 
 @final
@@ -66,11 +66,10 @@ class Best:
     of: Iterable[float | int] = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
     def __post_init__(self) -> None:
-        if isinstance(self.of, str) or not isinstance(self.of, Iterable):
+        several = isinstance(self.of, Iterable) and not isinstance(self.of, str)
+        if not several or not (of := tuple(fraction(f, "Best was given of") for f in self.of)):
             raise ValueError(f"Best(of={shown(self.of)}): give fractions to choose among, such as (0, 0.1, 0.2).")
-        object.__setattr__(self, "of", tuple(_fraction(f, f"Best(of={shown(self.of)})") for f in self.of))
-        if not self.of:
-            raise ValueError("Best(of=()): give one fraction or more, such as (0, 0.1, 0.2).")
+        object.__setattr__(self, "of", of)
 
 
 @final
@@ -105,21 +104,15 @@ def as_fraction(given: object) -> float | Best:
     Raises:
         ValueError: if it is neither.
     """
-    if isinstance(given, Best):
-        return given
-    return Best() if given == "validation" else _fraction(given, "fraction")
-
-
-def _fraction(given: object, name: str) -> float:
+    if isinstance(given, Best) or given == "validation":
+        return given if isinstance(given, Best) else Best()
     try:
-        if 0 <= (value := number(given, name)) <= 1:
-            return value
+        return fraction(given, "fraction")
     except ValueError:
-        pass
-    raise ValueError(
-        f"{name}={shown(given)}: a fraction of the components to remove is from 0 to 1, or 'validation' or "
-        "Best(of=(0, 0.1, 0.2)) to choose among fractions. Give for instance 0.2."
-    )
+        raise ValueError(
+            f"fraction={shown(given)}: a fraction of the components to remove is from 0 to 1, or 'validation' or "
+            "Best(of=(0, 0.1, 0.2)) to choose among fractions. Give for instance 0.2."
+        ) from None
 
 
 _SETTINGS = {
