@@ -40,6 +40,10 @@ def model(
 ) -> nn.Module:
     """An untrained HookedTransformer for the task: two blocks, one head, MLPs of 4 × d_model with ReLU.
 
+    >>> from analyses import recall
+    >>> type(recall.model(recall.RecallTask.synthetic(), d_model=8)).__name__
+    'HookedTransformer'
+
     `mlps` says which block has an MLP; one that has none gets a zero one, frozen. Embeddings and positions are N(0,
     1), the unembedding N(0, unembed_scale²), 1/√(3 d_model) unless given, and a trained matrix is uniform within
     ±1/√d_in.
@@ -79,7 +83,13 @@ def bridge(
 
 
 def as_bridge(model: nn.Module) -> nn.Module:
-    """A TransformerBridge with the weights of a recall model, trained or not; the model is left as it is."""
+    """A TransformerBridge with the weights of a recall model, trained or not; the model is left as it is.
+
+    >>> from analyses import recall
+    >>> small = recall.bridge(recall.RecallTask.synthetic(), d_model=8)
+    >>> recall.as_bridge(small) is small
+    False
+    """
     copies = weights(model)
     first, second = (any(parameter(model, name).requires_grad for name in names) for names in MLPS)
     empty = transformer_bridge(_shape(copies), device=copies[EMBED].device)
@@ -102,6 +112,10 @@ def weights(model: nn.Module) -> dict[str, Float[Tensor, "row column"]]:
 
 def load(model: nn.Module, source: Weights | str | Path) -> nn.Module:
     """The model, with the weights of a file of `save` or of a mapping written into it.
+
+    >>> from analyses import recall
+    >>> task = recall.RecallTask.synthetic()
+    >>> other = recall.load(recall.bridge(task, d_model=8, seed=1), recall.weights(recall.bridge(task, d_model=8)))
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -201,7 +201,7 @@ def scores_from(sums: Sequence[Sums], alpha: float) -> RecallScores:
 
 
 def _shown(batches: Sequence[RecallBatch], what: str, progress: bool) -> Iterator[RecallBatch]:
-    yield from tqdm(batches, desc=what, delay=1, leave=False, disable=not progress)
+    yield from tqdm(batches, desc=what, delay=2, leave=False, disable=not progress)
 
 
 def _sums_of_masses(
