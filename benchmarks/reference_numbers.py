@@ -57,7 +57,7 @@ def of_attribution() -> Iterator[tuple[str, list[float]]]:
     trained = recall.bridge(task)
     recall.train(trained, task, cache=CACHE, progress=False)
     for host, model in hosts(task, trained).items():
-        scores = recall.evaluate(model, task)
+        scores = recall.evaluate(model, task, progress=False)
         yield f"{host}: recall", [scores.p_correct, scores.p_noise, scores.accuracy]
         tokens = task.sample(8, seed=1, alpha=0.0).tokens
         loss = metrics.loss(metrics.next_token_labels(tokens))

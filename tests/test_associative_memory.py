@@ -124,7 +124,7 @@ def test_a_cut_inside_equal_values_is_averaged_over_random_bases() -> None:
         logits = W - np.outer(direction, direction @ W)
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         found.append((np.trace(p[:, :5]) / 5, p[:, 5].mean()))
-    kept = row(rank_table(memory, rotations=4000), "keep top", 4)
+    kept = row(rank_table(memory, draws=4000), "keep top", 4)
     assert kept[COLUMNS].tolist() == pytest.approx(np.mean(found, axis=0).tolist(), abs=3e-3)
     assert kept["p_correct_min"] == pytest.approx(min(p for p, _ in found), abs=3e-3)
     assert kept["p_noise_max"] == pytest.approx(max(p for _, p in found), abs=3e-3)
@@ -132,7 +132,7 @@ def test_a_cut_inside_equal_values_is_averaged_over_random_bases() -> None:
 
 def test_a_cut_between_different_values_does_not_depend_on_the_basis() -> None:
     memory = simulate(4, 0.7)
-    table = rank_table(memory, rotations=50, seed=1)
+    table = rank_table(memory, draws=50, seed=1)
     for edit, components in (("keep top", 0), ("keep top", 1), ("keep top", 4), ("drop top", 1), ("drop top", 4)):
         cut = row(table, edit, components)
         for name in COLUMNS:
@@ -144,7 +144,7 @@ def test_a_cut_between_different_values_does_not_depend_on_the_basis() -> None:
 
 def test_keeping_all_is_dropping_none_and_nothing_left_is_uniform() -> None:
     memory = simulate(3, 0.4)
-    table = rank_table(memory, rotations=8)
+    table = rank_table(memory, draws=8)
     assert len(table) == 2 * 4
     for edit, full, none in (("keep top", 3, 0), ("drop top", 0, 3)):
         assert row(table, edit, full)[COLUMNS].tolist() == pytest.approx(list(memory.probabilities), abs=1e-9)
@@ -153,8 +153,8 @@ def test_keeping_all_is_dropping_none_and_nothing_left_is_uniform() -> None:
 
 def test_a_seed_gives_the_same_table() -> None:
     memory = simulate(5, 0.6, steps=200)
-    assert rank_table(memory, rotations=16).equals(rank_table(memory, rotations=16))
-    assert not rank_table(memory, rotations=16).equals(rank_table(memory, rotations=16, seed=1))
+    assert rank_table(memory, draws=16).equals(rank_table(memory, draws=16))
+    assert not rank_table(memory, draws=16).equals(rank_table(memory, draws=16, seed=1))
 
 
 def test_dynamics_report_the_memories_on_the_way() -> None:
@@ -187,10 +187,10 @@ def test_the_signal_is_what_tells_two_inputs_apart() -> None:
             "steps=0, lr=1.0: steps is 1 or more, lr between 0 and 4; take 2000 and 1.0.",
         ),
         (lambda: simulate(3, 0.5, lr=4.0), "lr=4.0: steps is 1 or more, lr between 0 and 4"),
-        (lambda: dynamics(3, 0.5, every=0), "every=0: report every 1 step or more; take 100."),
+        (lambda: dynamics(3, 0.5, every=0), "every=0: give a whole number, 1 or more."),
         (
-            lambda: rank_table(simulate(2, 0.5, steps=1), rotations=0),
-            "rotations=0: average over 1 random basis or more; take 256.",
+            lambda: rank_table(simulate(2, 0.5, steps=1), draws=0),
+            "draws=0: give a whole number, 1 or more.",
         ),
     ],
 )

@@ -81,9 +81,9 @@ def trained_names(model: nn.Module) -> set[str]:
     model.zero_grad()
     model(TASK.sample(4, seed=0).tokens).square().sum().backward()
     with_gradient = {id(p) for p in model.parameters() if p.grad is not None}
-    from hooks.weights import parameter
+    from hooks.weights import parameters
 
-    return {name for name in recall.weights(model) if id(parameter(model, name)) in with_gradient}
+    return {name for name, p in parameters(model, recall.weights(model)).items() if id(p) in with_gradient}
 
 
 @pytest.mark.parametrize("make", HOSTS)

@@ -221,15 +221,15 @@ def test_an_interrupted_run_loses_no_finished_part(tmp_path: Path, recorded, mon
 def test_another_setting_is_another_run(tmp_path: Path) -> None:
     other_task = RecallTask.synthetic(d_vocab=9, triggers=2, noise_token=5, n_ctx=16, alpha=0.4)
     runs = [
-        lambda: train(small(), cache=tmp_path),
-        lambda: train(small(seed=1), cache=tmp_path),
-        lambda: train(small(mlps=(True, True)), cache=tmp_path),
-        lambda: train(small(), cache=tmp_path, seed=1),
-        lambda: train(small(), cache=tmp_path, lr=0.02),
-        lambda: train(small(), cache=tmp_path, momentum=0.8),
-        lambda: train(small(), cache=tmp_path, weight_decay=0.0),
-        lambda: train(small(), cache=tmp_path, batch_size=9),
-        lambda: recall.train(small(), other_task, steps=6, batch_size=8, cache=tmp_path, progress=False),
+        lambda: train(small(), steps=2, cache=tmp_path),
+        lambda: train(small(seed=1), steps=2, cache=tmp_path),
+        lambda: train(small(mlps=(True, True)), steps=2, cache=tmp_path),
+        lambda: train(small(), steps=2, cache=tmp_path, seed=1),
+        lambda: train(small(), steps=2, cache=tmp_path, lr=0.02),
+        lambda: train(small(), steps=2, cache=tmp_path, momentum=0.8),
+        lambda: train(small(), steps=2, cache=tmp_path, weight_decay=0.0),
+        lambda: train(small(), steps=2, cache=tmp_path, batch_size=9),
+        lambda: recall.train(small(), other_task, steps=2, batch_size=8, cache=tmp_path, progress=False),
     ]
     results = [run().losses for run in runs]
     assert len(list(tmp_path.iterdir())) == len(runs)

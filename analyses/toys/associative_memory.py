@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from surgery.arguments import whole
 from surgery.svd import degenerate_blocks
 
 
@@ -40,14 +41,15 @@ class Memory:
 
     @property
     def noise(self) -> float:
-        """The noise's singular value: the length of what the sum of all inputs, at unit length, is turned into."""
+        """The noise's singular value: ‖Σ_x W[x]‖ / √n, what W makes of the unit vector along the inputs' sum."""
         return float(self.W.sum(0).norm() / sqrt(self.n))
 
     @property
     def noise_component(self) -> int:
-        """Which component of the SVD holds the noise, counting from 0: the one that reads all inputs alike.
+        """The index of the component that holds the noise, counting from 0: the one that reads all inputs alike.
 
-        Where the noise is as strong as the signal (n = 3 with α = ½) no component is that: the nearest one, then.
+        Where the noise is as strong as the signal (n = 3 with α = ½), singular vectors mix the two; the index is then
+        that of the component that comes nearest.
         """
         return int(torch.linalg.svd(self.W, full_matrices=False).U.sum(0).abs().argmax())
 
@@ -61,6 +63,11 @@ class Memory:
 def simulate(n: int, alpha: float, *, steps: int = 2000, lr: float = 1.0) -> Memory:
     """The memory after `steps` of full-batch gradient descent from zero, in float64.
 
+    >>> from analyses import associative_memory
+    >>> memory = associative_memory.simulate(5, 0.6)
+    >>> memory.W.shape, memory.noise_component
+    (torch.Size([5, 6]), 0)
+
     Raises:
         ValueError: if `n` is below 2, `alpha` not inside (0, 1), `steps` below 1, or `lr` not inside (0, 4), where it
         converges.
@@ -70,20 +77,30 @@ def simulate(n: int, alpha: float, *, steps: int = 2000, lr: float = 1.0) -> Mem
 
 
 def dynamics(n: int, alpha: float, *, steps: int = 2000, lr: float = 1.0, every: int = 100) -> pd.DataFrame:
-    """A row every so many steps: step, signal, noise, closed_form (of the noise), p_correct, p_noise.
+    """The memory during training: a row every `every` steps, and one for the last.
+
+    >>> from analyses import associative_memory
+    >>> associative_memory.dynamics(5, 0.6, steps=250)["step"].tolist()
+    [100, 200, 250]
+
+    Columns: step, signal, noise, closed_form (of the noise), p_correct, p_noise.
 
     Raises:
         ValueError: as `simulate` does, or if `every` is below 1.
     """
-    if every < 1:
-        raise ValueError(f"every={every!r}: report every 1 step or more; take 100.")
+    whole(every, "every", least=1)
     memories = [Memory(n, alpha, step, lr, W) for step, W in _descend(n, alpha, steps, lr, every)]
     rows = [(m.steps, m.signal, m.noise, noise_singular_value(n, alpha, m.signal), *m.probabilities) for m in memories]
     return pd.DataFrame(rows, columns=["step", "signal", "noise", "closed_form", "p_correct", "p_noise"])
 
 
 def noise_singular_value(n: int, alpha: float, signal: float) -> float:
-    """|a (n − 1) − n ln((1 − α)/α)| / √(n + 1): the noise component's singular value, given the signal a.
+    """The noise component's singular value, given the signal a: |a (n − 1) − n ln((1 − α)/α)| / √(n + 1).
+
+    >>> from analyses import associative_memory
+    >>> memory = associative_memory.simulate(5, 0.5)
+    >>> abs(memory.noise - associative_memory.noise_singular_value(5, 0.5, memory.signal)) < 1e-6
+    True
 
     Exact once p(noise)/p(correct) is α/(1 − α): always for α = ½, else the better the longer the training.
 
@@ -94,19 +111,23 @@ def noise_singular_value(n: int, alpha: float, signal: float) -> float:
     return abs(signal * (n - 1) - n * log((1 - alpha) / alpha)) / sqrt(n + 1)
 
 
-def rank_table(memory: Memory, *, rotations: int = 256, seed: int = 0) -> pd.DataFrame:
+def rank_table(memory: Memory, *, draws: int = 256, seed: int = 0) -> pd.DataFrame:
     """What every cut in the spectrum leaves: a row for each number of components kept, and one for each number dropped.
+
+    >>> from analyses import associative_memory
+    >>> table = associative_memory.rank_table(associative_memory.simulate(3, 0.6))
+    >>> table["edit"].value_counts().tolist()
+    [4, 4]
 
     Columns: edit ("keep top" or "drop top"), components, p_correct, p_noise, and the lowest and highest of both. The n
     − 1 equal singular values have no vectors of their own, only a common space, so a cut inside them depends on the
-    basis that an SVD happens to choose: its row is the mean over `rotations` random bases, with their range.
+    basis that an SVD happens to choose: its row is the mean over `draws` random bases, with their range.
 
     Raises:
-        ValueError: if `rotations` is below 1.
+        ValueError: if `draws` is below 1.
     """
-    if rotations < 1:
-        raise ValueError(f"rotations={rotations!r}: average over 1 random basis or more; take 256.")
-    U, S, Vh = _rotated(memory.W, rotations, seed)
+    whole(draws, "draws", least=1)
+    U, S, Vh = _rotated(memory.W, draws, seed)
     rows = []
     for edit in ("keep top", "drop top"):
         for k in range(len(S) + 1):
@@ -147,15 +168,15 @@ def _summary(logits: Float[Tensor, "rotation input class_"]) -> tuple[float, ...
 
 
 def _rotated(
-    W: Float[Tensor, "input class_"], rotations: int, seed: int
+    W: Float[Tensor, "input class_"], draws: int, seed: int
 ) -> tuple[Float[Tensor, "rotation input k"], Float[Tensor, " k"], Float[Tensor, "rotation k class_"]]:
     """The SVD in many bases: equal singular values' vectors turned at random."""
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     generator = torch.Generator().manual_seed(seed)
-    turn = torch.eye(len(S), dtype=W.dtype).repeat(rotations, 1, 1)
+    turn = torch.eye(len(S), dtype=W.dtype).repeat(draws, 1, 1)
     for block in degenerate_blocks(S):
         size = block.stop - block.start
-        Q, R = torch.linalg.qr(torch.randn(rotations, size, size, generator=generator, dtype=W.dtype))
+        Q, R = torch.linalg.qr(torch.randn(draws, size, size, generator=generator, dtype=W.dtype))
         turn[:, block, block] = Q * R.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
     return U @ turn, S, turn.mT @ Vh
 

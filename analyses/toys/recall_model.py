@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from analyses.toys.factory import Shape, hooked_transformer, transformer_bridge
 from analyses.toys.recall_task import RecallTask
-from hooks.weights import EMBED, POSITIONS, UNEMBED, architecture, parameter, read, write
+from hooks.weights import EMBED, POSITIONS, UNEMBED, architecture, parameters, read, write
 from surgery.files import whole_file
 
 Weights = Mapping[str, Float[Tensor, "row column"]]
@@ -39,6 +39,10 @@ def model(
     device: torch.device | str = "cpu",
 ) -> nn.Module:
     """An untrained HookedTransformer for the task: two blocks, one head, MLPs of 4 × d_model with ReLU.
+
+    >>> from analyses import recall
+    >>> type(recall.model(recall.RecallTask.synthetic(), d_model=8)).__name__
+    'HookedTransformer'
 
     `mlps` says which block has an MLP; one that has none gets a zero one, frozen. Embeddings and positions are N(0,
     1), the unembedding N(0, unembed_scale²), 1/√(3 d_model) unless given, and a trained matrix is uniform within
@@ -79,9 +83,15 @@ def bridge(
 
 
 def as_bridge(model: nn.Module) -> nn.Module:
-    """A TransformerBridge with the weights of a recall model, trained or not; the model is left as it is."""
+    """A TransformerBridge with the weights of a recall model, trained or not; the model is left as it is.
+
+    >>> from analyses import recall
+    >>> small = recall.bridge(recall.RecallTask.synthetic(), d_model=8)
+    >>> recall.as_bridge(small) is small
+    False
+    """
     copies = weights(model)
-    first, second = (any(parameter(model, name).requires_grad for name in names) for names in MLPS)
+    first, second = (any(p.requires_grad for p in parameters(model, names).values()) for names in MLPS)
     empty = transformer_bridge(_shape(copies), device=copies[EMBED].device)
     return _loaded(empty, copies, (first, second))
 
@@ -97,28 +107,31 @@ def weights(model: nn.Module) -> dict[str, Float[Tensor, "row column"]]:
         ValueError: if the model is not of the kind that `recall.model` and `recall.bridge` make.
     """
     _check_kind(model)
-    return {name: read(model, name) for name in NAMES}
+    return read(model, NAMES)
 
 
 def load(model: nn.Module, source: Weights | str | Path) -> nn.Module:
     """The model, with the weights of a file of `save` or of a mapping written into it.
+
+    >>> from analyses import recall
+    >>> task = recall.RecallTask.synthetic()
+    >>> other = recall.load(recall.bridge(task, d_model=8, seed=1), recall.weights(recall.bridge(task, d_model=8)))
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged, or its matrices are not this model's; nothing was written then.
     """
     _check_kind(model)
-    given = source if isinstance(source, Mapping) else _from_file(Path(source))
-    shapes = {name: tuple(read(model, name).shape) for name in NAMES}
-    if {name: tuple(tensor.shape) for name, tensor in given.items()} != shapes:
-        wrong = sorted(set(given) ^ set(NAMES)) or [n for n in NAMES if tuple(given[n].shape) != shapes[n]]
-        there = f"{wrong[0]} of shape {tuple(given[wrong[0]].shape)}" if wrong[0] in given else f"no {wrong[0]}"
+    matrices = source if isinstance(source, Mapping) else _from_file(Path(source))
+    shapes = {name: tuple(matrix.shape) for name, matrix in read(model, NAMES).items()}
+    if {name: tuple(tensor.shape) for name, tensor in matrices.items()} != shapes:
+        wrong = sorted(set(matrices) ^ set(NAMES)) or [n for n in NAMES if tuple(matrices[n].shape) != shapes[n]]
+        there = f"{wrong[0]} of shape {tuple(matrices[wrong[0]].shape)}" if wrong[0] in matrices else f"no {wrong[0]}"
         raise ValueError(
             f"the weights hold {there}, this model has {shapes.get(wrong[0], 'none')}: make the model with the "
             f"d_model and the task that the weights were trained with."
         )
-    for name in NAMES:
-        write(model, name, given[name])
+    write(model, matrices)
     return model
 
 
@@ -164,8 +177,9 @@ def _loaded(model: nn.Module, initial: Weights, mlps: tuple[bool, bool]) -> nn.M
     for weight in model.parameters():
         weight.requires_grad_(False).zero_()
     load(model, initial)
-    for name in (*TRAINED, *(name for names, has_mlp in zip(MLPS, mlps, strict=True) if has_mlp for name in names)):
-        parameter(model, name).requires_grad_(True)
+    of_mlps = [name for names, has_mlp in zip(MLPS, mlps, strict=True) if has_mlp for name in names]
+    for weight in parameters(model, [*TRAINED, *of_mlps]).values():
+        weight.requires_grad_(True)
     return model.eval()
 
 

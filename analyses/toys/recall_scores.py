@@ -1,6 +1,6 @@
 """What a recall model gets right, what noise it predicts, and where its heads look."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import NamedTuple, final
@@ -112,7 +112,7 @@ def evaluate(
     batches = fresh_batches(model, task, sequences=sequences, seed=seed, alpha=alpha, batch_size=batch_size)
     sums = [
         sums_of_metrics(model(batch.tokens, return_type="logits")[batch.scored], batch, task.noise_token)
-        for batch in _shown(batches, "evaluate", progress)
+        for batch in tqdm(batches, desc="evaluate", delay=2, leave=False, disable=not progress)
     ]
     return scores_from(sums, alpha)
 
@@ -142,7 +142,7 @@ def attention_probes(
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in (0, 1)]
     batches = fresh_batches(model, task, sequences=sequences, seed=seed, alpha=alpha, batch_size=batch_size)
     sums = []
-    for batch in _shown(batches, "attention probes", progress):
+    for batch in tqdm(batches, desc="attention probes", delay=2, leave=False, disable=not progress):
         _, cache = model.run_with_cache(batch.tokens, names_filter=names)  # type: ignore[operator]
         sums.append(_sums_of_masses(cache[names[0]][:, 0], cache[names[1]][:, 0], batch, task.noise_token))
     means, stderr = _ratio(sums)
@@ -198,10 +198,6 @@ def scores_from(sums: Sequence[Sums], alpha: float) -> RecallScores:
         **dict(zip(_UNITS, means, strict=True)), stderr=dict(zip(_UNITS, stderr, strict=True)), alpha=alpha,
         sequences=len(counts), positions=int(counts.sum()),
     )  # fmt: skip
-
-
-def _shown(batches: Sequence[RecallBatch], what: str, progress: bool) -> Iterator[RecallBatch]:
-    yield from tqdm(batches, desc=what, delay=1, leave=False, disable=not progress)
 
 
 def _sums_of_masses(

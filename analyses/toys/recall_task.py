@@ -99,6 +99,10 @@ class RecallTask:
     ) -> "RecallTask":
         """Made-up statistics: π_u ∝ 1/rank (token 0 is the most frequent), rows of π_b ~ Dirichlet(0.1 V π_u + 0.001).
 
+        >>> from analyses import recall
+        >>> recall.RecallTask.synthetic(triggers=2)
+        RecallTask(33 tokens, n_ctx=64, triggers=(0, 1), noise_token=5, alpha=0.5)
+
         The defaults are a setting that trains in seconds on one core. `seed` draws the bigram rows.
         """
         unigram, bigram = zipf_and_dirichlet(d_vocab, seed=seed)
@@ -109,6 +113,10 @@ class RecallTask:
         cls, text: str, *, triggers: Triggers = 5, noise: str | None = None, alpha: float = 0.5, n_ctx: int = 256
     ) -> "RecallTask":
         """The statistics of the characters of a text, sorted; a character that only ends it is followed by π_u.
+
+        >>> from analyses import recall
+        >>> recall.RecallTask.from_text("to be or not to be", triggers=1).vocabulary
+        (' ', 'b', 'e', 'n', 'o', 'r', 't', '<noise>')
 
         `noise` is one of the characters, or None for a token of its own, "<noise>", which is followed by π_u.
         """

@@ -15,7 +15,7 @@ from analyses.store import Store, digest
 from analyses.toys.recall_model import MLPS, QUERIES, TRAINED, load, weights
 from analyses.toys.recall_task import RecallBatch, RecallTask
 from analyses.toys.training import refuse_edited, trained
-from hooks.weights import EMBED, POSITIONS, UNEMBED, parameter
+from hooks.weights import EMBED, POSITIONS, UNEMBED, parameters
 from surgery.arguments import whole
 
 
@@ -151,7 +151,7 @@ def _startable(model: nn.Module, task: RecallTask) -> tuple[dict[str, Tensor], l
             f"the model has {sizes[0]} tokens and {sizes[1]} positions, the task {task.d_vocab} and {task.n_ctx}: make "
             "the model with recall.model(task) or recall.bridge(task) for this task."
         )
-    possible = {id(parameter(model, name)): name for name in (*TRAINED, *MLPS[0], *MLPS[1])}
+    possible = {id(p): name for name, p in parameters(model, (*TRAINED, *MLPS[0], *MLPS[1])).items()}
     trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     others = [name for key, name in trainable.items() if key not in possible]
     if others or not trainable:

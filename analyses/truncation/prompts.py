@@ -41,12 +41,17 @@ PLACES = (
 def facts(
     places: Sequence[tuple[str, str]] = PLACES, *, templates: Sequence[str] = ("{subject} is located in",)
 ) -> Task:
-    """A prompt for every place and template; the answer is the place's own, the distractor the next other answer's.
+    """A task that asks where a sight is: the answer is its own city, the distractor another sight's.
 
-    Items of a subject form a group.
+    >>> from analyses import truncation
+    >>> item = truncation.facts().items[0]
+    >>> item.prompt, item.answers, item.distractors
+    ('The Eiffel Tower is located in', (' Paris',), (' Rome',))
+
+    There is an item for every sight in `places` and every template; the items of a sight form a group.
 
     Raises:
-        ValueError: if there are fewer than two different answers, or a template has no place for the subject.
+        ValueError: if there are fewer than two different answers, or a template does not name {subject}.
     """
     if isinstance(templates, str):
         raise ValueError(f"templates={templates!r} is one string: give a list of strings, such as [{templates!r}].")
@@ -121,28 +126,34 @@ def prompts(
     generic: str | int | None = None,
     prepend_bos: bool | None = None,
 ) -> Prompts:
-    """The prompts as tokens of this model, with what is tracked after each.
+    """The prompts as tokens of this model, with the ids of the tokens that are tracked after each.
 
-    Ids are asked after the prompt exactly as it is given. Texts take over the spaces at its end, as in scoring.
+    >>> from analyses import truncation
+    >>> made = truncation.prompts(model, tokens, {"correct": 1}, generic=2)
+    >>> len(made), made.track["generic"].tolist()
+    (3, [2, 2, 2])
+
+    A tracked id is read after the prompt exactly as it is given. A tracked text takes over the spaces at the prompt's
+    end, as in scoring.
 
     Args:
         model: only its tokenizer, configuration and device are used.
-        source: a task of answers, whose first right answer is tracked as "correct" and, if every item has one, whose
-            first distractor as "distractor"; or one text or several; or token ids, all of a length.
-        track: names and tokens. Of a text the first token counts, as it continues the prompt.
+        source: a task of answers, of which each item's first right answer is tracked as "correct" and, if every item
+            has one, its first distractor as "distractor"; or one text or several; or token ids, all of a length.
+        track: names and tokens; a text stands for its first token, as it continues the prompt.
         generic: short for `track={"generic": ...}`, for instance " the".
         prepend_bos: overrides `model.cfg.default_prepend_bos`.
 
     Raises:
-        ValueError: if there are no prompts, or what is tracked is missing, outside the vocabulary, not one token a
-            prompt, asked at another place than the rest, or a text that begins with a token for white space only.
+        ValueError: if there are no prompts, or a tracked token is missing, outside the vocabulary, not one a prompt,
+            read at another position than the rest, or a text that begins with a token for white space only.
         UnscorableItems: if a text cannot be read or said by this model.
     """
     if generic is not None and "generic" in (track or {}):
         raise ValueError(f"'generic' is given twice, as generic={generic!r} and in track: give it once.")
     wanted: dict[str, Tracked] = dict(track or {}) | ({} if generic is None else {"generic": generic})
-    contexts, own = _read(source)
-    wanted = {**own, **wanted}
+    contexts, of_task = _contexts(source)
+    wanted = {**of_task, **wanted}
     if not contexts:
         raise ValueError("there are no prompts: give at least one text, row of tokens, or item.")
     texts = {name: _spread(name, given, len(contexts)) for name, given in wanted.items()}
@@ -162,8 +173,8 @@ def prompts(
     return made
 
 
-def _read(source: object) -> tuple[list[Text], dict[str, Tracked]]:
-    """The prompts, and what a task brings to track."""
+def _contexts(source: object) -> tuple[list[Text], dict[str, Tracked]]:
+    """The prompts, and the tokens that a task tracks by itself."""
     match source:
         case str():
             return [source], {}
@@ -174,7 +185,7 @@ def _read(source: object) -> tuple[list[Text], dict[str, Tracked]]:
                 f"the prompts are a tensor of shape {tuple(source.shape)} and {source.dtype}: give token ids, whole "
                 "numbers [example pos]."
             )
-        case list() | tuple() if not any(isinstance(one, Item) for one in source):
+        case list() | tuple() if not any(isinstance(entry, Item) for entry in source):
             return list(source), {}
     task = as_task(source)
     return [item.context for item in task.items], _of_task(task)
@@ -187,7 +198,7 @@ def _of_task(task: Task) -> dict[str, Tracked]:
             f"task {task.name!r} holds items of kind {task.kind!r}: a token is tracked after prompts with answers. "
             "Give a task of answers, or texts and track=."
         )
-    own: dict[str, Tracked] = {CORRECT: [item.right[0] for item in task.items]}
+    tracked: dict[str, Tracked] = {CORRECT: [item.right[0] for item in task.items]}
     without = [i for i, item in enumerate(task.items) if not item.wrong]
     if 0 < len(without) < len(task):
         raise ValueError(
@@ -195,8 +206,8 @@ def _of_task(task: Task) -> dict[str, Tracked]:
             "or none."
         )
     if not without:
-        own[DISTRACTOR] = [item.wrong[0] for item in task.items]
-    return own
+        tracked[DISTRACTOR] = [item.wrong[0] for item in task.items]
+    return tracked
 
 
 def _spread(name: str, given: object, n: int) -> list[Text]:
@@ -204,11 +215,11 @@ def _spread(name: str, given: object, n: int) -> list[Text]:
     if isinstance(given, Tensor | np.ndarray | np.generic):
         given = given.tolist()
     texts: list[Text] = []
-    for one in given if isinstance(given, list | tuple) else [given] * n:
-        text = (one,) if isinstance(one, int) and not isinstance(one, bool) else one
+    for token in given if isinstance(given, list | tuple) else [given] * n:
+        text = (token,) if isinstance(token, int) and not isinstance(token, bool) else token
         if not isinstance(text, str | tuple):
             raise ValueError(
-                f"track[{name!r}] holds {one!r}: a token is named by its id, or by a text that begins with it. Give "
+                f"track[{name!r}] holds {token!r}: a token is named by its id, or by a text that begins with it. Give "
                 "one for all prompts, or a list of one for each."
             )
         texts.append(text)

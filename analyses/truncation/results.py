@@ -25,7 +25,7 @@ class Sweep:
     def joined(cls, frames: Mapping[int, pd.DataFrame]) -> "Sweep":
         """The sweep of the tables of all steps."""
         rows = pd.concat([frame.assign(step=step) for step, frame in frames.items()], ignore_index=True)
-        return cls(rows[["step", "end", "site", "rho", "metric", "value", "stderr"]])
+        return cls(pd.DataFrame(rows, columns=["step", "end", "site", "rho", "metric", "value", "stderr"]))
 
     def to_dataframe(self) -> pd.DataFrame:
         """A copy of the table."""
