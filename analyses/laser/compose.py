@@ -134,7 +134,9 @@ def compose(
     """
     tried = candidates(model, sites, rhos, edits) if among is None else _helpful(among)
     _check_disjoint(tried)
-    setup = Setup(model, rule, prepend_bos, svds, batch_size, memory, progress)
+    setup = Setup(
+        model, rule=rule, prepend_bos=prepend_bos, svds=svds, batch_size=batch_size, memory=memory, progress=progress
+    )
     setup, parts = prepared(setup, task, tried, {"walk": "greedy"}, text=text, log=log, seed=seed)
     bench = setup.bench("validation", parts.validation, (candidate.site for candidate in tried))
     walk = _Walk(bench, bench.unedited())
@@ -182,6 +184,7 @@ class _Walk:
         accepted = as_good if edit is None else better
         self.steps.append(Step(candidate, edit, trial, accepted))
         if accepted:
+            # From now on recordings are made with this edit in place.
             self.spec, self.current, self.kept[site] = spec, trial, candidate
             self.bench.forget_after(candidate.site)
 
@@ -198,6 +201,7 @@ class _Walk:
             return edit
         site, basis = candidate.site, edit.basis
         components = decomposed(setup.model, [site], basis=basis, svds=setup.svds, progress=False)[site]
+        # A component stays only if both edits keep it.
         gains = earlier.gains(components).values * edit.gains(components).values
         return Drop((gains == 0).nonzero().flatten().tolist(), basis=basis)
 

@@ -123,8 +123,11 @@ def rank_curve(
     sites = list(dict.fromkeys(candidate.site for candidate in wanted))
     if len(sites) > 1:
         raise ValueError(f"site={site!r} names {len(sites)} matrices: a rank curve is of one. Name '{sites[0]}', say.")
-    setup = Setup(model, rule, prepend_bos, svds, batch_size, memory, progress)
+    setup = Setup(
+        model, rule=rule, prepend_bos=prepend_bos, svds=svds, batch_size=batch_size, memory=memory, progress=progress
+    )
     unedited, trials, comparisons = _compared(setup, task, wanted, seed)
+    # Edits in other bases, or by energy, keep another number than ρ times the rank.
     gains = gains_of(model, wanted, svds=svds, progress=False)
     ranks = tuple(int((gains[candidate].values > 0).sum()) for candidate in wanted)
     return RankCurve(str(sites[0]), unedited, trials, ranks, comparisons)
@@ -200,7 +203,9 @@ def random_controls(
     site, edit = edited[0].site, edited[0].edit
     decomposition = decomposed(model, [site], basis=edit.basis, svds=svds, progress=False)[site]
     controls = _drawn(decomposition, edit, draws=draws, seed=checked_seed(seed))
-    setup = Setup(model, rule, prepend_bos, svds, batch_size, memory, progress)
+    setup = Setup(
+        model, rule=rule, prepend_bos=prepend_bos, svds=svds, batch_size=batch_size, memory=memory, progress=progress
+    )
     wanted = [*edited, *(Candidate(site, control, None) for control in controls)]
     unedited, trials, comparisons = _compared(setup, task, wanted, seed)
     return Controls(trials[0], unedited, trials[1:], comparisons)

@@ -97,6 +97,7 @@ def race(
     The items of every trial stand in the order of the race.
     """
     promised = _promises(setup.bench("screen", screen[: settings.items]), candidates)
+    # One pass over all items tells which are undecided, before the order of the race is drawn.
     undecided = _undecided(setup.bench("validation", validation).unedited())
     order = _order(undecided, seed)
     track = _Track(setup, validation.take(order.tolist()), undecided[order], settings)
@@ -148,7 +149,7 @@ class _Track:
             bench = self.setup.bench(part, self.items[start:end], sites)
             for candidate, trial in bench.try_all(behind, f"racing, items {start} to {end}").items():
                 self.stretches.setdefault(candidate, []).append(trial)
-            if len(self.stretches[None]) == number:
+            if len(self.stretches[None]) == number:  # nobody has run this stretch before
                 self.stretches[None].append(bench.unedited())
         behind = [
             candidate
@@ -156,6 +157,7 @@ class _Track:
             if candidate not in self.trials or len(self.trials[candidate].scores) < ends[-1]
         ]
         if behind:
+            # Scores need the items together, since a race goes by means over all of them.
             so_far = self.setup.encoded(self.items[: ends[-1]])
             self.trials |= {candidate: joined(self.stretches[candidate], so_far) for candidate in behind}
 
@@ -216,6 +218,7 @@ def _entrants(
     of_site: dict[Site, list[Candidate]] = {}
     for candidate in candidates:
         of_site.setdefault(candidate.site, []).append(candidate)
+    # A matrix promises as much as its most promising edit.
     ranked = sorted(of_site, key=lambda site: -max(promised[candidate].most for candidate in of_site[site]))
     number = max(settings.at_least, ceil(settings.keep * len(of_site)))
     entrants: set[Candidate] = set()
@@ -238,6 +241,7 @@ def _neighbours(
     for members in _families(candidates):
         for at in (number for number, candidate in enumerate(members) if candidate in survivors):
             for side in (members[at + 1 :], members[:at][::-1]):
+                # Beyond the next ρ that has been tried, that one speaks for its own neighbours.
                 untried = next((n for n, candidate in enumerate(side) if candidate in tried), len(side))
                 joining |= set(side[:untried])
     return joining
@@ -285,6 +289,7 @@ def promises(bench: Bench, candidates: Sequence[Candidate]) -> dict[Candidate, P
         # ∂loss/∂γ_i = s_i u_iᵀ (∂loss/∂W) v_i
         slopes = {site: d.S * ((d.U.mT @ gradients[site].to(d.U)) * d.Vh).sum(1) for site, d in decompositions.items()}
         for candidate in alike:
+            # Lowering γ_i by 1 − γ_i lowers the loss by (1 − γ_i) ∂loss/∂γ_i, to first order.
             falls = _removed(candidate, decompositions[candidate.site]) * slopes[candidate.site]
             promised[candidate] = Promise(float(falls.clamp_min(0).sum()), float(falls.sum()))
     return {candidate: promised[candidate] for candidate in candidates}
@@ -304,6 +309,7 @@ def _weight_gradients(bench: Bench, sites: Sequence[Site]) -> dict[Site, Float[T
     """∂loss/∂W = Σ_t x_tᵀ ∂loss/∂y_t at every site, in fp32 or better; the parameters' own gradients stay untouched."""
     host, encoded = host_of(bench.setup.model), bench.encoded
     places = {site: host.place(site) for site in dict.fromkeys(sites)}
+    # Heads of one matrix share its ends: each end is tapped once.
     joint = {site.joint: place for site, place in places.items()}
     weights = _loss_weights(bench).float()
     gradients: dict[Site, Tensor] = {}
@@ -339,9 +345,11 @@ def _ends(places: Mapping[Site, Place], loss: Callable[[], Tensor]) -> dict[Site
 
         return place.tapped(at_input=on_input, at_output=on_output)
 
+    # The caller may be in inference mode, whose tensors take no part in a graph.
     with torch.inference_mode(False), torch.enable_grad():
         with Temporary([thing for site, place in places.items() for thing in taps(site, place).things]):
             value = loss()
+        # None where a matrix has no part in the loss.
         gradients = torch.autograd.grad(value, list(outputs.values()), allow_unused=True)
     return {
         site: (inputs[site], torch.zeros_like(y) if gradient is None else gradient)

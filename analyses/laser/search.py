@@ -161,7 +161,9 @@ def search(
     Source: arXiv:2312.13558; for `screened`, arXiv:2510.20800.
     """
     settings, tried = _settings(strategy), candidates(model, sites, rhos, edits)
-    setup = Setup(model, rule, prepend_bos, svds, batch_size, memory, progress)
+    setup = Setup(
+        model, rule=rule, prepend_bos=prepend_bos, svds=svds, batch_size=batch_size, memory=memory, progress=progress
+    )
     fixed = {"strategy": settings, "seed": seed} if settings else {"strategy": "exhaustive"}
     setup, parts = prepared(setup, task, tried, fixed, text=text, log=log, seed=seed)
     unedited, trials, promises = _tried(setup, parts, tried, settings, seed)

@@ -4,7 +4,7 @@ Everything that touches scoring (encode, forward, read, judge) and everything th
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import final
 
@@ -133,6 +133,7 @@ class Setup:
     """
 
     model: nn.Module
+    _: KW_ONLY
     rule: Rule | Metric | None = None
     prepend_bos: bool | None = None
     svds: Decompositions | None = None
@@ -204,10 +205,9 @@ class Bench:
     def try_all(self, candidates: Sequence[Candidate], doing: str) -> dict[Candidate, Trial]:
         """A trial of each candidate; those that leave the same matrix behind are run once."""
         trials: dict[Candidate, Trial] = {}
-        n_items, cost = len(self.encoded.task), self.setup.cost
-        with tqdm(
-            total=cost(candidates) * n_items, desc=doing, unit="block", delay=1, disable=not self.setup.progress
-        ) as bar:
+        n_items, cost, quiet = len(self.encoded.task), self.setup.cost, not self.setup.progress
+        # Blocks and not candidates, since one of the last layer takes a fraction of the time of one of the first.
+        with tqdm(total=cost(candidates) * n_items, desc=doing, unit="block", delay=1, disable=quiet) as bar:
             for site in self.sites:
                 here = [candidate for candidate in candidates if candidate.site == site]
                 trials |= self._tried_at_one_site(here)
@@ -236,6 +236,7 @@ class Bench:
         if known is not None:
             return known
         if first not in self._recorded:
+            # A recording made under the edits that stay serves every trial that only adds to them.
             with surgery.apply(self.setup.model, under or {}, svds=self.setup.svds, progress=False):
                 self._record_up_to(first, is_unedited=not under)
         with surgery.apply(self.setup.model, spec, svds=self.setup.svds, progress=False):
@@ -302,6 +303,7 @@ class Bench:
 
     def _record(self, sites: Sequence[Site], inputs: Inputs) -> Float[Tensor, "read d_vocab"]:
         recording, logits = record(self.setup.model, inputs, sites)
+        # A first estimate chose the sites; what recordings really take decides how many batches are kept.
         if sum(map(nbytes, self._recordings.values())) + nbytes(recording) <= self.setup.memory:
             self._recordings[id(inputs)] = recording
         return logits
