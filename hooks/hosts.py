@@ -139,7 +139,7 @@ class Host(ABC):
 
     @abstractmethod
     def weight_state(self) -> str:
-        """Which form of the weights the model holds: raw, or with what folded in or centred."""
+        """Whether the weights are raw, or were processed: which normalisation was folded into them."""
 
     @abstractmethod
     def _joint_place(self, site: Site) -> Place: ...
@@ -350,7 +350,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def refuse_compiled(model: nn.Module) -> None:
-    """Refuse a model that was compiled in place, which reads its parameters and nothing that is laid over them.
+    """Refuse a model that was compiled in place: it reads its parameters, and not what lies over them.
 
     Raises:
         TypeError: if `model.compile()` was called.
@@ -386,16 +386,16 @@ def _no_floats(weight: Tensor | None, site: Site) -> str | None:
             "loaded yet): load the whole model onto devices, without offloading"
         )
     if weight is None or not weight.dtype.is_floating_point or weight.ndim > 3:
-        held = "nothing" if weight is None else f"{weight.dtype} of shape {tuple(weight.shape)}".removeprefix("torch.")
-        return f"its weight is stored as {held} (quantised, or one tensor for many experts), not as a matrix of floats"
+        kind = "nothing" if weight is None else f"{weight.dtype} of shape {tuple(weight.shape)}".removeprefix("torch.")
+        return f"its weight is stored as {kind} (quantised, or one tensor for many experts), not as a matrix of floats"
     if weight.ndim == 3 and site.part == "mlp":
         return f"its weight holds {weight.shape[0]} experts in one tensor"
     return None
 
 
 def _held(owner: nn.Module) -> str:
-    held = [name.lstrip("_") for name in owner._parameters if name.lstrip("_") in MATRICES]
-    return ", ".join(held) or f"no matrix of its own but {', '.join(owner._modules) or 'nothing'}"
+    matrices = [name.lstrip("_") for name in owner._parameters if name.lstrip("_") in MATRICES]
+    return ", ".join(matrices) or f"no matrix of its own but {', '.join(owner._modules) or 'nothing'}"
 
 
 def _bridges(container: nn.Module) -> list[str]:
@@ -404,5 +404,5 @@ def _bridges(container: nn.Module) -> list[str]:
 
 def _held_bridged(container: nn.Module) -> str:
     names = {projection: matrix for matrix, projection in _PROJECTIONS.items()}
-    held = [names[name] for name in _bridges(container) if name in names]
-    return ", ".join(held) or "no matrix that can be edited"
+    matrices = [names[name] for name in _bridges(container) if name in names]
+    return ", ".join(matrices) or "no matrix that can be edited"

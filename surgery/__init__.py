@@ -3,7 +3,7 @@
 A spec maps patterns to edits. `apply` shows the edited weights in place of the model's own until it is undone:
 
 >>> from surgery import KeepTop
->>> with surgery.apply(model, {"blocks.*.mlp.W_out": KeepTop(rank=2)}, progress=False) as operation:
+>>> with surgery.apply(model, {"blocks.*.mlp.W_out": KeepTop(rank=2)}) as operation:
 ...     logits = model(tokens)
 >>> operation.to_dataframe()[["site", "kept", "of"]].values.tolist()
 [['blocks.0.mlp.W_out', 2, 16], ['blocks.1.mlp.W_out', 2, 16]]

@@ -35,11 +35,11 @@ class Factors(NamedTuple):
     Vh: Float[Tensor, "*head component d_out"]
 
 
-# At the doors below a matrix is annotated as a plain Tensor: what is wrong with it is said in our own words.
+# Public functions below take a matrix as a plain Tensor, unchecked by its annotation: our own errors say what is wrong.
 
 
 def exact(W: Tensor) -> Factors:
-    """The SVD of W, by whichever of the two exact routes is the faster: what the rest of the library calls.
+    """The SVD of W, by the faster of the two exact routes.
 
     fp64 goes to LAPACK; fp32, bf16 and fp16 to the Gram matrix in fp64, which is both faster and closer than LAPACK's
     own fp32 SVD (singular values to 1e-7 of the largest, against 1e-6).
@@ -270,7 +270,7 @@ def _lower_gram(D: Float[Tensor, "*head m n"]) -> Float[Tensor, "*head n n"]:
 
 
 def _left_vectors(A: Tensor, D: Tensor, S: Tensor, V: Tensor) -> Float[Tensor, "*head m n"]:
-    """`A V / S`, in fp32 where that is exact enough; what belongs to tiny values is left for `_repaired`."""
+    """`A V / S`, in fp32 where that is exact enough; the columns of tiny values are inexact until `_repaired`."""
     divisor = S.clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(-2)
     head = int((S > _PLAIN_FP32 * S[..., :1]).sum(-1).min()) if _working_dtype(A) == torch.float32 else 0
     U = torch.empty_like(A, memory_format=torch.contiguous_format)
@@ -282,7 +282,7 @@ def _left_vectors(A: Tensor, D: Tensor, S: Tensor, V: Tensor) -> Float[Tensor, "
 def _repaired(
     U: Float[Tensor, "m n"], AV: Float[Tensor, "m tail"], S: Float[Tensor, " n"], head: int
 ) -> Float[Tensor, "m n"]:
-    """U with its columns from `head` on made orthonormal, strongest first; null components get random ones."""
+    """U with the columns from `head` on made orthonormal, strongest first; those of null components are random."""
     dtype = _working_dtype(U)
     noise = torch.randn(AV.shape, generator=torch.Generator().manual_seed(0), dtype=AV.dtype).to(AV.device)
     tail = torch.where(S[head:] <= _GRAM_NULL * S[0], noise, AV)
@@ -295,5 +295,5 @@ def _repaired(
 
 
 def _working_dtype(A: Tensor) -> torch.dtype:
-    """fp64 on CUDA, where a user may have allowed TF32 matrix products; those are not exact enough."""
+    """The dtype of A on the CPU; fp64 on CUDA, where a user may have allowed TF32 products, which are too inexact."""
     return A.dtype if A.device.type == "cpu" else torch.float64
