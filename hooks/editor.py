@@ -24,6 +24,8 @@ from hooks.records import of_every_model, record_of
 from hooks.shadows import EditedModelError, Shadow, Slot, check_fits, refuse_loading, refuse_moved_shadow
 from hooks.temporary import remove_hooks
 
+__all__ = ["Editor", "editor_of", "guard", "refresh_compiled", "strip", "unguard"]
+
 _REPROCESSING = (
     "enable_compatibility_mode",
     "load_and_process_state_dict",

@@ -5,6 +5,8 @@ import xxhash
 from jaxtyping import Float
 from torch import Tensor
 
+__all__ = ["fingerprint"]
+
 _COLUMNS = 64
 """How many columns are hashed at a time: their copy, in the order of rows, then fits the processor's cache."""
 

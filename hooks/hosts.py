@@ -21,6 +21,8 @@ from hooks.records import record_of
 from hooks.shadows import Slot
 from hooks.sites import ATTENTION_MATRICES, MATRICES, MLP_MATRICES, Matrix, Site, SiteError
 
+__all__ = ["BridgeHost", "HookedTransformerHost", "Host", "host_of", "refuse_compiled", "uncompiled"]
+
 _SPLIT_INPUTS = ("use_split_qkv_input", "use_attn_in")
 _READERS = {"W_Q": "query_input", "W_K": "key_input", "W_V": "value_input"}
 _PROJECTIONS: dict[Matrix, str] = {

@@ -12,11 +12,13 @@ from difflib import get_close_matches
 
 from torch import nn
 
-from hooks.aliases import canonical
-from hooks.globs import LONGEST, Glob, Numbered, split_index
+from hooks._aliases import canonical
+from hooks._globs import LONGEST, Glob, Numbered, split_index
 from hooks.hosts import Host, host_of
 from hooks.places import Place
 from hooks.sites import ATTENTION_MATRICES, MATRICES, Site, SiteError
+
+__all__ = ["match_each", "match_on", "match_sites", "place_of"]
 
 
 def match_each(model: nn.Module, patterns: str | Iterable[str]) -> list[Site]:

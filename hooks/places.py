@@ -14,6 +14,8 @@ from hooks.shadows import Slot
 from hooks.sites import Site, SiteError
 from hooks.temporary import Temporary
 
+__all__ = ["Layout", "Place"]
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:

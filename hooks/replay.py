@@ -20,6 +20,8 @@ from hooks.hosts import host_of
 from hooks.sites import Site
 from hooks.temporary import Forward, Hook, Temporary
 
+__all__ = ["Recording", "Rows", "has_hooks", "hidden", "is_position_wise_after", "recorded", "replayed"]
+
 Part = Literal["block", "attn", "mlp"]
 
 

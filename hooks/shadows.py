@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+__all__ = ["EditedModelError", "Shadow", "Slot", "check_fits", "refuse_loading", "refuse_moved_shadow"]
+
 _ABSENT = object()
 
 

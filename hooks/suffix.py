@@ -19,6 +19,8 @@ from hooks.sites import Site
 from hooks.temporary import Forward, Temporary
 from hooks.unembedding import nothing_unembedded, unembedding_at, unembedding_only
 
+__all__ = ["Passage", "nbytes", "record", "rerun", "run"]
+
 
 @final
 @dataclass(frozen=True, slots=True)

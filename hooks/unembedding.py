@@ -8,6 +8,8 @@ from torch.nn.functional import linear
 
 from hooks.temporary import Forward, Hook, Temporary
 
+__all__ = ["nothing_unembedded", "unembedding_at", "unembedding_only"]
+
 
 def unembedding_only(model: nn.Module, columns: tuple[int, ...] | None) -> Temporary[None]:
     """Compute logits at these positions only (None: at all), in their order."""

@@ -22,7 +22,8 @@ from collections.abc import Iterable
 from torch import nn
 
 from hooks import match_each
-from surgery.as_hooks import fwd_hooks
+from surgery._as_hooks import fwd_hooks
+from surgery._spec_files import load, save
 from surgery.bases import SVD, RowBlocks
 from surgery.bases import Basis as Basis
 from surgery.bases import HaarBasis as HaarBasis
@@ -40,7 +41,6 @@ from surgery.errors import SiteError as SiteError
 from surgery.errors import SpecFileError as SpecFileError
 from surgery.errors import StaleDecompositionError as StaleDecompositionError
 from surgery.operations import Operation, active, apply, commit, undo_all, weight
-from surgery.spec_files import load, save
 from surgery.specs import Spec
 
 __all__ = [

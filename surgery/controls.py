@@ -12,6 +12,8 @@ from surgery.bases import SVD, Basis, HaarBasis, check_basis
 from surgery.decompositions import Decomposition
 from surgery.edits import Edit, Gains, dropped
 
+__all__ = ["RandomBasis", "RandomComponents"]
+
 
 @final
 @by_name_only("seed=0, count=10")

@@ -9,6 +9,8 @@ from surgery.bases import SVD, Basis, check_basis
 from surgery.decompositions import Decomposition
 from surgery.edits import Edit, Gains, dropped, kept
 
+__all__ = ["ByRank", "DropBottom", "DropTop", "KeepBottom", "KeepTop"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ByRank(Edit):

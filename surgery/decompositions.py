@@ -28,6 +28,11 @@ from surgery.json_values import encode
 from surgery.ranks import effective_rank, stable_rank
 from surgery.svd import Factors
 
+__all__ = [
+    "Decomposition", "Decompositions", "Remembered", "basis_of", "check_store", "chosen_basis", "components_of",
+    "decompose", "decomposed", "forget", "store_for",
+]  # fmt: skip
+
 _FORMAT, _VERSION = "model-surgery decompositions", "2"
 _NO_COMPONENTS = pd.DataFrame(columns=["site", "component", "strength", "energy", "cumulative_energy"])
 

@@ -19,6 +19,8 @@ from surgery.arguments import is_bool, number, shown
 from surgery.bases import SVD, Basis, check_basis
 from surgery.decompositions import Decomposition
 
+__all__ = ["Compensated", "Drop", "Edit", "Gains", "Keep", "Scale", "Zero", "dropped", "kept"]
+
 Index = SupportsIndex | slice | str
 """A component: an index as in Python, a slice, or a slice in writing such as ``"5:8"``."""
 _SLICE = re.compile(r"(-?[0-9]{1,18})?:(-?[0-9]{1,18})?(:(?P<step>-?[0-9]{1,18})?)?")

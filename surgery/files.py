@@ -6,6 +6,8 @@ from pathlib import Path
 from shutil import copymode
 from uuid import uuid4
 
+__all__ = ["whole_file"]
+
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from surgery.arguments import shown
 
+__all__ = ["TAG", "build", "encode"]
+
 TAG = "type"
 T = TypeVar("T")
 

@@ -18,12 +18,12 @@ from hooks.fingerprints import fingerprint
 from hooks.hosts import refuse_compiled, uncompiled
 from hooks.records import record_of
 from hooks.temporary import remove_left_behind
+from surgery._report import table
+from surgery._slot_states import SlotState, install, render
 from surgery.arguments import counted
 from surgery.bases import Basis
 from surgery.decompositions import Decomposition, Decompositions, chosen_basis, components_of
 from surgery.errors import EditedModelError, StaleDecompositionError
-from surgery.report import table
-from surgery.slot_states import SlotState, install, render
 from surgery.specs import (
     Change,
     Spec,
@@ -34,6 +34,11 @@ from surgery.specs import (
     spec_in_one,
     warn_of_repeated,
 )
+
+__all__ = [
+    "Operation", "Operations", "active", "apply", "changes_in_force", "check_on_top", "commit", "components_in_force",
+    "lasting_tensors", "undo_all", "weight",
+]  # fmt: skip
 
 
 @final

@@ -13,6 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+__all__ = [
+    "RULES", "effective_rank", "gavish_donoho_rank", "marchenko_pastur_median", "marchenko_pastur_rank", "noise_edge",
+    "rank_from_energy", "rank_from_entropy", "rank_from_rho", "stable_rank",
+]  # fmt: skip
+
 _HARD_ZERO = 1.2e-7
 """The rounding unit of fp32: an fp32 SVD gives a true zero as up to this times √max(d_in, d_out) · s_1."""
 _FEWEST = 8

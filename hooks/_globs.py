@@ -150,9 +150,8 @@ class Glob:
                 case "}":
                     here |= groups.pop()[1]
                 case _Number(of):
-                    here = reduce(
-                        or_, (1 << j for i, j, digits in characters.digits if here >> i & 1 and digits in of), 0
-                    )
+                    ends = (end for start, end, digits in characters.digits if here >> start & 1 and digits in of)
+                    here = reduce(or_, (1 << end for end in ends), 0)
             if not here and not groups:
                 return False
         return bool(here >> len(address) & 1)
