@@ -8,7 +8,6 @@ An interrupt may strike at any line. Therefore every step is remembered before i
 been undone, and undoing it again finishes the work.
 """
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +23,7 @@ from hooks.records import of_every_model, record_of
 from hooks.shadows import EditedModelError, Shadow, Slot, check_fits, refuse_loading, refuse_moved_shadow
 from hooks.temporary import remove_hooks
 
-__all__ = ["Editor", "editor_of", "guard", "refresh_compiled", "strip", "unguard"]
+__all__ = ["Editor", "editor_of", "guard", "strip", "unguard"]
 
 _REPROCESSING = (
     "enable_compatibility_mode",
@@ -188,16 +187,6 @@ def strip(model: nn.Module) -> None:
                 slot.strip()
                 remove_hooks(_reader(slot), "input", refuse_moved_shadow)
                 _allow_loading(slot.owner)
-
-
-def refresh_compiled() -> None:
-    """Make `torch.compile` compile everything anew: a compiled graph holds the weights that it was made with.
-
-    Compiled functions that contain a model cannot be found from the model, so all of them are dropped.
-    """
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is not None:
-        dynamo.reset()
 
 
 def _is_marked(module: nn.Module) -> bool:

@@ -15,13 +15,14 @@ from weakref import ref
 
 from torch import Tensor, nn
 
+from hooks.compiled import compiled_error
 from hooks.ends import End, Hidden
 from hooks.places import Layout, Place
 from hooks.records import record_of
 from hooks.shadows import Slot
 from hooks.sites import ATTENTION_MATRICES, MATRICES, MLP_MATRICES, Matrix, Site, SiteError
 
-__all__ = ["BridgeHost", "HookedTransformerHost", "Host", "host_of", "refuse_compiled", "uncompiled"]
+__all__ = ["BridgeHost", "HookedTransformerHost", "Host", "host_of"]
 
 _SPLIT_INPUTS = ("use_split_qkv_input", "use_attn_in")
 _READERS = {"W_Q": "query_input", "W_K": "key_input", "W_V": "value_input"}
@@ -335,7 +336,7 @@ def host_of(model: nn.Module) -> Host:
 def _new_host(model: nn.Module) -> Host:
     names = {cls.__name__ for cls in type(model).__mro__}
     if "OptimizedModule" in names:
-        raise _compiled(model)
+        raise compiled_error(model)
     if "HookedTransformer" in names:
         return HookedTransformerHost(model)
     if "TransformerBridge" in names:
@@ -343,28 +344,6 @@ def _new_host(model: nn.Module) -> Host:
     raise TypeError(
         f"cannot operate on a {type(model).__name__}: a transformer_lens HookedTransformer or TransformerBridge is "
         "needed. Wrap a Hugging Face model with TransformerBridge.boot_transformers or build_bridge_from_module."
-    )
-
-
-def uncompiled(model: nn.Module) -> nn.Module:
-    """The model that `torch.compile` wraps, or the model itself."""
-    return model._orig_mod if type(model).__name__ == "OptimizedModule" else model
-
-
-def refuse_compiled(model: nn.Module) -> None:
-    """Refuse a model that was compiled in place: it reads its parameters, and not what lies over them.
-
-    Raises:
-        TypeError: if `model.compile()` was called.
-    """
-    if getattr(model, "_compiled_call_impl", None) is not None:
-        raise _compiled(model)
-
-
-def _compiled(model: nn.Module) -> TypeError:
-    return TypeError(
-        f"a compiled model ({type(model).__name__}) would ignore an edit that is laid over its weights. Write the edit "
-        "into the weights of the model that was compiled, surgery.commit(model, spec), or apply it without compiling."
     )
 
 

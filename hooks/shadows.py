@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-__all__ = ["EditedModelError", "Shadow", "Slot", "check_fits", "refuse_loading", "refuse_moved_shadow"]
+__all__ = ["EditedModelError", "Slot"]
 
 _ABSENT = object()
 

@@ -9,9 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-__all__ = [
-    "ATTENTION_MATRICES", "MATRICES", "MLP_MATRICES", "AttentionMatrix", "MLPMatrix", "Matrix", "Site", "SiteError",
-]  # fmt: skip
+__all__ = ["MATRICES", "Matrix", "Site", "SiteError"]
 
 AttentionMatrix = Literal["W_Q", "W_K", "W_V", "W_O"]
 MLPMatrix = Literal["W_in", "W_gate", "W_out"]

@@ -13,7 +13,7 @@ from typing import Generic, Literal, TypeVar, final
 
 from torch import nn
 
-__all__ = ["Forward", "Hook", "Temporary", "remove_hooks", "remove_left_behind", "together"]
+__all__ = ["Forward", "Hook", "Temporary", "remove_left_behind", "together"]
 
 T = TypeVar("T")
 _ABSENT = object()

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hooks import Place, Site
+from hooks.compiled import refuse_compiled
 from hooks.editor import editor_of
-from hooks.hosts import refuse_compiled
 from surgery.decompositions import Decompositions
 from surgery.edits import Gains
 from surgery.operations import active, changes_in_force, check_on_top, lasting_tensors

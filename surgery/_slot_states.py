@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooks import Place, Site
-from hooks.editor import Editor, editor_of, refresh_compiled
+from hooks.compiled import refresh_compiled
+from hooks.editor import Editor, editor_of
 from hooks.shadows import Slot
 from surgery.specs import Change, added_bias, combine, recompose
 

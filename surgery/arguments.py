@@ -8,7 +8,7 @@ from functools import wraps
 from operator import index
 from typing import TypeVar
 
-__all__ = ["LARGEST_SEED", "by_name_only", "counted", "fraction", "is_bool", "number", "seed", "shown", "whole"]
+__all__ = ["counted", "fraction", "number", "seed", "shown", "whole"]
 
 T = TypeVar("T", bound=type)
 LARGEST_SEED = 2**63 - 1

@@ -18,7 +18,7 @@ from surgery.arguments import seed, shown, whole
 from surgery.json_values import build
 from surgery.svd import Factors
 
-__all__ = ["SVD", "Basis", "Factors", "HaarBasis", "RandomizedSVD", "RowBlocks", "check_basis", "decode_basis"]
+__all__ = ["SVD", "Basis", "Factors", "HaarBasis", "RandomizedSVD", "RowBlocks", "decode_basis"]
 
 
 class Basis(ABC):

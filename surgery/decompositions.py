@@ -29,8 +29,7 @@ from surgery.ranks import effective_rank, stable_rank
 from surgery.svd import Factors
 
 __all__ = [
-    "Decomposition", "Decompositions", "Remembered", "basis_of", "check_store", "chosen_basis", "components_of",
-    "decompose", "decomposed", "forget", "store_for",
+    "Decomposition", "Decompositions", "basis_of", "chosen_basis", "decompose", "decomposed", "forget", "store_for",
 ]  # fmt: skip
 
 _FORMAT, _VERSION = "model-surgery decompositions", "2"

@@ -19,7 +19,7 @@ from surgery.arguments import is_bool, number, shown
 from surgery.bases import SVD, Basis, check_basis
 from surgery.decompositions import Decomposition
 
-__all__ = ["Compensated", "Drop", "Edit", "Gains", "Keep", "Scale", "Zero", "dropped", "kept"]
+__all__ = ["Compensated", "Drop", "Edit", "Gains", "Keep", "Scale", "Zero"]
 
 Index = SupportsIndex | slice | str
 """A component: an index as in Python, a slice, or a slice in writing such as ``"5:8"``."""
@@ -74,9 +74,21 @@ class Edit(ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={_shown(value)}' for name, value in values)})"
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class _ByComponent(Edit):
+    """An edit of components that are named one by one."""
+
+    components: slice | str | Iterable[Index]
+    basis: Basis = SVD()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "components", _indices(self.components, self))
+        check_basis(self.basis, f"{type(self).__name__} was given basis")
+
+
 @final
 @dataclass(frozen=True, slots=True, repr=False)
-class Keep(Edit):
+class Keep(_ByComponent):
     """Keep these components and remove all others.
 
     Indices, negative indices and slices mean what they do in Python; 0 is the strongest. A single component is written
@@ -87,13 +99,6 @@ class Keep(Edit):
     [0, 4, 5, 15]
     """
 
-    components: slice | str | Iterable[Index]
-    basis: Basis = SVD()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "components", _indices(self.components, self))
-        check_basis(self.basis, f"{type(self).__name__} was given basis")
-
     def gains(self, decomposition: Decomposition) -> Gains:
         """1 on the named components, 0 on the others."""
         return kept(decomposition, _resolved(self, self.components, decomposition))
@@ -101,20 +106,13 @@ class Keep(Edit):
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
-class Drop(Edit):
+class Drop(_ByComponent):
     """Remove these components and keep all others; they are named as in `Keep`.
 
     >>> with surgery.apply(model, {"blocks.0.mlp.W_out": surgery.Drop([0])}) as operation:
     ...     int(torch.linalg.matrix_rank(operation.weight("blocks.0.mlp.W_out")))
     15
     """
-
-    components: slice | str | Iterable[Index]
-    basis: Basis = SVD()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "components", _indices(self.components, self))
-        check_basis(self.basis, f"{type(self).__name__} was given basis")
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """0 on the named components, 1 on the others."""

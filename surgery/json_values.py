@@ -8,7 +8,7 @@ from torch import Tensor
 
 from surgery.arguments import shown
 
-__all__ = ["TAG", "build", "encode"]
+__all__ = ["encode"]
 
 TAG = "type"
 T = TypeVar("T")

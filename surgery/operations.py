@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooks import Site, host_of, place_of
+from hooks.compiled import refuse_compiled, uncompiled
 from hooks.editor import editor_of, guard, strip, unguard
 from hooks.fingerprints import fingerprint
-from hooks.hosts import refuse_compiled, uncompiled
 from hooks.records import record_of
 from hooks.temporary import remove_left_behind
 from surgery._report import table
@@ -35,10 +35,7 @@ from surgery.specs import (
     warn_of_repeated,
 )
 
-__all__ = [
-    "Operation", "Operations", "active", "apply", "changes_in_force", "check_on_top", "commit", "components_in_force",
-    "lasting_tensors", "undo_all", "weight",
-]  # fmt: skip
+__all__ = ["Operation", "active", "apply", "commit", "components_in_force", "undo_all", "weight"]
 
 
 @final

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 __all__ = [
-    "RULES", "effective_rank", "gavish_donoho_rank", "marchenko_pastur_median", "marchenko_pastur_rank", "noise_edge",
-    "rank_from_energy", "rank_from_entropy", "rank_from_rho", "stable_rank",
+    "RULES", "effective_rank", "gavish_donoho_rank", "marchenko_pastur_rank", "noise_edge", "rank_from_rho",
+    "stable_rank",
 ]  # fmt: skip
 
 _HARD_ZERO = 1.2e-7

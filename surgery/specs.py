@@ -17,10 +17,7 @@ from surgery.bases import Basis
 from surgery.decompositions import Decomposition, Decompositions, components_of, store_for
 from surgery.edits import Edit, Gains
 
-__all__ = [
-    "Change", "Spec", "added_bias", "check_compatible", "check_spec", "combine", "plan", "recompose", "refuse_learned",
-    "resolve", "spec_in_one", "warn_of_repeated",
-]  # fmt: skip
+__all__ = ["Change", "Spec", "check_compatible", "combine", "plan", "recompose"]
 
 P = ParamSpec("P")
 R = TypeVar("R")

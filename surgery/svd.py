@@ -19,10 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = [
-    "Factors", "block_of", "by_gram", "by_lapack", "degenerate_blocks", "exact", "random_basis", "randomised",
-    "row_blocks",
-]  # fmt: skip
+__all__ = ["Factors", "degenerate_blocks", "exact"]
 
 _PLAIN_FP32 = 1e-2
 """Down to this fraction of s_1, `A v / s` in fp32 is orthonormal to 1e-6 (its error grows as s_1 / s)."""
