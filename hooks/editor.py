@@ -74,7 +74,7 @@ class Editor:
             reader.register_forward_pre_hook(refuse_moved_shadow)
         if not _loading_hooks(slot.owner):
             slot.owner.register_load_state_dict_pre_hook(refuse_loading)
-        shadow.install()
+        shadow.install()  # last: once it lies there, everything that guards it is in place
 
     def is_shown(self, slot: Slot) -> bool:
         """Whether a tensor laid over the slot is still there (assigning a parameter removes it)."""

@@ -168,6 +168,7 @@ class HookedTransformerHost(Host):
         return owner, owner._parameters[self._stored_name(owner, site.matrix)]
 
     def weight_state(self) -> str:
+        # Folding LayerNorm into the weights turns LN into LNPre and RMS into RMSPre.
         folded = (self.model.cfg.normalization_type or "").endswith("Pre")
         return "LayerNorm folded (LNPre or RMSPre)" if folded else "raw"
 
@@ -298,6 +299,7 @@ class BridgeHost(Host):
         reader = container if getattr(container, "_use_processed_weights", False) else None
         weight, bias = (Slot(layer, name, f"{label}.{name}", reader) for name in ("weight", "bias"))
         slots = (weight,)
+        # A forward pass reads the processed copy first; the wrapped layer's own weight has to agree with it.
         if f"_processed_{site.matrix}" in container.__dict__:  # gated MLPs of 3.9.0 in compatibility mode
             names = f"_processed_{site.matrix}", f"_processed_{site.matrix.replace('W_', 'b_')}"
             slots = (Slot(container, names[0], f"{site.prefix}.mlp.{names[0]}", reader, weight), weight)

@@ -318,6 +318,7 @@ def components_of(
         elif entry is not None and own_store is not None:
             raise _stale(entry, state)
     missing = [site for site in matrices if site not in fitting]
+    # Heads of one matrix are decomposed together, in one batch.
     groups = [list(group) for _, group in groupby(missing, key=lambda site: (site.joint, site.head is None))]
     # Even a disabled bar takes a lock of the whole process, which an interrupt can leave taken.
     for heads in tqdm(groups, desc="decomposing", unit="matrix", delay=1) if groups and progress else groups:

@@ -241,8 +241,9 @@ def recompose(
     """
     U, S, Vh = decomposition.U, decomposition.S, decomposition.Vh
     values = gains.values
-    if values.requires_grad:
+    if values.requires_grad:  # every component stays in the graph, whatever its gain is now
         return _checked(gains.rest * W.to(S.dtype) + _summed(U, (values - gains.rest) * S, Vh), W, decomposition)
+    # W = U S Vh in a complete basis, so any c gives the same matrix: the commonest gain leaves the fewest terms to add.
     common = float(values.mode().values) if decomposition.basis.complete and values.numel() else gains.rest
     others = (values != common).nonzero().squeeze(1)
     changed = _summed(U[:, others], ((values - common) * S)[others], Vh[others])

@@ -111,6 +111,7 @@ def randomised(W: Tensor, rank: int, *, n_iter: int = 2, oversampling: int = 0, 
         if rank == 0:
             return A[..., :0], A[..., 0, :0], A.mT[..., :0]
         shape = (A.shape[-1], min(rank + oversampling, full))
+        # The order of these steps is that of torch.svd_lowrank, so that equal random numbers give equal results.
         random = torch.randn(shape, generator=generator, device=generator.device, dtype=A.dtype).to(A.device)
         Q = torch.linalg.qr(A @ random).Q
         for _ in range(n_iter):
@@ -175,6 +176,7 @@ def random_basis(S: Float[Tensor, "*head component"], d_in: int, d_out: int, *, 
         shape = (*S.shape[:-1], d, k)
         gaussian = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
         Q, R = torch.linalg.qr(gaussian.to(S.device))
+        # LAPACK chooses the signs of R's diagonal; made positive, Q no longer depends on that choice and is uniform.
         return Q * R.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
     with _plain_arithmetic(S):
@@ -253,6 +255,7 @@ def _gram_route(A: Float[Tensor, "*head m n"]) -> tuple[Tensor, Tensor, Tensor]:
     squares, V = torch.linalg.eigh(_lower_gram(D))
     S, V = squares.flip(-1).clamp_min(0).sqrt(), V.flip(-1)
     U = _left_vectors(A, D, S, V)
+    # The columns of U that belong to weak components are not orthogonal enough: A v loses them in rounding.
     trusted = S > _GRAM_ORTHOGONAL * S[..., :1]
     for at in (~trusted.all(-1)).nonzero().tolist():
         i = tuple(at)
