@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from hooks.places import Place
 
+__all__ = ["Axes", "HookFunction", "Where", "axes_of", "check_positions", "hook_point", "positions"]
+
 HookFunction = Callable[..., Tensor]
 Where = Literal["all"] | int | slice | Sequence[int] | Tensor
 """Positions of a text: all, one column, some columns (a slice, a list), a column for each example (a tensor of whole

@@ -1,14 +1,13 @@
-"""The weights of one model under edits: what is shown instead of each matrix, and how the model is guarded meanwhile.
+"""The weights of one model under edits: other tensors shown or written in their place, and taken back.
 
-`show` lays a matrix over the stored one, `write` puts it into the parameter itself; `hide` and `restore` take them
-back, bit for bit. While anything is edited, the model refuses to reprocess or reload its weights, and a forward pass
-refuses to run after `.to()`.
+`show` lays a tensor over the stored one, and `hide` takes it away; `write` overwrites the parameter itself, and
+`restore` puts the original back, bit for bit. While anything is edited, the model refuses to reprocess or reload its
+weights, and a forward pass refuses to run after `.to()`.
 
-An interrupt may strike at any line: what has to be undone is remembered before it is done, and forgotten after it has
-been undone, so that undoing again finishes the work.
+An interrupt may strike at any line. Therefore every step is remembered before it is done and forgotten after it has
+been undone, and undoing it again finishes the work.
 """
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +22,8 @@ from hooks.places import Place
 from hooks.records import of_every_model, record_of
 from hooks.shadows import EditedModelError, Shadow, Slot, check_fits, refuse_loading, refuse_moved_shadow
 from hooks.temporary import remove_hooks
+
+__all__ = ["Editor", "editor_of", "guard", "strip", "unguard"]
 
 _REPROCESSING = (
     "enable_compatibility_mode",
@@ -42,19 +43,19 @@ class Editor:
 
     def original(self, place: Place) -> Float[Tensor, "d_in d_out"]:
         """The matrix as it was before any edit, in the stored dtype (a view; do not change it)."""
-        stored = self._before(place.slots[0])
+        stored = self._unedited(place.slots[0])
         assert stored is not None
         return place.part_of(place.layout.to_matrix(stored))
 
     def current(self, place: Place) -> Float[Tensor, "d_in d_out"]:
         """The matrix as a forward pass reads it now."""
-        held = place.slots[0].current()
-        assert held is not None
-        return place.part_of(place.layout.to_matrix(held.detach()))
+        shown = place.slots[0].current()
+        assert shown is not None
+        return place.part_of(place.layout.to_matrix(shown.detach()))
 
     def original_bias(self, slot: Slot) -> Tensor | None:
         """The bias as it was before any edit, None where the layer has none."""
-        return self._before(slot)
+        return self._unedited(slot)
 
     def show(self, slot: Slot, tensor: Tensor) -> None:
         """Lay `tensor` over the slot, in place of one laid earlier.
@@ -73,27 +74,27 @@ class Editor:
             reader.register_forward_pre_hook(refuse_moved_shadow)
         if not _loading_hooks(slot.owner):
             slot.owner.register_load_state_dict_pre_hook(refuse_loading)
-        shadow.install()
+        shadow.install()  # last: once it lies there, everything that guards it is in place
 
     def is_shown(self, slot: Slot) -> bool:
-        """Whether what was laid over the slot is still there (assigning a parameter throws it out)."""
+        """Whether a tensor laid over the slot is still there (assigning a parameter removes it)."""
         return slot.key not in self._shadows or self._shadows[slot.key].is_in_place
 
     def is_strangers(self, slot: Slot) -> bool:
-        """Whether something lies over the slot that this editor did not lay, as in a deep copy of an edited model."""
-        over = slot.owner.__dict__.get(slot.name)
-        return slot.mirrors is None and slot.key not in self._shadows and isinstance(over, Tensor)
+        """Whether a tensor lies over the slot that this editor did not lay, as in a deep copy of an edited model."""
+        shown = slot.owner.__dict__.get(slot.name)
+        return slot.mirrors is None and slot.key not in self._shadows and isinstance(shown, Tensor)
 
     def is_another_models(self, slot: Slot) -> bool:
         """Whether the editor of another model, which shares the module, has edited the slot."""
         return any(editor is not self and editor.has_edited(slot) for editor in of_every_model(Editor))
 
     def has_edited(self, slot: Slot) -> bool:
-        """Whether this editor shows something over the slot, or has written into it."""
+        """Whether this editor shows a tensor over the slot, or has written into it."""
         return slot.key in self._originals or (slot.key in self._shadows and self._shadows[slot.key].is_in_place)
 
     def hide(self, slot: Slot) -> None:
-        """Take back what `show` laid over the slot, if anything."""
+        """Take away the tensor that `show` laid over the slot, if there is one."""
         shadow = self._shadows.get(slot.key)
         if shadow is None:
             return
@@ -113,17 +114,16 @@ class Editor:
         pairs = list(new)
         for slot, tensor in pairs:
             check_fits(slot, tensor)
-            held = slot.registered()
-            if held is not None and slot.key not in self._originals:
-                self._originals[slot.key] = slot, held.detach().clone()
+            parameter = slot.registered()
+            if parameter is not None and slot.key not in self._originals:
+                self._originals[slot.key] = slot, parameter.detach().clone()
         for slot, tensor in pairs:
             self._overwrite(slot, tensor)
 
     def restore(self, slot: Slot) -> None:
-        """Put back what `write` overwrote, if anything."""
-        kept = self._originals.get(slot.key)
-        if kept is not None:
-            self._overwrite(slot, kept[1])
+        """Put back the tensor that `write` overwrote, if there is one."""
+        if slot.key in self._originals:
+            self._overwrite(slot, self._originals[slot.key][1])
             del self._originals[slot.key]
 
     @property
@@ -133,22 +133,22 @@ class Editor:
 
     def _overwrite(self, slot: Slot, tensor: Tensor) -> None:
         """Change the stored tensor itself, in place, under any shadow."""
-        held = slot.registered()
+        stored = slot.registered()
         if slot.mirrors is not None:
             shadow = self._shadows.get(slot.key)
-            held = slot.current() if shadow is None else shadow.covered
-        if held is None:
+            stored = slot.current() if shadow is None else shadow.covered
+        if stored is None:
             raise ValueError(f"{slot.label} holds no parameter to write to: use a temporary edit instead.")
         with torch.no_grad():
-            held.copy_(tensor)
+            stored.copy_(tensor)
 
-    def _before(self, slot: Slot) -> Tensor | None:
-        """What the slot held before shadows and written edits alike."""
-        held = slot.registered()
+    def _unedited(self, slot: Slot) -> Tensor | None:
+        """The slot's tensor before shadows and written edits alike."""
+        parameter = slot.registered()
         if slot.key in self._originals:
-            kept = self._originals[slot.key][1]
-            return kept if held is None else kept.to(device=held.device, dtype=held.dtype)
-        return None if held is None else held.detach()
+            original = self._originals[slot.key][1]
+            return original if parameter is None else original.to(device=parameter.device, dtype=parameter.dtype)
+        return None if parameter is None else parameter.detach()
 
 
 def editor_of(model: nn.Module) -> Editor:
@@ -157,7 +157,7 @@ def editor_of(model: nn.Module) -> Editor:
 
 
 def guard(model: nn.Module) -> None:
-    """Make the model refuse, until `unguard`, whatever would rewrite its weights under an edit."""
+    """Make the model refuse, until `unguard`, every method that would rewrite its weights under an edit."""
     for module, name in _guarded(model):
         if name not in module.__dict__:
             object.__setattr__(module, name, partial(_refuse_reprocessing, name))
@@ -166,15 +166,15 @@ def guard(model: nn.Module) -> None:
 def unguard(model: nn.Module) -> None:
     """Let the model process and load its weights again."""
     for module, name in _guarded(model):
-        held = module.__dict__.get(name)
-        if isinstance(held, partial) and held.func is _refuse_reprocessing:
+        method = module.__dict__.get(name)
+        if isinstance(method, partial) and method.func is _refuse_reprocessing:
             object.__delattr__(module, name)
 
 
 def strip(model: nn.Module) -> None:
-    """Remove every shadow from a model that nobody remembers editing, such as a deep copy of an edited one.
+    """Remove every shadow that no editor remembers, such as those on a deep copy of an edited model.
 
-    What another model that shares a module shows there stays.
+    A shadow of another model that shares the module stays.
     """
     unguard(model)
     marked = {id(module) for module in model.modules() if _is_marked(module)}
@@ -187,16 +187,6 @@ def strip(model: nn.Module) -> None:
                 slot.strip()
                 remove_hooks(_reader(slot), "input", refuse_moved_shadow)
                 _allow_loading(slot.owner)
-
-
-def refresh_compiled() -> None:
-    """Make `torch.compile` compile everything anew: a compiled graph holds the weights that it was made with.
-
-    Compiled functions that contain a model cannot be found from the model, so all of them are dropped.
-    """
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is not None:
-        dynamo.reset()
 
 
 def _is_marked(module: nn.Module) -> bool:

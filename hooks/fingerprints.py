@@ -1,12 +1,14 @@
-"""What a weight matrix is recognised by: a checksum that any change of it changes, cheap enough for every use."""
+"""Checksums that recognise a weight matrix: any change of the matrix changes it, and it is cheap."""
 
 import torch
 import xxhash
 from jaxtyping import Float
 from torch import Tensor, nn
 
+__all__ = ["fingerprint"]
+
 _COLUMNS = 64
-"""So many columns are hashed at a time: what is copied to be in one order then stays in the processor's cache."""
+"""How many columns are hashed at a time: their copy, in the order of rows, then fits the processor's cache."""
 
 
 def fingerprint(matrix: Float[Tensor, "d_in d_out"]) -> str:

@@ -16,11 +16,14 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from hooks.compiled import compiled_error
 from hooks.ends import End, Hidden
 from hooks.places import Layout, Place
 from hooks.records import record_of
 from hooks.shadows import Slot
 from hooks.sites import ATTENTION_MATRICES, MATRICES, MLP_MATRICES, Matrix, Site, SiteError
+
+__all__ = ["BridgeHost", "HookedTransformerHost", "Host", "host_of"]
 
 _SPLIT_INPUTS = ("use_split_qkv_input", "use_attn_in")
 _READERS = {"W_Q": "query_input", "W_K": "key_input", "W_V": "value_input"}
@@ -170,7 +173,7 @@ class Host(ABC):
 
     @abstractmethod
     def weight_state(self) -> str:
-        """Which form of the weights the model holds: raw, or with what folded in or centred."""
+        """Whether the weights are raw, or were processed: which normalisation was folded into them."""
 
     @abstractmethod
     def _joint_place(self, site: Site) -> Place: ...
@@ -196,6 +199,7 @@ class HookedTransformerHost(Host):
         return owner, owner._parameters[self._stored_name(owner, site.matrix)]
 
     def weight_state(self) -> str:
+        # Folding LayerNorm into the weights turns LN into LNPre and RMS into RMSPre.
         folded = (self.model.cfg.normalization_type or "").endswith("Pre")
         return "LayerNorm folded (LNPre or RMSPre)" if folded else "raw"
 
@@ -326,6 +330,7 @@ class BridgeHost(Host):
         reader = container if getattr(container, "_use_processed_weights", False) else None
         weight, bias = (Slot(layer, name, f"{label}.{name}", reader) for name in ("weight", "bias"))
         slots = (weight,)
+        # A forward pass reads the processed copy first; the wrapped layer's own weight has to agree with it.
         if f"_processed_{site.matrix}" in container.__dict__:  # gated MLPs of 3.9.0 in compatibility mode
             names = f"_processed_{site.matrix}", f"_processed_{site.matrix.replace('W_', 'b_')}"
             slots = (Slot(container, names[0], f"{site.prefix}.mlp.{names[0]}", reader, weight), weight)
@@ -364,7 +369,7 @@ def host_of(model: nn.Module) -> Host:
 def _new_host(model: nn.Module) -> Host:
     names = {cls.__name__ for cls in type(model).__mro__}
     if "OptimizedModule" in names:
-        raise _compiled(model)
+        raise compiled_error(model)
     if "HookedTransformer" in names:
         return HookedTransformerHost(model)
     if "TransformerBridge" in names:
@@ -372,28 +377,6 @@ def _new_host(model: nn.Module) -> Host:
     raise TypeError(
         f"cannot operate on a {type(model).__name__}: a transformer_lens HookedTransformer or TransformerBridge is "
         "needed. Wrap a Hugging Face model with TransformerBridge.boot_transformers or build_bridge_from_module."
-    )
-
-
-def uncompiled(model: nn.Module) -> nn.Module:
-    """The model that `torch.compile` wraps, or the model itself."""
-    return model._orig_mod if type(model).__name__ == "OptimizedModule" else model
-
-
-def refuse_compiled(model: nn.Module) -> None:
-    """Refuse a model that was compiled in place, which reads its parameters and nothing that is laid over them.
-
-    Raises:
-        TypeError: if `model.compile()` was called.
-    """
-    if getattr(model, "_compiled_call_impl", None) is not None:
-        raise _compiled(model)
-
-
-def _compiled(model: nn.Module) -> TypeError:
-    return TypeError(
-        f"a compiled model ({type(model).__name__}) would ignore an edit that is laid over its weights. Write the edit "
-        "into the weights of the model that was compiled, surgery.commit(model, spec), or apply it without compiling."
     )
 
 
@@ -417,16 +400,16 @@ def _no_floats(weight: Tensor | None, site: Site) -> str | None:
             "loaded yet): load the whole model onto devices, without offloading"
         )
     if weight is None or not weight.dtype.is_floating_point or weight.ndim > 3:
-        held = "nothing" if weight is None else f"{weight.dtype} of shape {tuple(weight.shape)}".removeprefix("torch.")
-        return f"its weight is stored as {held} (quantised, or one tensor for many experts), not as a matrix of floats"
+        kind = "nothing" if weight is None else f"{weight.dtype} of shape {tuple(weight.shape)}".removeprefix("torch.")
+        return f"its weight is stored as {kind} (quantised, or one tensor for many experts), not as a matrix of floats"
     if weight.ndim == 3 and site.part == "mlp":
         return f"its weight holds {weight.shape[0]} experts in one tensor"
     return None
 
 
 def _held(owner: nn.Module) -> str:
-    held = [name.lstrip("_") for name in owner._parameters if name.lstrip("_") in MATRICES]
-    return ", ".join(held) or f"no matrix of its own but {', '.join(owner._modules) or 'nothing'}"
+    matrices = [name.lstrip("_") for name in owner._parameters if name.lstrip("_") in MATRICES]
+    return ", ".join(matrices) or f"no matrix of its own but {', '.join(owner._modules) or 'nothing'}"
 
 
 def _bridges(container: nn.Module) -> list[str]:
@@ -435,5 +418,5 @@ def _bridges(container: nn.Module) -> list[str]:
 
 def _held_bridged(container: nn.Module) -> str:
     names = {projection: matrix for matrix, projection in _PROJECTIONS.items()}
-    held = [names[name] for name in _bridges(container) if name in names]
-    return ", ".join(held) or "no matrix that can be edited"
+    matrices = [names[name] for name in _bridges(container) if name in names]
+    return ", ".join(matrices) or "no matrix that can be edited"

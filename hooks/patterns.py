@@ -12,36 +12,42 @@ from difflib import get_close_matches
 
 from torch import nn
 
-from hooks.aliases import canonical
-from hooks.globs import LONGEST, Glob, Numbered, split_index
+from hooks._aliases import canonical
+from hooks._globs import LONGEST, Glob, Numbered, split_index
 from hooks.hosts import Host, host_of
 from hooks.places import Place
 from hooks.sites import ATTENTION_MATRICES, MATRICES, Site, SiteError
 
+__all__ = ["match_each", "match_on", "match_sites", "place_of"]
+
 
 def match_each(model: nn.Module, patterns: str | Iterable[str]) -> list[Site]:
-    """Every site that a pattern (or each of several) names, once, in the order of the forward pass.
+    """Every site that a pattern (or any of several) names, each once, in the order of the forward pass.
 
     Raises:
         TypeError: if that is neither a pattern nor several.
         SiteError: as `match_sites`.
     """
     several = isinstance(patterns, Iterable) and not isinstance(patterns, str | Mapping)
-    given: list[str] = []
+    strings: list[str] = []
     for pattern in patterns if several else [patterns]:
         if not isinstance(pattern, str):
             raise TypeError(
                 f"{repr(pattern)[:80]} is not a pattern but of type {type(pattern).__name__}: give a string such as "
                 "'blocks.*.mlp.W_out', or a list of these."
             )
-        given.append(pattern)
+        strings.append(pattern)
     host = host_of(model)
     joint_sites = host.joint_sites()
-    return sorted({site for pattern in given for site in match_on(host, pattern, joint_sites)})
+    return sorted({site for pattern in strings for site in match_on(host, pattern, joint_sites)})
 
 
 def match_sites(model: nn.Module, pattern: str) -> list[Site]:
     """Every site of the model that the pattern names, in the order of the forward pass; never empty.
+
+    >>> from hooks import match_sites
+    >>> [str(site) for site in match_sites(model, "blocks.-1.attn.W_[QK][0]")]
+    ['blocks.1.attn.W_Q[0]', 'blocks.1.attn.W_K[0]']
 
     Raises:
         SiteError: if it names none, with the nearest names that exist, or a head index is out of range or not on
@@ -52,6 +58,11 @@ def match_sites(model: nn.Module, pattern: str) -> list[Site]:
 
 def place_of(model: nn.Module, address: str | Site) -> Place:
     """Where the one matrix at an exact address lives.
+
+    >>> from hooks import place_of
+    >>> place = place_of(model, "blocks.0.attn.W_Q[1]")
+    >>> place.d_in, place.d_out, place.input.hook
+    (16, 8, 'blocks.0.ln1.hook_normalized')
 
     Raises:
         SiteError: if this model has no such matrix.
@@ -94,9 +105,9 @@ def _nothing(host: Host, pattern: str, joint: str, glob: Glob, joint_sites: Sequ
     """Why nothing matched: a matrix that cannot be edited, no such layer, or a slip of the pen."""
     what = f"no matrix is named {pattern!r}" if pattern.strip() else "an empty pattern names no matrix"
     every = [Site(layer, matrix) for layer in range(host.n_layers) for matrix in MATRICES]
-    meant = next((site for site in every if glob.matches(str(site))), None)
-    if meant is not None:
-        return SiteError(f"{what}: {host.why_not(meant)}. List what can be edited with surgery.sites(model).")
+    matching = next((site for site in every if glob.matches(str(site))), None)
+    if matching is not None:
+        return SiteError(f"{what}: {host.why_not(matching)}. List what can be edited with surgery.sites(model).")
     near = get_close_matches(joint, map(str, joint_sites), n=3, cutoff=0.6)
     hint = f"Nearest: {', '.join(near)}. " if near else ""
     return SiteError(

@@ -1,4 +1,4 @@
-"""One matrix in one model: where it is stored, in which orientation, which part is a head's, what flows in and out."""
+"""One matrix in one model: where it is stored, in which orientation, which part is a head's, and its two ends."""
 
 from dataclasses import dataclass, replace
 from math import prod
@@ -13,6 +13,8 @@ from hooks.ends import End, Hidden, OnActivation
 from hooks.shadows import Slot
 from hooks.sites import Site, SiteError
 from hooks.temporary import Temporary
+
+__all__ = ["Layout", "Place"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,10 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Everything a host knows about one matrix; for a head, `columns` or `rows` say which block of it.
+    """Everything a host knows about one matrix, or about the part of it that belongs to one head.
 
-    `slots` holds the weight: the first is what a forward pass reads, the others are copies that must agree with it.
-    `bias` is what a forward pass adds to the output, None where this host adds nothing there.
+    A forward pass reads the weight from the first of `slots`; the others are copies that must agree with it. `bias` is
+    added to the output, None where this host adds nothing there.
     """
 
     site: Site
@@ -67,7 +69,7 @@ class Place:
         return self.part_of(self.layout.to_matrix(_float_weight(self.slots[0])))
 
     def part_of(self, joint: Float[Tensor, "d_in_all d_out_all"]) -> Float[Tensor, "d_in d_out"]:
-        """This site's block of the layer's whole matrix."""
+        """The part of the layer's whole matrix that belongs to this place: all of it, or one head's."""
         if self.site.head is None:
             return joint
         width = joint.shape[self._head_axis] // self._heads
@@ -78,9 +80,9 @@ class Place:
 
         Its memory is in the order of the stored weight's, so that the same arithmetic runs on it, to the last bit.
         """
-        held = _float_weight(self.slots[0])
-        stored = self.layout.to_stored(joint.to(device=held.device, dtype=held.dtype)).reshape(held.shape)
-        return torch.empty_like(held).copy_(stored)
+        weight = _float_weight(self.slots[0])
+        stored = self.layout.to_stored(joint.to(device=weight.device, dtype=weight.dtype)).reshape(weight.shape)
+        return torch.empty_like(weight).copy_(stored)
 
     def at_head(self, head: int) -> "Place":
         """The place of one head of this matrix."""
@@ -105,7 +107,7 @@ class Place:
         return slice(self.site.head * width, (self.site.head + 1) * width)
 
     def read_input(self, activation: Tensor) -> Float[Tensor, "batch pos d_in"]:
-        """What this matrix multiplies, out of the activation at its input.
+        """The vectors that this matrix multiplies, from the activation at its input.
 
         Raises:
             SiteError: if every head has an input of its own (`use_split_qkv_input`, `use_attn_in`) and this site is
@@ -182,6 +184,6 @@ def _flat(activation: Tensor) -> Tensor:
 def _float_weight(slot: Slot) -> Tensor:
     weight = slot.registered()
     if weight is None or not weight.dtype.is_floating_point or prod(weight.shape) == 0:
-        held = "nothing" if weight is None else f"{tuple(weight.shape)} of {weight.dtype}"
-        raise ValueError(f"{slot.label} holds {held}, not a floating-point weight: load the model unquantised.")
+        stored = "nothing" if weight is None else f"{tuple(weight.shape)} of {weight.dtype}"
+        raise ValueError(f"{slot.label} holds {stored}, not a floating-point weight: load the model unquantised.")
     return weight.detach()

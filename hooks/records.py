@@ -7,6 +7,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+__all__ = ["Record", "of_every_model", "record_of"]
+
 T = TypeVar("T")
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+__all__ = ["EditedModelError", "Slot"]
+
 _ABSENT = object()
 
 
@@ -32,11 +34,11 @@ class Slot:
 
     @property
     def key(self) -> tuple[int, str]:
-        """What tells two slots of one model apart."""
+        """The same for two slots only if they are one and the same attribute."""
         return id(self.owner), self.name
 
     def current(self) -> Tensor | None:
-        """What a forward pass reads now."""
+        """The tensor that a forward pass reads now."""
         return getattr(self.owner, self.name)
 
     def registered(self) -> Tensor | None:
@@ -47,23 +49,23 @@ class Slot:
 
     @property
     def memory(self) -> int | None:
-        """Where the parameter lies in memory: two slots of one parameter have this in common."""
+        """The address of the parameter in memory, the same for two slots of one parameter."""
         return _memory(self.registered())
 
     def strip(self) -> None:
-        """Take out whatever shadow lies here, whoever laid it."""
-        held = self.owner.__dict__.get(self.name)
+        """Take out any shadow that lies over this slot, whoever laid it."""
+        shown = self.owner.__dict__.get(self.name)
         if self.mirrors is not None:
             parameter = self.registered()
-            if _memory(held) != _memory(parameter):
+            if _memory(shown) != _memory(parameter):
                 object.__setattr__(self.owner, self.name, None if parameter is None else parameter.detach())
-        elif isinstance(held, Tensor):
+        elif isinstance(shown, Tensor):
             object.__delattr__(self.owner, self.name)
 
 
 @dataclass(slots=True)
 class Shadow:
-    """A tensor laid over a slot; `remove` takes it out however the slot was treated in between.
+    """A tensor laid over a slot; `remove` takes it out, whatever happened to the slot in between.
 
     Whichever line an exception strikes, calling `remove` again finishes the work.
     """
@@ -71,7 +73,7 @@ class Shadow:
     slot: Slot
     tensor: Tensor
     _laid: tuple[Tensor, ...] = field(default=(), init=False, repr=False)
-    """Every tensor that may lie over the slot now: during a replacement the old one and the new one."""
+    """The tensors that may lie over the slot: during a replacement both the old and the new, else the one."""
     _previous: object = field(default=_ABSENT, init=False, repr=False)
 
     def install(self) -> None:
@@ -82,17 +84,17 @@ class Shadow:
 
     @property
     def covered(self) -> Tensor | None:
-        """What the instance dictionary held before, on hosts that keep a weight as a plain attribute."""
+        """The plain attribute beneath the shadow, on hosts that keep a weight as one; else None."""
         return self._previous if isinstance(self._previous, Tensor) else None
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the slot still shows this tensor (assigning a parameter to it throws a shadow out)."""
-        held = self.slot.owner.__dict__.get(self.slot.name)
-        return any(held is tensor for tensor in self._laid)
+        """Whether the slot still shows this tensor (assigning a parameter to the slot removes a shadow)."""
+        shown = self.slot.owner.__dict__.get(self.slot.name)
+        return any(shown is tensor for tensor in self._laid)
 
     def replace(self, tensor: Tensor) -> None:
-        """Show another tensor, unless somebody has thrown the shadow out."""
+        """Show another tensor, unless the shadow has been removed by assigning a parameter to the slot."""
         if self.is_in_place:
             self._laid = (*self._laid, tensor)
             object.__setattr__(self.slot.owner, self.slot.name, tensor)
@@ -129,7 +131,7 @@ def refuse_moved_shadow(module: nn.Module, args: object) -> None:
 
 
 def refuse_loading(module: nn.Module, *_args: object) -> None:
-    """Hook of every module that holds an edited weight: what is loaded beneath a shadow would not be seen."""
+    """Load hook of every module that holds an edited weight: weights loaded beneath a shadow would not be seen."""
     raise EditedModelError(
         f"load_state_dict() would rewrite the weights of a {type(module).__name__} under an active edit, which "
         "was made for the weights as they are; modules before it have been loaded. Undo the edit first "
@@ -143,13 +145,13 @@ def check_fits(slot: Slot, tensor: Tensor) -> None:
     Raises:
         ValueError: on another shape, dtype or device.
     """
-    held = slot.registered()
-    if held is None:  # a projection without a bias: anything of the right length may stand there
+    stored = slot.registered()
+    if stored is None:  # a projection without a bias, where any vector of the right length may stand
         return
-    if (tensor.shape, tensor.dtype, tensor.device) != (held.shape, held.dtype, held.device):
+    if (tensor.shape, tensor.dtype, tensor.device) != (stored.shape, stored.dtype, stored.device):
         raise ValueError(
             f"cannot lay a tensor of shape {tuple(tensor.shape)}, {_kind(tensor)} over {slot.label}: it holds "
-            f"{tuple(held.shape)}, {_kind(held)}. Reshape, cast or move the tensor first."
+            f"{tuple(stored.shape)}, {_kind(stored)}. Reshape, cast or move the tensor first."
         )
 
 

@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+__all__ = ["MATRICES", "Matrix", "Site", "SiteError"]
+
 AttentionMatrix = Literal["W_Q", "W_K", "W_V", "W_O"]
 MLPMatrix = Literal["W_in", "W_gate", "W_out"]
 Matrix = Literal[AttentionMatrix, MLPMatrix]
@@ -29,9 +31,13 @@ class SiteError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One matrix of one block; with `head`, the block of it that belongs to one head.
+    """The address of one matrix of one block; with `head`, of the part of it that belongs to one head.
 
     Sites sort by layer, then in the order in which a block applies its matrices, then by head.
+
+    >>> from hooks import Site
+    >>> str(Site(5, "W_Q", head=3)), Site.parse("blocks.3.mlp.W_out")
+    ('blocks.5.attn.W_Q[3]', Site(layer=3, matrix='W_out', head=None))
     """
 
     layer: int
@@ -78,7 +84,7 @@ class Site:
         return replace(self, head=None)
 
     def at_head(self, head: int) -> "Site":
-        """The block of this matrix that belongs to `head`."""
+        """The part of this matrix that belongs to `head`."""
         return replace(self, head=head)
 
     @classmethod

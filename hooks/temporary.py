@@ -1,8 +1,8 @@
-"""What is put on a model for the length of a `with` block: hooks, and forward passes of our own.
+"""Hooks and forward passes of our own that are on a model for the length of a `with` block.
 
 Everything comes off again whatever is raised, and whichever line an interrupt strikes: each removal is remembered
 before the thing is put on, and does nothing where there is nothing to remove, so that it can be repeated. Python lets
-nobody catch what strikes before the first line of `__exit__`; `remove_left_behind` finds what that leaves.
+nobody catch an interrupt before the first line of `__exit__`; `remove_left_behind` removes what such a one leaves.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,8 @@ from typing import Generic, Literal, TypeVar, final
 
 from torch import nn
 
+__all__ = ["Forward", "Hook", "Temporary", "remove_left_behind", "together"]
+
 T = TypeVar("T")
 _ABSENT = object()
 _in_use: dict[int, "Temporary"] = {}
@@ -21,7 +23,7 @@ _in_use: dict[int, "Temporary"] = {}
 @final
 @dataclass(slots=True)
 class Hook:
-    """A torch hook, to be put on a module: on what it is given (`input`) or on what it returns (`output`)."""
+    """A torch hook for a module: for its arguments (`input`) or for what it returns (`output`)."""
 
     module: nn.Module
     end: Literal["input", "output"]
@@ -54,7 +56,7 @@ class Forward:
         object.__setattr__(self.module, "forward", self.function)
 
     def take_off(self) -> None:
-        """Put back what was there, if the function is still there."""
+        """Put back the previous forward pass, unless somebody has replaced ours since."""
         if self.module.__dict__.get("forward") is not self.function:
             return
         if self._previous is _ABSENT:
@@ -65,7 +67,7 @@ class Forward:
 
 @final
 class Temporary(Generic[T]):
-    """Hooks and forward passes that are on their modules inside a `with` block, which gives `value`."""
+    """Hooks and forward passes that are on their modules inside a `with` block; `as` gives `value`."""
 
     def __init__(self, things: Sequence[Hook | Forward], value: T = None) -> None:
         self.things = tuple(things)
@@ -110,7 +112,7 @@ def together(*several: Temporary) -> Temporary[None]:
 
 
 def remove_left_behind(model: nn.Module) -> None:
-    """Take everything temporary off the model: what an interrupt at the first line of an `__exit__` has left there."""
+    """Take off the model whatever an interrupt at the first line of an `__exit__` has left on it."""
     for temporary in list(_in_use.values()):
         if temporary.is_left_on(model):
             temporary.__exit__(None, None, None)

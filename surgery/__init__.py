@@ -3,7 +3,7 @@
 A spec maps patterns to edits. `apply` shows the edited weights in place of the model's own until it is undone:
 
 >>> from surgery import KeepTop
->>> with surgery.apply(model, {"blocks.*.mlp.W_out": KeepTop(rank=2)}, progress=False) as operation:
+>>> with surgery.apply(model, {"blocks.*.mlp.W_out": KeepTop(rank=2)}) as operation:
 ...     logits = model(tokens)
 >>> operation.to_dataframe()[["site", "kept", "of"]].values.tolist()
 [['blocks.0.mlp.W_out', 2, 16], ['blocks.1.mlp.W_out', 2, 16]]
@@ -22,7 +22,8 @@ from collections.abc import Iterable
 from torch import nn
 
 from hooks import match_each
-from surgery.as_hooks import fwd_hooks
+from surgery._as_hooks import fwd_hooks
+from surgery._spec_files import load, save
 from surgery.bases import SVD, RowBlocks
 from surgery.bases import Basis as Basis
 from surgery.bases import HaarBasis as HaarBasis
@@ -40,7 +41,6 @@ from surgery.errors import SiteError as SiteError
 from surgery.errors import SpecFileError as SpecFileError
 from surgery.errors import StaleDecompositionError as StaleDecompositionError
 from surgery.operations import Operation, active, apply, commit, undo_all, weight
-from surgery.spec_files import load, save
 from surgery.specs import Spec
 
 __all__ = [

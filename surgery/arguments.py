@@ -1,6 +1,6 @@
-"""What an edit or a basis may be given: whole numbers, fractions and seeds, checked and made plain Python numbers.
+"""Whole numbers, fractions and seeds as arguments: checked, and made plain Python numbers.
 
-They come from people, from numpy and torch, and from files, so a type is not taken for granted.
+Arguments come from people, from numpy and torch, and from files, so no type is taken for granted.
 """
 
 from collections.abc import Callable
@@ -8,12 +8,14 @@ from functools import wraps
 from operator import index
 from typing import TypeVar
 
+__all__ = ["counted", "fraction", "number", "seed", "shown", "whole"]
+
 T = TypeVar("T", bound=type)
 LARGEST_SEED = 2**63 - 1
 
 
 def whole(value: object, name: str, *, least: int = 0, most: int | None = None) -> int:
-    """The value as an int, where `name` is what it is called in the edit's own words.
+    """The value as an int; `name` is how the message calls it.
 
     Raises:
         ValueError: if it is not a whole number (numpy's and torch's are), or out of bounds.
@@ -57,24 +59,24 @@ def fraction(value: object, name: str) -> float:
     Raises:
         ValueError: if it is not a number, or not from 0 to 1.
     """
-    given = number(value, name)
-    if not 0 <= given <= 1:
+    share = number(value, name)
+    if not 0 <= share <= 1:
         raise ValueError(f"{name}={shown(value)}: give a fraction, from 0 to 1.")
-    return given
+    return share
 
 
 def by_name_only(example: str) -> Callable[[T], T]:
-    """A decorator for a dataclass that takes nothing by position, and says so with an example."""
+    """A decorator for a dataclass whose arguments have to be named; its refusal shows `example`."""
 
     def decorated(cls: T) -> T:
         init = cls.__init__
 
         @wraps(init)
-        def named(self: object, *given: object, **arguments: object) -> None:
-            if given:
+        def named(self: object, *unnamed: object, **arguments: object) -> None:
+            if unnamed:
                 raise TypeError(
-                    f"{cls.__name__}({', '.join(map(shown, given))}) does not say what {shown(given[0])} is: give it "
-                    f"by name, such as {cls.__name__}({example})."
+                    f"{cls.__name__}({', '.join(map(shown, unnamed))}) does not say what {shown(unnamed[0])} is: give "
+                    f"it by name, such as {cls.__name__}({example})."
                 )
             init(self, **arguments)
 
@@ -85,16 +87,21 @@ def by_name_only(example: str) -> Callable[[T], T]:
 
 
 def is_bool(value: object) -> bool:
-    """Whether it is True or False, in Python's make, numpy's or torch's, which is no number here."""
+    """Whether the value is a boolean of Python, numpy or torch, which does not count as a number here."""
     return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
 
 
 def shown(value: object) -> str:
-    """The value as it is repeated in a message: cut short, since it may come from anybody's file."""
+    """The value's repr for a message, cut to 80 characters, since the value may come from anybody's file."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def counted(n: int, noun: str, plural: str | None = None) -> str:
-    """A number of things in words: "1 example", "2 examples"."""
+    """A number of things in words.
+
+    >>> from surgery.arguments import counted
+    >>> counted(1, "example"), counted(2, "matrix", "matrices")
+    ('1 example', '2 matrices')
+    """
     return f"{n} {noun if n == 1 else plural or f'{noun}s'}"

@@ -25,6 +25,8 @@ from surgery.bases import SVD, Basis, HaarBasis, check_basis
 from surgery.decompositions import Decomposition
 from surgery.edits import Edit, Gains, dropped
 
+__all__ = ["Match", "RandomBasis", "RandomComponents", "matched", "nearest_energy", "random_directions", "random_order"]
+
 Match = Literal["count", "energy", "spectrum"]
 """What a control has in common with the edit that it controls."""
 

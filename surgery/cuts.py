@@ -9,6 +9,8 @@ from surgery.bases import SVD, Basis, check_basis
 from surgery.decompositions import Decomposition
 from surgery.edits import Edit, Gains, dropped, kept
 
+__all__ = ["ByRank", "DropBottom", "DropTop", "KeepBottom", "KeepTop"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ByRank(Edit):
@@ -22,10 +24,10 @@ class ByRank(Edit):
 
     def __post_init__(self) -> None:
         own = type(self).__name__
-        given = [name for name in ("rank", "rho", "energy", "rule") if getattr(self, name) is not None]
-        if len(given) != 1:
+        named = [name for name in ("rank", "rho", "energy", "rule") if getattr(self, name) is not None]
+        if len(named) != 1:
             raise ValueError(
-                f"{own} was given {' and '.join(given) or 'no rank'}: give exactly one of rank=, rho=, energy= or "
+                f"{own} was given {' and '.join(named) or 'no rank'}: give exactly one of rank=, rho=, energy= or "
                 f"rule= ({', '.join(ranks.RULES)})."
             )
         if self.rank is not None:
@@ -91,6 +93,13 @@ class KeepTop(ByRank):
     `rank` components; or `rho`, the fraction of the full rank kept, `floor(rho · min(d_in, d_out))` components; or the
     fewest that hold the fraction `energy` of the squared Frobenius norm; or as many as `rule` finds to be signal:
     ``"marchenko-pastur"``, ``"gavish-donoho"`` or ``"effective-rank"``.
+
+    >>> for edit in (surgery.KeepTop(rank=3), surgery.KeepTop(rho=0.5), surgery.KeepTop(energy=1)):
+    ...     with surgery.apply(model, {"blocks.0.mlp.W_out": edit}) as operation:
+    ...         int(operation.changes[0].gains.values.sum())
+    3
+    8
+    16
     """
 
     def gains(self, decomposition: Decomposition) -> Gains:
@@ -102,7 +111,12 @@ class KeepTop(ByRank):
 @by_name_only("rank=10")
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DropTop(ByRank):
-    """Remove the components that `KeepTop` with the same arguments keeps: its exact complement."""
+    """Remove the components that `KeepTop` with the same arguments keeps: its exact complement.
+
+    >>> with surgery.apply(model, {"blocks.0.mlp.W_out": surgery.DropTop(rank=3)}) as operation:
+    ...     operation.changes[0].gains.values[:5].tolist()
+    [0.0, 0.0, 0.0, 1.0, 1.0]
+    """
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """0 on the strongest, 1 on the others."""
@@ -127,6 +141,10 @@ class KeepBottom(_Bottom):
     """Keep the weakest components only: as many as the same arguments of `KeepTop` would keep of the strongest.
 
     With `energy`, the fewest of the weakest that hold that fraction of the squared Frobenius norm.
+
+    >>> with surgery.apply(model, {"blocks.0.mlp.W_out": surgery.KeepBottom(rank=3)}) as operation:
+    ...     operation.changes[0].gains.values[-5:].tolist()
+    [0.0, 0.0, 1.0, 1.0, 1.0]
     """
 
     def gains(self, decomposition: Decomposition) -> Gains:
@@ -138,7 +156,12 @@ class KeepBottom(_Bottom):
 @by_name_only("rank=10")
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DropBottom(_Bottom):
-    """Remove the components that `KeepBottom` with the same arguments keeps: its exact complement."""
+    """Remove the components that `KeepBottom` with the same arguments keeps: its exact complement.
+
+    >>> with surgery.apply(model, {"blocks.0.mlp.W_out": surgery.DropBottom(rank=3)}) as operation:
+    ...     operation.changes[0].gains.values[-5:].tolist()
+    [1.0, 1.0, 0.0, 0.0, 0.0]
+    """
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """0 on the weakest, 1 on the others."""

@@ -28,6 +28,10 @@ from surgery.json_values import encode
 from surgery.ranks import effective_rank, stable_rank
 from surgery.svd import Factors
 
+__all__ = [
+    "Decomposition", "Decompositions", "basis_of", "chosen_basis", "decompose", "decomposed", "forget", "store_for",
+]  # fmt: skip
+
 _FORMAT, _VERSION = "model-surgery decompositions", "2"
 _NO_COMPONENTS = pd.DataFrame(columns=["site", "component", "strength", "energy", "cumulative_energy"])
 
@@ -37,7 +41,7 @@ _NO_COMPONENTS = pd.DataFrame(columns=["site", "component", "strength", "energy"
 class Decomposition:
     """The components of one matrix: `W = U @ diag(S) @ Vh`, of `y = x @ W`, strongest first.
 
-    `fingerprint` identifies the weights it was made from, `weight_state` says whether they were raw or processed.
+    `fingerprint` identifies the weights that were decomposed, `weight_state` says whether they were raw or processed.
     """
 
     site: str
@@ -76,7 +80,7 @@ class Decomposition:
 
 
 class Decompositions(Mapping[str, Decomposition]):
-    """Decompositions keyed by site address, all in one basis."""
+    """A store of decompositions by site address, all in one basis; from `surgery.decompose`."""
 
     def __init__(self, entries: Iterable[Decomposition] = (), *, basis: Basis | None = None) -> None:
         self.basis = SVD() if basis is None else basis
@@ -106,10 +110,10 @@ class Decompositions(Mapping[str, Decomposition]):
         return sum(t.nbytes for entry in self._entries.values() for t in (entry.U, entry.S, entry.Vh))
 
     def add(self, entry: Decomposition) -> None:
-        """Keep one more decomposition, in place of one for the same site.
+        """Store one more decomposition, in place of an earlier one of the same site.
 
         Raises:
-            ValueError: if it is in another basis, or its parts are not what a decomposition's can be.
+            ValueError: if it is in another basis, or its U, S and Vh are no decomposition.
         """
         if reason := _damage(entry):
             raise ValueError(f"Decomposition({entry.site}) cannot be used: {reason}. Decompose the model again.")
@@ -125,7 +129,7 @@ class Decompositions(Mapping[str, Decomposition]):
 
         `cumulative_energy` is the share of this component and all stronger ones of its matrix.
 
-        >>> svds = surgery.decompose(model, "blocks.0.mlp.W_*", progress=False)
+        >>> svds = surgery.decompose(model, "blocks.0.mlp.W_*")
         >>> svds.to_dataframe().columns.tolist()
         ['site', 'component', 'strength', 'energy', 'cumulative_energy']
         """
@@ -146,7 +150,7 @@ class Decompositions(Mapping[str, Decomposition]):
     def ranks_to_dataframe(self) -> pd.DataFrame:
         """A row for each matrix: its shape, its number of components, and its effective and stable rank.
 
-        >>> svds = surgery.decompose(model, "blocks.0.mlp.W_*", progress=False)
+        >>> svds = surgery.decompose(model, "blocks.0.mlp.W_*")
         >>> svds.ranks_to_dataframe()[["site", "d_in", "d_out", "n_components"]].values.tolist()
         [['blocks.0.mlp.W_in', 16, 32, 16], ['blocks.0.mlp.W_out', 32, 16, 16]]
         """
@@ -158,7 +162,7 @@ class Decompositions(Mapping[str, Decomposition]):
         return pd.DataFrame(rows, columns=columns)
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file, with what it takes to notice that the weights have changed."""
+        """Write everything to one safetensors file, with fingerprints of the weights that were decomposed."""
         parts = {site: (entry.U, entry.S, entry.Vh) for site, entry in self.items()}
         names = Factors._fields
         tensors = {f"{s}|{name}": t.contiguous() for s, uv in parts.items() for name, t in zip(names, uv, strict=True)}
@@ -170,7 +174,7 @@ class Decompositions(Mapping[str, Decomposition]):
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "Decompositions":
-        """What `save` wrote. Whether it still fits a model is checked when it is used.
+        """The decompositions that `save` wrote. Whether they fit a model is checked when they are used.
 
         Raises:
             ValueError: if the file is damaged or not one of ours.
@@ -215,14 +219,14 @@ def _checksum(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 
 def _damage(entry: Decomposition) -> str | None:
-    """What is wrong with the parts of a decomposition; None if nothing is."""
-    U, S, Vh = parts = entry.U, entry.S, entry.Vh
+    """What is wrong with U, S or Vh of a decomposition; None if nothing is."""
+    U, S, Vh = factors = entry.U, entry.S, entry.Vh
     if (U.ndim, S.ndim, Vh.ndim) != (2, 1, 2) or not U.shape[1] == S.shape[0] == Vh.shape[0]:
         return f"U {tuple(U.shape)}, S {tuple(S.shape)} and Vh {tuple(Vh.shape)} do not fit together"
-    if len({part.dtype for part in parts}) > 1 or S.dtype not in (torch.float32, torch.float64):
-        types = ", ".join(str(part.dtype).removeprefix("torch.") for part in parts)
+    if len({factor.dtype for factor in factors}) > 1 or S.dtype not in (torch.float32, torch.float64):
+        types = ", ".join(str(factor.dtype).removeprefix("torch.") for factor in factors)
         return f"its parts are of {types}, not all of float32 or all of float64"
-    if not all(bool(part.isfinite().all()) for part in parts):
+    if not all(bool(factor.isfinite().all()) for factor in factors):
         return "it holds NaN or infinity"
     if bool((S < 0).any()):
         return "it holds negative strengths"
@@ -245,7 +249,7 @@ def decompose(
     a memory that lives as long as the model does (`surgery.forget(model)` empties it). Under an active edit the
     original weights are decomposed, not the edited ones. An interrupted call keeps what it has finished.
 
-    >>> svds = surgery.decompose(model, "blocks.0.mlp.*", progress=False)
+    >>> svds = surgery.decompose(model, "blocks.0.mlp.*")
     >>> list(svds)
     ['blocks.0.mlp.W_in', 'blocks.0.mlp.W_out']
     >>> svds["blocks.0.mlp.W_out"].U.shape
@@ -314,6 +318,7 @@ def components_of(
         elif entry is not None and own_store is not None:
             raise _stale(entry, state)
     missing = [site for site in matrices if site not in fitting]
+    # Heads of one matrix are decomposed together, in one batch.
     groups = [list(group) for _, group in groupby(missing, key=lambda site: (site.joint, site.head is None))]
     # Even a disabled bar takes a lock of the whole process, which an interrupt can leave taken.
     for heads in tqdm(groups, desc="decomposing", unit="matrix", delay=1) if groups and progress else groups:

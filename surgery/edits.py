@@ -19,16 +19,18 @@ from surgery.arguments import is_bool, number, shown
 from surgery.bases import SVD, Basis, check_basis
 from surgery.decompositions import Decomposition
 
+__all__ = ["Compensated", "Drop", "Edit", "Gains", "Keep", "Scale", "Zero"]
+
 Index = SupportsIndex | slice | str
 """A component: an index as in Python, a slice, or a slice in writing such as ``"5:8"``."""
 _SLICE = re.compile(r"(-?[0-9]{1,18})?:(-?[0-9]{1,18})?(:(?P<step>-?[0-9]{1,18})?)?")
 
 
 class Gains(NamedTuple):
-    """What an edit does to the components of a basis.
+    """What an edit does to the components of a basis: component i gives `γ_i s_i (x·u_i) v_i + (1 − γ_i) s_i c_i v_i`.
 
-    `values` is the gain of each. `rest` is the gain of whatever the components do not sum up to (nothing, in a complete
-    basis). `constants` is what the coordinate `x·u_i` is replaced by to the degree that the gain falls short of 1.
+    `values[i]` is the gain γ_i. `rest` is the gain of what the components leave of the matrix (nothing, in a complete
+    basis). `constants[i]` is c_i, which replaces the coordinate x·u_i with weight 1 − γ_i; None for zeros.
     """
 
     values: Float[Tensor, " component"]
@@ -37,7 +39,23 @@ class Gains(NamedTuple):
 
 
 class Edit(ABC):
-    """A choice of gains, in the basis `basis`."""
+    """A choice of gains on the components in the basis `basis`.
+
+    An edit of your own is a frozen dataclass with one method. It can do all that the others do but be saved to a file.
+
+    >>> from dataclasses import dataclass
+    >>> from surgery import SVD, Basis, Edit, Gains
+    >>> @dataclass(frozen=True)
+    ... class Fade(Edit):
+    ...     factor: float
+    ...     basis: Basis = SVD()
+    ...     def gains(self, decomposition):
+    ...         steps = torch.arange(decomposition.n_components)
+    ...         return Gains((self.factor**steps).to(decomposition.S), rest=1.0)
+    >>> with surgery.apply(model, {"blocks.0.mlp.W_out": Fade(0.5)}) as operation:
+    ...     operation.changes[0].gains.values[:3].tolist()
+    [1.0, 0.5, 0.25]
+    """
 
     __slots__ = ()
     basis: Basis
@@ -51,19 +69,14 @@ class Edit(ABC):
         """
 
     def __repr__(self) -> str:
-        known = fields(self) if is_dataclass(self) else ()  # somebody's own edit need not be one
-        given = [(f.name, getattr(self, f.name)) for f in known if _is_given(f, getattr(self, f.name))]
-        return f"{type(self).__name__}({', '.join(f'{name}={_shown(value)}' for name, value in given)})"
+        known = fields(self) if is_dataclass(self) else ()  # somebody's own edit need not be a dataclass
+        values = [(f.name, getattr(self, f.name)) for f in known if _differs(f, getattr(self, f.name))]
+        return f"{type(self).__name__}({', '.join(f'{name}={_shown(value)}' for name, value in values)})"
 
 
-@final
 @dataclass(frozen=True, slots=True, repr=False)
-class Keep(Edit):
-    """Keep these components and remove all others.
-
-    Indices, negative indices and slices mean what they do in Python; 0 is the strongest. One component is a list of
-    one, `[5]`: a bare 5 could mean five of them.
-    """
+class _ByComponent(Edit):
+    """An edit of components that are named one by one."""
 
     components: slice | str | Iterable[Index]
     basis: Basis = SVD()
@@ -72,29 +85,37 @@ class Keep(Edit):
         object.__setattr__(self, "components", _indices(self.components, self))
         check_basis(self.basis, f"{type(self).__name__} was given basis")
 
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class Keep(_ByComponent):
+    """Keep these components and remove all others.
+
+    Indices, negative indices and slices mean what they do in Python; 0 is the strongest. A single component is written
+    `[5]`: a bare 5 could mean five of them.
+
+    >>> with surgery.apply(model, {"blocks.0.mlp.W_out": surgery.Keep([0, "4:6", -1])}) as operation:
+    ...     operation.changes[0].gains.values.nonzero().flatten().tolist()
+    [0, 4, 5, 15]
+    """
+
     def gains(self, decomposition: Decomposition) -> Gains:
-        """1 on the chosen, 0 on the others."""
+        """1 on the named components, 0 on the others."""
         return kept(decomposition, _resolved(self, self.components, decomposition))
 
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
-class Drop(Edit):
-    """Remove these components and keep all others.
+class Drop(_ByComponent):
+    """Remove these components and keep all others; they are named as in `Keep`.
 
-    Indices, negative indices and slices mean what they do in Python; 0 is the strongest. One component is a list of
-    one, `[5]`: a bare 5 could mean five of them.
+    >>> with surgery.apply(model, {"blocks.0.mlp.W_out": surgery.Drop([0])}) as operation:
+    ...     int(torch.linalg.matrix_rank(operation.weight("blocks.0.mlp.W_out")))
+    15
     """
 
-    components: slice | str | Iterable[Index]
-    basis: Basis = SVD()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "components", _indices(self.components, self))
-        check_basis(self.basis, f"{type(self).__name__} was given basis")
-
     def gains(self, decomposition: Decomposition) -> Gains:
-        """0 on the chosen, 1 on the others."""
+        """0 on the named components, 1 on the others."""
         return dropped(decomposition, _resolved(self, self.components, decomposition))
 
 
@@ -107,6 +128,12 @@ class Scale(Edit):
     model shows what the gains were when they were applied: to learn them, `apply` and undo in every step, since one
     `apply` serves one backward pass. Applied under `torch.no_grad()` they are not in the graph, and `commit` refuses
     them. With `keep_nuclear_norm` all gains are rescaled so that the strengths still sum to what they did.
+
+    >>> gain = torch.ones(16, requires_grad=True)
+    >>> with surgery.apply(model, {"blocks.0.mlp.W_out": surgery.Scale(gain)}):
+    ...     model(tokens).logsumexp(-1).mean().backward()
+    >>> gain.grad.shape
+    torch.Size([16])
     """
 
     gain: Mapping[int, float] | Iterable[float] | float | int | Tensor
@@ -114,24 +141,7 @@ class Scale(Edit):
     basis: Basis = SVD()
 
     def __post_init__(self) -> None:
-        if isinstance(self.gain, Tensor):
-            if self.gain.ndim > 1 or self.gain.dtype == torch.bool or self.gain.is_complex():
-                kind = str(self.gain.dtype).removeprefix("torch.")
-                raise ValueError(
-                    f"Scale was given a tensor of shape {tuple(self.gain.shape)} and type {kind}: give one number, or "
-                    "a vector, one gain for each component."
-                )
-            values = self.gain.detach().flatten().tolist()
-        elif isinstance(self.gain, Mapping):
-            gains = {_component(i): number(g, "Scale was given gain") for i, g in self.gain.items()}
-            object.__setattr__(self, "gain", gains)
-            values = list(gains.values())
-        elif isinstance(self.gain, Iterable) and getattr(self.gain, "ndim", 1):  # numpy has vectors of no dimension
-            values = [number(g, "Scale was given gain") for g in _sequence(self.gain, "gains", self)]
-            object.__setattr__(self, "gain", tuple(values))
-        else:
-            values = [number(self.gain, "Scale was given gain")]
-            object.__setattr__(self, "gain", values[0])
+        values = self._checked()
         bad = [g for g in values if not isfinite(g) or g < 0]
         if bad:
             raise ValueError(
@@ -141,6 +151,28 @@ class Scale(Edit):
         if not isinstance(self.keep_nuclear_norm, bool):
             raise ValueError(f"Scale was given keep_nuclear_norm={shown(self.keep_nuclear_norm)}: give True or False.")
         check_basis(self.basis, "Scale was given basis")
+
+    def _checked(self) -> list[float]:
+        """The gains as numbers, which `gain` holds from now on unless it is a tensor."""
+        if isinstance(self.gain, Tensor):
+            if self.gain.ndim > 1 or self.gain.dtype == torch.bool or self.gain.is_complex():
+                kind = str(self.gain.dtype).removeprefix("torch.")
+                raise ValueError(
+                    f"Scale was given a tensor of shape {tuple(self.gain.shape)} and type {kind}: give one number, or "
+                    "a vector, one gain for each component."
+                )
+            return self.gain.detach().flatten().tolist()
+        if isinstance(self.gain, Mapping):
+            gains = {_component(i): number(g, "Scale was given gain") for i, g in self.gain.items()}
+            object.__setattr__(self, "gain", gains)
+            return list(gains.values())
+        if isinstance(self.gain, Iterable) and getattr(self.gain, "ndim", 1):  # numpy has vectors of no dimension
+            values = [number(g, "Scale was given gain") for g in _sequence(self.gain, "gains", self)]
+            object.__setattr__(self, "gain", tuple(values))
+            return values
+        value = number(self.gain, "Scale was given gain")
+        object.__setattr__(self, "gain", value)
+        return [value]
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """The given gains, 1 where none was given."""
@@ -158,18 +190,18 @@ class Scale(Edit):
     def _values(self, decomposition: Decomposition) -> Tensor:
         if isinstance(self.gain, Mapping):
             values = torch.ones_like(decomposition.S)
-            chosen = _resolved(self, [int(i) for i in self.gain], decomposition)
-            values[chosen] = torch.tensor(list(self.gain.values()), dtype=values.dtype, device=values.device)
+            named = _resolved(self, [int(i) for i in self.gain], decomposition)
+            values[named] = torch.tensor(list(self.gain.values()), dtype=values.dtype, device=values.device)
             return values
-        given = self.gain if isinstance(self.gain, Tensor) else torch.tensor(self.gain, dtype=torch.float64)
-        if not given.ndim:
-            return given.to(decomposition.S).expand(decomposition.n_components)
-        if given.shape[0] != decomposition.n_components:
+        gain = self.gain if isinstance(self.gain, Tensor) else torch.tensor(self.gain, dtype=torch.float64)
+        if not gain.ndim:
+            return gain.to(decomposition.S).expand(decomposition.n_components)
+        if gain.shape[0] != decomposition.n_components:
             raise ValueError(
-                f"Scale was given {given.shape[0]} gains, but '{decomposition.site}' has {decomposition.n_components} "
+                f"Scale was given {gain.shape[0]} gains, but '{decomposition.site}' has {decomposition.n_components} "
                 "components: give one each, or a mapping {index: gain}."
             )
-        return given.to(decomposition.S)
+        return gain.to(decomposition.S)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Scale):
@@ -192,7 +224,12 @@ class Scale(Edit):
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Zero(Edit):
-    """Remove the whole matrix (its bias stays)."""
+    """Remove the whole matrix (its bias stays).
+
+    >>> with surgery.apply(model, {"blocks.0.mlp.W_out": surgery.Zero()}):
+    ...     int(surgery.weight(model, "blocks.0.mlp.W_out").count_nonzero())
+    0
+    """
 
     basis: Basis = SVD()
 
@@ -207,20 +244,23 @@ class Zero(Edit):
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Compensated(Edit):
-    """Another edit, with what it removes replaced by a constant instead of by nothing.
+    """Another edit, which leaves a constant in place of what it removes.
 
-    Component i then gives `γ s (x·u) v + (1 − γ) s c v`. With `c = mean(x)·u` this is mean ablation, and the
-    compensation of Eigenpruning (arXiv:2404.03147). It is independent of position and sequence length.
+    Component i gives `γ s (x·u) v + (1 − γ) s c v`, with its constant c the same at every position. `constants` holds
+    c for every component of the matrix, in the units of the coordinate x·u. With `c = mean(x)·u` this is mean ablation,
+    and the compensation of Eigenpruning (arXiv:2404.03147).
 
-    `constants` holds `c` for every component, in the units of the coordinate `x·u`.
+    >>> edit = surgery.Compensated(surgery.Drop([0]), constants=[0.5] * 16)
+    >>> with surgery.apply(model, {"blocks.0.mlp.W_out": edit}):
+    ...     logits = model(tokens)
     """
 
     edit: Edit
     constants: Iterable[float] | Tensor
 
     def __post_init__(self) -> None:
-        given = self.constants.tolist() if isinstance(self.constants, Tensor) else self.constants
-        constants = tuple(number(c, "Compensated was given constant") for c in _sequence(given, "constants", self))
+        values = self.constants.tolist() if isinstance(self.constants, Tensor) else self.constants
+        constants = tuple(number(c, "Compensated was given constant") for c in _sequence(values, "constants", self))
         object.__setattr__(self, "constants", constants)
         if not isinstance(self.edit, Edit) or isinstance(self.edit, Compensated):
             raise ValueError(
@@ -247,33 +287,33 @@ class Compensated(Edit):
         return self.edit.gains(decomposition)._replace(constants=constants.to(decomposition.S))
 
 
-def kept(decomposition: Decomposition, chosen: Iterable[int]) -> Gains:
-    """1 on the chosen components, 0 on the others and on the rest."""
+def kept(decomposition: Decomposition, components: Iterable[int]) -> Gains:
+    """Gains of 1 on these components, 0 on the others and on the rest."""
     values = torch.zeros_like(decomposition.S)
-    values[list(chosen)] = 1
+    values[list(components)] = 1
     return Gains(values, 0.0)
 
 
-def dropped(decomposition: Decomposition, chosen: Iterable[int]) -> Gains:
-    """0 on the chosen components, 1 on the others and on the rest."""
+def dropped(decomposition: Decomposition, components: Iterable[int]) -> Gains:
+    """Gains of 0 on these components, 1 on the others and on the rest."""
     values = torch.ones_like(decomposition.S)
-    values[list(chosen)] = 0
+    values[list(components)] = 0
     return Gains(values, 1.0)
 
 
-def _indices(given: slice | str | Iterable[Index], edit: Edit) -> tuple[int | str, ...]:
+def _indices(components: slice | str | Iterable[Index], edit: Edit) -> tuple[int | str, ...]:
     """The components as a tuple of integers and written slices, which compare, hash and go to JSON."""
-    if not getattr(given, "ndim", 0) and (one := _whole(given)) is not None:
+    if not getattr(components, "ndim", 0) and (bare := _whole(components)) is not None:
         own = type(edit).__name__
         raise ValueError(
-            f"{own}({one}) could mean component {one} or {one} components: write {own}([{one}]) for the one, "
-            f"{own}Top(rank={one}) for the strongest {one}."
+            f"{own}({bare}) could mean component {bare} or {bare} components: write {own}([{bare}]) for the one, "
+            f"{own}Top(rank={bare}) for the strongest {bare}."
         )
-    if isinstance(given, Tensor):
-        given = given.flatten().tolist()
-    if isinstance(given, str | slice):
-        return (_index(given, edit),)
-    return tuple(_index(item, edit) for item in _sequence(given, "components", edit))
+    if isinstance(components, Tensor):
+        components = components.flatten().tolist()
+    if isinstance(components, str | slice):
+        return (_index(components, edit),)
+    return tuple(_index(item, edit) for item in _sequence(components, "components", edit))
 
 
 def _index(item: object, edit: Edit) -> int | str:
@@ -291,49 +331,50 @@ def _index(item: object, edit: Edit) -> int | str:
     )
 
 
-def _component(given: object) -> int:
-    whole = _whole(given)
+def _component(value: object) -> int:
+    whole = _whole(value)
     if whole is None:
-        raise ValueError(f"Scale was given a gain for {shown(given)}: components are integers. Give {{index: gain}}.")
+        raise ValueError(f"Scale was given a gain for {shown(value)}: components are integers. Give {{index: gain}}.")
     return whole
 
 
-def _whole(given: object) -> int | None:
+def _whole(value: object) -> int | None:
     """A Python, numpy or torch integer as an int, None for anything else (`True` is not 1 here)."""
     try:
-        return None if is_bool(given) else index(given)  # type: ignore[arg-type]
+        return None if is_bool(value) else index(value)  # type: ignore[arg-type]
     except TypeError:
         return None
 
 
-def _sequence(given: object, what: str, edit: Edit) -> Iterable[object]:
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
-        raise ValueError(f"{type(edit).__name__} was given {shown(given)} as its {what}: give a list.")
-    return given
+def _sequence(value: object, what: str, edit: Edit) -> Iterable[object]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise ValueError(f"{type(edit).__name__} was given {shown(value)} as its {what}: give a list.")
+    return value
 
 
-def _resolved(edit: Edit, given: slice | str | Iterable[Index], decomposition: Decomposition) -> list[int]:
+def _resolved(edit: Edit, components: slice | str | Iterable[Index], decomposition: Decomposition) -> list[int]:
     """The components as indices from 0, each once."""
     n = decomposition.n_components
-    chosen: list[int] = []
-    for item in _indices(given, edit):
+    indices: list[int] = []
+    for item in _indices(components, edit):
         match item:
             case str():
-                chosen += range(n)[slice(*(int(bound) if bound else None for bound in item.split(":")))]
+                indices += range(n)[slice(*(int(bound) if bound else None for bound in item.split(":")))]
             case int() if -n <= item < n:
-                chosen.append(item % n)
+                indices.append(item % n)
             case _:
                 raise ValueError(
                     f"{edit!r} names component {item}, but '{decomposition.site}' has {n} components, 0 to {n - 1}: "
                     "name one of these, or count from the end with negative numbers."
                 )
-    if len(set(chosen)) < len(chosen):
-        twice = next(i for i in chosen if chosen.count(i) > 1)
+    if len(set(indices)) < len(indices):
+        twice = next(i for i in indices if indices.count(i) > 1)
         raise ValueError(f"{edit!r} names component {twice} of '{decomposition.site}' more than once: name each once.")
-    return chosen
+    return indices
 
 
-def _is_given(field: Field, value: object) -> bool:
+def _differs(field: Field, value: object) -> bool:
+    """Whether a field holds another value than its default."""
     return field.default is MISSING or value != field.default
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 from shutil import copymode
 from uuid import uuid4
 
+__all__ = ["whole_file"]
+
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Where to write what takes the place of `path` when the block ends; if the block fails, nothing does.
+    """A path to write to, which replaces `path` when the block ends; if the block fails, `path` stays as it was.
 
-    A symbolic link stays, and what it points to is replaced.
+    Of a symbolic link the target is replaced.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
@@ -24,7 +26,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         raise FileNotFoundError(
             f"'{path}' cannot be written, since there is no folder '{target.parent}': make it first."
         )
-    if target.exists() and not target.is_file():  # a pipe or a device, which nothing may take the place of
+    if target.exists() and not target.is_file():  # a pipe or a device, which must not be replaced
         yield target
         return
     unfinished = target.with_name(f".{uuid4().hex}.part")

@@ -8,17 +8,19 @@ from torch import Tensor
 
 from surgery.arguments import shown
 
+__all__ = ["encode"]
+
 TAG = "type"
 T = TypeVar("T")
 
 
 def encode(value: object) -> dict[str, object]:
-    """An edit or a basis as a JSON object. Only the types that `build` is told of can be read again."""
+    """An edit or a basis as a JSON object, of which `build` makes it again if it knows the type."""
     document: dict[str, object] = {TAG: type(value).__name__}
     for field in fields(value):  # type: ignore[arg-type]
-        held = getattr(value, field.name)
-        if isinstance(held, Tensor) or held != field.default:
-            document[field.name] = _plain(held)
+        item = getattr(value, field.name)
+        if isinstance(item, Tensor) or item != field.default:
+            document[field.name] = _plain(item)
     return document
 
 

@@ -13,17 +13,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooks import Site, host_of, place_of
+from hooks.compiled import refuse_compiled, uncompiled
 from hooks.editor import editor_of, guard, strip, unguard
 from hooks.fingerprints import fingerprint
-from hooks.hosts import refuse_compiled, uncompiled
 from hooks.records import record_of
 from hooks.temporary import remove_left_behind
+from surgery._report import table
+from surgery._slot_states import SlotState, install, render
 from surgery.arguments import counted
 from surgery.bases import Basis
 from surgery.decompositions import Decomposition, Decompositions, chosen_basis, components_of
 from surgery.errors import EditedModelError, StaleDecompositionError
-from surgery.report import table
-from surgery.slot_states import SlotState, install, render
 from surgery.specs import (
     Change,
     Spec,
@@ -35,12 +35,14 @@ from surgery.specs import (
     warn_of_repeated,
 )
 
+__all__ = ["Operation", "active", "apply", "commit", "components_in_force", "undo_all", "weight"]
+
 
 @final
 class Operation:
-    """An edit that is in force. Leaving the `with` block, or `undo()`, takes it back; printing shows what it does.
+    """The edits of one spec in force on a model: from `surgery.apply`, or from `surgery.commit` (`written`).
 
-    Made by `surgery.apply` (shown instead of the weights) and `surgery.commit` (written into the weights).
+    Leaving the `with` block, or `undo()`, takes them back. Printing an operation shows a table of what it does.
     """
 
     def __init__(self, model: nn.Module, spec: Spec, *, written: bool) -> None:
@@ -149,10 +151,18 @@ def _operations_of(model: nn.Module) -> Operations:
 
 @spec_in_one
 def apply(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, progress: bool = True) -> Operation:
-    """The model under the edits of a spec, until the returned operation is undone.
+    """Put the edits of a spec in force on a model, until the returned operation is undone.
 
     The edited weights are shown in place of the parameters, which stay as they are. Everything is checked and computed
-    before anything is changed. Gains multiply with those of operations already in force.
+    before anything is changed. Gains multiply with those of operations already in force. `svds` stores decompositions
+    made before, in the basis of the edits; new ones are added.
+
+    >>> before = model(tokens)
+    >>> with surgery.apply(model, {"blocks.*.mlp.W_out": surgery.KeepTop(rho=0.25)}):
+    ...     torch.equal(model(tokens), before)
+    False
+    >>> torch.equal(model(tokens), before)
+    True
 
     Raises:
         SiteError: if a pattern names nothing on this model.
@@ -168,12 +178,16 @@ def apply(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, p
 def commit(model: nn.Module, spec: Spec, *, svds: Decompositions | None = None, progress: bool = True) -> Operation:
     """As `apply`, but written into the parameters: `state_dict` and compiled models see the edit.
 
-    `undo()` puts the original weights back, bit for bit; it keeps a copy of them until then. Whatever has been trained
-    into these matrices in between is lost by that. Under `apply` the parameters themselves stay as they are, so nothing
-    can be.
+    `undo()` puts back a copy of the original weights, bit for bit, and so discards whatever was trained into these
+    matrices in between. (Under `apply` the parameters stay as they are, and training them goes on beneath the edit.)
+
+    >>> operation = surgery.commit(model, {"blocks.0.mlp.W_out": surgery.Zero()})
+    >>> int(model.blocks[0].mlp.W_out.count_nonzero())
+    0
+    >>> operation.undo()
 
     Raises:
-        as `apply`.
+        as `apply`, and ValueError if gains require grad or a parameter cannot be written to.
     """
     return _put_in_force(uncompiled(model), spec, svds=svds, progress=progress, written=True)
 

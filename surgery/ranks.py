@@ -13,10 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+__all__ = [
+    "RULES", "effective_rank", "gavish_donoho_rank", "marchenko_pastur_rank", "noise_edge", "rank_from_rho",
+    "stable_rank",
+]  # fmt: skip
+
 _HARD_ZERO = 1.2e-7
-"""fp32's unit: times √max(d_in, d_out) and s_1, what an fp32 SVD leaves of a value that is truly zero."""
+"""The rounding unit of fp32: an fp32 SVD gives a true zero as up to this times √max(d_in, d_out) · s_1."""
 _FEWEST = 8
-"""Nonzero values of a rank-deficient matrix under which nothing can be told about noise."""
+"""A rank-deficient matrix with fewer nonzero values than this says nothing about noise."""
 
 _TRACY_WIDOM_99 = 2.02
 """The 99 % point of the Tracy–Widom law for real matrices (Johnstone, Annals of Statistics 29, 2001)."""
@@ -26,6 +31,10 @@ def rank_from_rho(rho: float | int, d: int) -> int:
     """LASER's rank, `floor(rho · d)`, for the fraction `rho` of the full rank `d = min(d_in, d_out)` that is kept.
 
     1e-9 is added before rounding down, so that 0.29 · 100 is 29. Source: arXiv:2312.13558.
+
+    >>> from surgery import ranks
+    >>> ranks.rank_from_rho(0.29, 100)
+    29
 
     Raises:
         ValueError: if rho is not between 0 and 1.
@@ -38,6 +47,10 @@ def rank_from_energy(S: Float[Tensor, " component"], energy: float | int) -> int
     """The fewest leading components, in the order given, that hold the fraction `energy` of the squared Frobenius norm.
 
     Summed from the small end in fp64, so that `energy=1` keeps everything that is not zero.
+
+    >>> from surgery import ranks
+    >>> ranks.rank_from_energy(torch.tensor([3.0, 2.0, 1.0]), 0.9)
+    2
 
     Raises:
         ValueError: if energy is not between 0 and 1, or S holds a negative or a non-finite number.
@@ -53,6 +66,11 @@ def marchenko_pastur_rank(S: Float[Tensor, " component"], d_in: int, d_out: int)
     """How many singular values stand above `noise_edge`, the largest that noise alone would have.
 
     With k clear spikes in noise, k to k + 2; with noise alone, 0 or 1.
+
+    >>> from surgery import ranks
+    >>> S = torch.linalg.svdvals(torch.randn(200, 100, generator=torch.Generator().manual_seed(0)))
+    >>> ranks.marchenko_pastur_rank(S, 200, 100) <= 1
+    True
 
     Raises:
         ValueError: as `noise_edge`.
@@ -101,6 +119,10 @@ def gavish_donoho_rank(S: Float[Tensor, " component"], d_in: int, d_out: int) ->
 def effective_rank(S: Float[Tensor, " component"]) -> float:
     """`exp(−Σ p ln p)`, `p = s / Σ s`: the number of equal singular values with the same entropy; 0 for a zero matrix.
 
+    >>> from surgery import ranks
+    >>> round(ranks.effective_rank(torch.tensor([2.0, 2.0, 2.0, 0.0])), 5)
+    3.0
+
     Source: Roy and Vetterli, The effective rank, EUSIPCO 2007.
 
     Raises:
@@ -115,6 +137,10 @@ def effective_rank(S: Float[Tensor, " component"]) -> float:
 
 def stable_rank(S: Float[Tensor, " component"]) -> float:
     """`‖W‖_F² / ‖W‖₂² = Σ s² / s_1²`, which tiny singular values do not move; 0 for a zero matrix.
+
+    >>> from surgery import ranks
+    >>> ranks.stable_rank(torch.tensor([2.0, 1.0, 1.0]))
+    1.5
 
     Raises:
         ValueError: if S holds a negative or a non-finite number.
@@ -189,10 +215,10 @@ def _deflated_edge(values: Float[Tensor, " component"], larger: int) -> float:
 
 
 def _noisy_values(S: Tensor, d_in: int, d_out: int) -> Float[Tensor, " component"]:
-    """The nonzero values; none if zeros were left out and too few remain to tell noise from signal."""
+    """The nonzero values; none of them if there were zeros and too few values remain to tell noise from signal."""
     values = _spectrum(S, d_in, d_out)
-    kept = values[: _nonzero(S, d_in, d_out)]
-    return kept if len(kept) == min(d_in, d_out) or len(kept) >= _FEWEST else kept[:0]
+    nonzero = values[: _nonzero(S, d_in, d_out)]
+    return nonzero if len(nonzero) == min(d_in, d_out) or len(nonzero) >= _FEWEST else nonzero[:0]
 
 
 def _nonzero(S: Tensor, d_in: int, d_out: int) -> int:

@@ -17,6 +17,8 @@ from surgery.bases import Basis
 from surgery.decompositions import Decomposition, Decompositions, components_of, store_for
 from surgery.edits import Edit, Gains
 
+__all__ = ["Change", "Spec", "check_compatible", "combine", "plan", "recompose"]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Spec = Mapping[str, Edit]
@@ -84,7 +86,7 @@ def check_spec(spec: Spec) -> None:
 
 
 def spec_in_one(function: Callable[P, R]) -> Callable[P, R]:
-    """A decorator for `function(model, spec, *, ...)` that says so to whoever gives the spec in two pieces."""
+    """A decorator for `function(model, spec, *, ...)` that refuses a pattern and an edit given as two arguments."""
 
     @wraps(function)
     def checked(*given: P.args, **named: P.kwargs) -> R:
@@ -113,7 +115,7 @@ def refuse_learned(changes: Sequence[Change]) -> None:
 
 
 def warn_of_repeated(new: Sequence[Change], in_force: Sequence[Change]) -> None:
-    """Warn, once, of edits that are in force already on the same matrix: an `apply` that was run twice."""
+    """Warn, once, of edits that are in force already on the same matrix: an `apply` was probably run twice."""
     earlier: dict[Site, list[Edit]] = {}
     for change in in_force:
         earlier.setdefault(change.site, []).append(change.edit)
@@ -208,21 +210,22 @@ def combine(changes: Sequence[Change]) -> Gains:
 
 
 def _agreed(changes: Sequence[Change]) -> Tensor | None:
-    """The constant of every component, from the edits that change it (0 where they give none)."""
+    """The constant of every component: that of the edits which reduce it (0 where they name none)."""
     if all(change.gains.constants is None for change in changes):
         return None
     constants = torch.zeros_like(changes[0].gains.values)
     settled = torch.zeros_like(constants, dtype=torch.bool)
     for change in changes:
-        given, reduced = change.gains.constants, change.gains.values != 1
-        theirs = torch.zeros_like(constants) if given is None else given
-        clash = (settled & reduced & (constants != theirs)).nonzero()
+        own, reduced = change.gains.constants, change.gains.values != 1
+        proposed = torch.zeros_like(constants) if own is None else own
+        clash = (settled & reduced & (constants != proposed)).nonzero()
         if clash.numel():
             raise ValueError(
                 f"two edits replace component {int(clash[0])} of '{change.site}' by different constants: undo the "
                 "first, or compensate both alike."
             )
-        constants = torch.where(reduced if given is None else reduced | ~settled, theirs, constants)
+        # A constant has no effect at gain 1: it gives way to that of an edit which does reduce the component.
+        constants = torch.where(reduced if own is None else reduced | ~settled, proposed, constants)
         settled = settled | reduced
     return constants
 
@@ -238,8 +241,9 @@ def recompose(
     """
     U, S, Vh = decomposition.U, decomposition.S, decomposition.Vh
     values = gains.values
-    if values.requires_grad:
+    if values.requires_grad:  # every component stays in the graph, whatever its gain is now
         return _checked(gains.rest * W.to(S.dtype) + _summed(U, (values - gains.rest) * S, Vh), W, decomposition)
+    # W = U S Vh in a complete basis, so any c gives the same matrix: the commonest gain leaves the fewest terms to add.
     common = float(values.mode().values) if decomposition.basis.complete and values.numel() else gains.rest
     others = (values != common).nonzero().squeeze(1)
     changed = _summed(U[:, others], ((values - common) * S)[others], Vh[others])
@@ -247,7 +251,7 @@ def recompose(
 
 
 def _checked(edited: Tensor, W: Tensor, decomposition: Decomposition) -> Tensor:
-    """The edited matrix, refused where the weights' own dtype cannot hold it."""
+    """The edited matrix, after checking that the weights' own dtype can hold it."""
     largest = torch.finfo(W.dtype).max
     low, high = torch.aminmax(edited.detach())
     if not (bool(low >= -largest) and bool(high <= largest)):  # not so for NaN either
@@ -275,6 +279,6 @@ def added_bias(decomposition: Decomposition, gains: Gains) -> Float[Tensor, " d_
 def _summed(
     U: Float[Tensor, "d_in component"], S: Float[Tensor, " component"], Vh: Float[Tensor, "component d_out"]
 ) -> Float[Tensor, "d_in d_out"]:
-    """`U @ diag(S) @ Vh` in the precision of its parts, even where an edit is made under autocast."""
+    """`U @ diag(S) @ Vh` in the factors' own precision, even where an edit is made under autocast."""
     with torch.autocast(S.device.type, enabled=False):
         return (U * S) @ Vh

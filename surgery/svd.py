@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+__all__ = ["Factors", "degenerate_blocks", "exact"]
+
 _PLAIN_FP32 = 1e-2
 """Down to this fraction of s_1, `A v / s` in fp32 is orthonormal to 1e-6 (its error grows as s_1 / s)."""
 _GRAM_ORTHOGONAL = 1e-4
@@ -35,11 +37,11 @@ class Factors(NamedTuple):
     Vh: Float[Tensor, "*head component d_out"]
 
 
-# At the doors below a matrix is annotated as a plain Tensor: what is wrong with it is said in our own words.
+# Public functions below take a matrix as a plain Tensor, unchecked by its annotation: our own errors say what is wrong.
 
 
 def exact(W: Tensor) -> Factors:
-    """The SVD of W, by whichever of the two exact routes is the faster: what the rest of the library calls.
+    """The SVD of W, by the faster of the two exact routes.
 
     fp64 goes to LAPACK; fp32, bf16 and fp16 to the Gram matrix in fp64, which is both faster and closer than LAPACK's
     own fp32 SVD (singular values to 1e-7 of the largest, against 1e-6).
@@ -109,6 +111,7 @@ def randomised(W: Tensor, rank: int, *, n_iter: int = 2, oversampling: int = 0, 
         if rank == 0:
             return A[..., :0], A[..., 0, :0], A.mT[..., :0]
         shape = (A.shape[-1], min(rank + oversampling, full))
+        # The order of these steps is that of torch.svd_lowrank, so that equal random numbers give equal results.
         random = torch.randn(shape, generator=generator, device=generator.device, dtype=A.dtype).to(A.device)
         Q = torch.linalg.qr(A @ random).Q
         for _ in range(n_iter):
@@ -173,6 +176,7 @@ def random_basis(S: Float[Tensor, "*head component"], d_in: int, d_out: int, *, 
         shape = (*S.shape[:-1], d, k)
         gaussian = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
         Q, R = torch.linalg.qr(gaussian.to(S.device))
+        # LAPACK chooses the signs of R's diagonal; made positive, Q no longer depends on that choice and is uniform.
         return Q * R.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
     with _plain_arithmetic(S):
@@ -251,6 +255,7 @@ def _gram_route(A: Float[Tensor, "*head m n"]) -> tuple[Tensor, Tensor, Tensor]:
     squares, V = torch.linalg.eigh(_lower_gram(D))
     S, V = squares.flip(-1).clamp_min(0).sqrt(), V.flip(-1)
     U = _left_vectors(A, D, S, V)
+    # The columns of U that belong to weak components are not orthogonal enough: A v loses them in rounding.
     trusted = S > _GRAM_ORTHOGONAL * S[..., :1]
     for at in (~trusted.all(-1)).nonzero().tolist():
         i = tuple(at)
@@ -270,7 +275,7 @@ def _lower_gram(D: Float[Tensor, "*head m n"]) -> Float[Tensor, "*head n n"]:
 
 
 def _left_vectors(A: Tensor, D: Tensor, S: Tensor, V: Tensor) -> Float[Tensor, "*head m n"]:
-    """`A V / S`, in fp32 where that is exact enough; what belongs to tiny values is left for `_repaired`."""
+    """`A V / S`, in fp32 where that is exact enough; the columns of tiny values are inexact until `_repaired`."""
     divisor = S.clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(-2)
     head = int((S > _PLAIN_FP32 * S[..., :1]).sum(-1).min()) if _working_dtype(A) == torch.float32 else 0
     U = torch.empty_like(A, memory_format=torch.contiguous_format)
@@ -282,7 +287,7 @@ def _left_vectors(A: Tensor, D: Tensor, S: Tensor, V: Tensor) -> Float[Tensor, "
 def _repaired(
     U: Float[Tensor, "m n"], AV: Float[Tensor, "m tail"], S: Float[Tensor, " n"], head: int
 ) -> Float[Tensor, "m n"]:
-    """U with its columns from `head` on made orthonormal, strongest first; null components get random ones."""
+    """U with the columns from `head` on made orthonormal, strongest first; those of null components are random."""
     dtype = _working_dtype(U)
     noise = torch.randn(AV.shape, generator=torch.Generator().manual_seed(0), dtype=AV.dtype).to(AV.device)
     tail = torch.where(S[head:] <= _GRAM_NULL * S[0], noise, AV)
@@ -295,5 +300,5 @@ def _repaired(
 
 
 def _working_dtype(A: Tensor) -> torch.dtype:
-    """fp64 on CUDA, where a user may have allowed TF32 matrix products; those are not exact enough."""
+    """The dtype of A on the CPU; fp64 on CUDA, where a user may have allowed TF32 products, which are too inexact."""
     return A.dtype if A.device.type == "cpu" else torch.float64

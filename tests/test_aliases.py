@@ -7,7 +7,7 @@ from torch import nn
 
 import surgery
 from hooks import SiteError, place_of
-from hooks.aliases import canonical
+from hooks._aliases import canonical
 
 TABLE = [
     ("W_q", "attn.W_Q"), ("q_proj", "attn.W_Q"), ("W_k", "attn.W_K"), ("k_proj", "attn.W_K"), ("W_v", "attn.W_V"),

@@ -68,6 +68,34 @@ def cycle(package: str, root: Path) -> list[str]:
     return []
 
 
+def declared(path: Path) -> set[str]:
+    """The names in a module's `__all__`, and those that it hands on with `import name as name`."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="__all__")], value=value):
+                names |= set(ast.literal_eval(value))
+            case ast.ImportFrom(names=aliases):
+                names |= {alias.name for alias in aliases if alias.asname == alias.name}
+    return names
+
+
+def undeclared(root: Path) -> list[str]:
+    """Names that one of our packages imports from another which does not declare them."""
+    paths = {module: path for package in MAY_IMPORT for module, path in sources(package, root).items()}
+    names = {module: declared(path) for module, path in paths.items()}
+    found = []
+    for module, path in paths.items():
+        for name in imported_names(path, module):
+            package, owner, last = name.split(".")[0], name.rpartition(".")[0], name.rpartition(".")[2]
+            if package not in MAY_IMPORT or package == module.split(".")[0]:
+                continue
+            hidden = any(part.startswith("_") for part in name.split("."))
+            if hidden or (name not in paths and last not in names.get(owner, set())):
+                found.append(f"{module} imports {name}")
+    return found
+
+
 def third_party(root: Path) -> set[str]:
     files = {module: path for package in MAY_IMPORT for module, path in sources(package, root).items()}
     tops = {name.split(".")[0] for module, path in files.items() for name in imported_names(path, module)}
@@ -84,6 +112,21 @@ def write(root: Path, files: dict[str, str]) -> Path:
 def test_no_arrow_points_the_wrong_way() -> None:
     assert all(sources(package) for package in MAY_IMPORT)
     assert wrong_arrows(ROOT) == []
+
+
+def test_a_package_imports_only_what_another_declares() -> None:
+    assert undeclared(ROOT) == []
+
+
+def test_the_small_faces_are_small() -> None:
+    import hooks
+    import surgery
+
+    assert len(hooks.__all__) <= 12
+    assert len(surgery.__all__) <= 25
+    assert dir(surgery) == sorted(surgery.__all__)
+    for name in ("HaarBasis", "RandomizedSVD", "RandomComponents", "RandomBasis", "StaleDecompositionError", "forget"):
+        assert hasattr(surgery, name)
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
@@ -109,6 +152,21 @@ def test_the_reader_sees_wrong_arrows(tmp_path: Path) -> None:
     root = write(tmp_path, files)
     assert wrong_arrows(root) == ["hooks.sites imports surgery.spec", "surgery.spec imports analyses.laser"]
     assert third_party(root) == {"numpy"}
+
+
+def test_the_reader_sees_what_is_not_declared(tmp_path: Path) -> None:
+    files = {
+        "hooks/__init__.py": "from hooks._inner import x as x\n__all__ = ['a']",
+        "hooks/sites.py": "__all__ = ['Site']",
+        "hooks/_inner.py": "__all__ = ['x']",
+        "surgery/__init__.py": "from hooks import a, b, sites, x\nfrom hooks.sites import Site, Matrix",
+        "surgery/spec.py": "from hooks._inner import x\nfrom surgery import y",
+    }
+    assert undeclared(write(tmp_path, files)) == [
+        "surgery imports hooks.b",
+        "surgery imports hooks.sites.Matrix",
+        "surgery.spec imports hooks._inner.x",
+    ]
 
 
 @pytest.mark.parametrize(

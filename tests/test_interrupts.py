@@ -29,7 +29,7 @@ PAIR = {"blocks.0.mlp.W_in": Drop([0, 1])}
 METRIC = metrics.logit(3)
 
 CHANGES_A_MODEL = ("hooks/editor.py", "hooks/shadows.py", "hooks/temporary.py", "surgery/operations.py",
-                   "surgery/slot_states.py")  # fmt: skip
+                   "surgery/_slot_states.py")  # fmt: skip
 
 
 THOROUGH = "SURGERY_THOROUGH" in os.environ

@@ -12,7 +12,7 @@ from models import borrowed
 
 import surgery
 from hooks import Host, Place, Site, SiteError, match_sites
-from hooks.globs import Glob
+from hooks._globs import Glob
 from hooks.patterns import match_on
 
 MATRICES = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out")

@@ -34,8 +34,8 @@ from surgery import (
     SpecFileError,
     Zero,
 )
+from surgery._spec_files import decode_edit
 from surgery.json_values import encode
-from surgery.spec_files import decode_edit
 
 OUT = "blocks.0.mlp.W_out"
 seeds = st.integers(0, 2**63 - 1)

@@ -143,9 +143,10 @@ def _gains_of(
     basis = next(iter(bases.values()), SVD())
     for site, own in bases.items():
         if own != basis or not own.complete:
+            other = f", another matrix in {basis!r}" if own != basis else ", whose components do not sum to it"
             raise ValueError(
-                f"'{site}' is edited in {own!r}, and another matrix in {basis!r}: shares are those of components in "
-                "one basis, which sum to their matrices. Edit in SVD() or RowBlocks(n), all matrices in the same."
+                f"'{site}' is edited in {own!r}{other}: shares are those of components in one basis, which sum to "
+                "their matrices. Edit in SVD() or RowBlocks(n), all matrices in the same."
             )
     return {site: combine(changes) for site, changes in by_site.items()}, basis
 

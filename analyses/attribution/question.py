@@ -109,7 +109,7 @@ class Question:
         """The number of examples."""
         return self.examples.n_examples
 
-    def rows_per_pass(self, n_pos: int | None = None, n_reads: float | None = None) -> int:
+    def rows_per_pass(self, n_pos: int | None = None, n_reads: float | int | None = None) -> int:
         """How many rows of `n_pos` tokens, of which `n_reads` are read, go through the model at a time."""
         n_pos = n_pos or self.examples.inputs.n_pos
         n_reads = n_reads or self.examples.read.reads_per_row

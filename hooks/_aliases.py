@@ -19,7 +19,7 @@ every layer. Our own names without a layer mean every layer too: `W_out`, `attn.
 
 import re
 
-from hooks.globs import split_index
+from hooks._globs import split_index
 from hooks.sites import ATTENTION_MATRICES, MATRICES, Matrix, SiteError
 
 _PLAIN: dict[str, Matrix] = {

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooks import Place, Site
-from hooks.editor import Editor, editor_of, refresh_compiled
+from hooks.compiled import refresh_compiled
+from hooks.editor import Editor, editor_of
 from hooks.shadows import Slot
 from surgery.specs import Change, added_bias, combine, recompose
 
@@ -35,7 +36,7 @@ def render(
     states = []
     for place in places:
         all_changes, permanent = _on_matrix(shown, place.site), _on_matrix(written, place.site)
-        shadowed = len(permanent) < len(all_changes)
+        shadowed = len(permanent) < len(all_changes)  # what is written in full needs no shadow
         shown_weight = _weight(editor, place, all_changes) if shadowed else None
         shown_bias = _bias(editor, place, all_changes) if shadowed else None
         written_weight, written_bias = _weight(editor, place, permanent), _bias(editor, place, permanent)
@@ -48,6 +49,7 @@ def render(
 def install(model: nn.Module, states: Iterable[SlotState]) -> None:
     """Put every slot into its state."""
     editor, states = editor_of(model), list(states)
+    # Originals first, then what is written, then what is shown: a tensor is laid over parameters that are final.
     for state in states:
         if state.written is None:
             editor.restore(state.slot)
@@ -71,8 +73,8 @@ def _weight(editor: Editor, place: Place, changes: list[Change]) -> Tensor | Non
     W = editor.original(place)
     if changes[0].site.head is None:
         return place.stored(_edited(W, changes))
-    dtype = changes[0].decomposition.S.dtype
-    joint = W.to(dtype).clone()
+    # Heads are edited in the decomposition's dtype, and the whole matrix is rounded once, by `place.stored`.
+    joint = W.to(changes[0].decomposition.S.dtype).clone()
     for site, heads in groupby(changes, key=lambda change: change.site):
         part = place.at_head(site.head).part_of  # type: ignore[arg-type]
         part(joint).copy_(_edited(part(W), list(heads)))
@@ -103,6 +105,7 @@ def _bias(editor: Editor, place: Place, changes: list[Change]) -> Tensor | None:
     bias = start.to(torch.promote_types(start.dtype, torch.float32))
     for site, addition in added:
         if addition is not None:
+            # The heads of W_Q, W_K and W_V have their own part of the bias; those of W_O share all of it.
             at = slice(None) if site.head is None or site.matrix == "W_O" else place.at_head(site.head).head_slice
             bias[at] += addition.to(bias)
     return bias.to(held.dtype) if original is None else bias.to(original.dtype).view(original.shape)

@@ -14,7 +14,7 @@ from typing import final
 from hooks.sites import SiteError
 
 LONGEST = 1000
-"""Characters of a pattern; what is longer was not written by a person."""
+"""Characters of a pattern; a longer one was not written by a person."""
 
 _TOKEN = re.compile(r"\[(?P<inside>[^\]]*)\]|(?P<from_end>(?<![^.{,])-[0-9]+)|.", re.DOTALL)
 _FINAL = re.compile(r"(?P<joint>.*)\[(?P<inside>[^\[\]]*)\]", re.DOTALL)
@@ -26,11 +26,11 @@ _ASCII = tuple(map(chr, range(128)))  # addresses consist of these
 
 
 def split_index(pattern: str) -> tuple[str, str | None]:
-    """A pattern and the inside of its final bracket, if that holds numbers: the index of a head."""
-    found = _FINAL.fullmatch(pattern)
-    if found is None or _is_class(found["inside"]):
+    """A pattern without its final bracket, and the inside of that bracket if it holds numbers, the indices of heads."""
+    final = _FINAL.fullmatch(pattern)
+    if final is None or _is_class(final["inside"]):
         return pattern, None
-    return found["joint"], found["inside"]
+    return final["joint"], final["inside"]
 
 
 @final
@@ -58,29 +58,29 @@ class Numbered:
         return sorted(named)
 
     def no_such(self, what: str) -> SiteError:
-        """The refusal of a number that does not exist, or of none at all."""
+        """The error for a number that does not exist, or for none at all."""
         return SiteError(
             f"{self.pattern!r} names {what[:30]}: {self.owner} has {self.n} {self.kind}s, 0 to {self.n - 1}. Name some "
             "of these, or [*]."
         )
 
     def _part(self, part: str) -> range:
-        found = _NUMBERS.fullmatch(part)
-        if found is None or (found["first"] and int(found["first"]) > int(found["last"])):
+        numbers = _NUMBERS.fullmatch(part)
+        if numbers is None or (numbers["first"] and int(numbers["first"]) > int(numbers["last"])):
             raise SiteError(
                 f"{self.pattern!r} has '[{part[:30]}]' where numbers of {self.kind}s belong: write one such as [3] or "
                 "[-1], all as [*], a slice such as [0:4], a range with both its ends such as [0-3], or several such as "
                 "[0,2]."
             )
-        if found["all"]:
+        if numbers["all"]:
             return range(self.n)
-        if found["one"] or found["first"]:
-            first, last = int(found["first"] or found["one"]), int(found["last"] or found["one"])
+        if numbers["one"] or numbers["first"]:
+            first, last = int(numbers["first"] or numbers["one"]), int(numbers["last"] or numbers["one"])
             for number in (first, last):
                 if not -self.n <= number < self.n:
                     raise self.no_such(f"{self.kind} {number}")
             return range(first % self.n, last % self.n + 1)
-        return range(self.n)[slice(*(int(bound) if bound else None for bound in found.group("start", "stop")))]
+        return range(self.n)[slice(*(int(bound) if bound else None for bound in numbers.group("start", "stop")))]
 
 
 @final
@@ -127,9 +127,10 @@ class Glob:
     def matches(self, address: str) -> bool:
         """Whether the pattern names this address.
 
-        Works on the set of places in the address that the pattern can have come to, one bit each, token by token.
+        Token by token, `here` holds the positions in the address that the pattern can have come to, as the bits of a
+        number. Nothing is tried twice, so that no pattern takes long.
         """
-        places = _places(address)
+        characters = _characters(address)
         anywhere = (1 << len(address) + 1) - 1
         here, groups = 1, []
         for token in self._tokens:
@@ -137,9 +138,9 @@ class Glob:
                 case _Text(text):
                     here = (here & _starts(text, address)) << len(text)
                 case _One(of):
-                    here = (here & reduce(or_, (at for char, at in places.of_char.items() if char in of), 0)) << 1
+                    here = (here & reduce(or_, (at for char, at in characters.of_char.items() if char in of), 0)) << 1
                 case "*":
-                    here = anywhere & -(here & -here)  # from the first place on
+                    here = anywhere & -(here & -here)  # from the first position on: the lowest bit, and all above it
                 case "{":
                     groups.append((here, 0))
                 case ",":
@@ -149,7 +150,8 @@ class Glob:
                 case "}":
                     here |= groups.pop()[1]
                 case _Number(of):
-                    here = reduce(or_, (1 << j for i, j, digits in places.digits if here >> i & 1 and digits in of), 0)
+                    ends = (end for start, end, digits in characters.digits if here >> start & 1 and digits in of)
+                    here = reduce(or_, (1 << end for end in ends), 0)
             if not here and not groups:
                 return False
         return bool(here >> len(address) & 1)
@@ -160,9 +162,9 @@ class Glob:
         Raises:
             SiteError: naming it.
         """
-        for found in _LAYER.finditer(re.sub(r"\[[^\]]*\]", "[]", self._glob)):
-            if found[0] != str(int(found[0])) or int(found[0]) >= self._layers.n:
-                raise self._layers.no_such(f"layer {found[0]}")
+        for layer in _LAYER.findall(re.sub(r"\[[^\]]*\]", "[]", self._glob)):
+            if layer != str(int(layer)) or int(layer) >= self._layers.n:
+                raise self._layers.no_such(f"layer {layer}")
 
     def _read(self) -> list[_Token]:
         tokens, depth = list[_Token](), 0
@@ -239,15 +241,15 @@ def _is_class(inside: str) -> bool:
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Places:
-    """Where an address has which character, one bit each; and its runs of digits, with their ends."""
+class _Characters:
+    """The positions of each character in an address, as bits; and its runs of digits, each with its two ends."""
 
     of_char: Mapping[str, int]
     digits: tuple[tuple[int, int, str], ...]
 
 
 def _starts(text: str, address: str) -> int:
-    """Where the text begins in the address, one bit each."""
+    """The positions where the text begins in the address, as bits."""
     starts, i = 0, address.find(text)
     while i >= 0:
         starts, i = starts | 1 << i, address.find(text, i + 1)
@@ -255,10 +257,10 @@ def _starts(text: str, address: str) -> int:
 
 
 @cache
-def _places(address: str) -> _Places:
+def _characters(address: str) -> _Characters:
     of_char: dict[str, int] = {}
     for i, char in enumerate(address):
         of_char[char] = of_char.get(char, 0) | 1 << i
     runs = [run.span() for run in re.finditer("[0-9]+", address)]
     parts = ((i, j) for start, end in runs for i in range(start, end) for j in range(i + 1, end + 1))
-    return _Places(of_char, tuple((i, j, address[i:j]) for i, j in parts))
+    return _Characters(of_char, tuple((i, j, address[i:j]) for i, j in parts))

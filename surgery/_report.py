@@ -1,4 +1,4 @@
-"""What an operation did to each matrix, as a table."""
+"""The table of an operation: what became of each matrix."""
 
 from collections.abc import Callable, Sequence
 
@@ -47,7 +47,7 @@ def _row(change: Change, original: Callable[[Place], Tensor]) -> tuple:
 
 
 def _left(change: Change, gains: Tensor, original: Callable[[Place], Tensor]) -> tuple[float, float]:
-    """Energy and relative error: from the gains in a complete basis, whose components are orthogonal; else in full."""
+    """Energy and relative error, from the gains alone in a complete basis, whose components are orthogonal."""
     decomposition = change.decomposition
     if decomposition.basis.complete:
         energy = float((decomposition.energy * gains.square()).sum())

@@ -1,4 +1,4 @@
-"""The same edits as plain TransformerLens hooks, for one call."""
+"""A spec as plain TransformerLens hooks, for a single call."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hooks import Place, Site
+from hooks.compiled import refuse_compiled
 from hooks.editor import editor_of
-from hooks.hosts import refuse_compiled
 from surgery.decompositions import Decompositions
 from surgery.edits import Gains
 from surgery.operations import active, changes_in_force, check_on_top, lasting_tensors
@@ -27,6 +27,14 @@ def fwd_hooks(
     `apply` up to rounding (about 1e-5). TransformerLens runs the hooks of one hook point in the order of the list, so
     put these after your hooks on a matrix's input and before your hooks on its output; hooks elsewhere may stand
     anywhere. On top of operations in force, gains multiply.
+
+    >>> hooks = surgery.fwd_hooks(model, {"blocks.0.mlp.W_out": surgery.Drop([0])})
+    >>> [name for name, _ in hooks]
+    ['blocks.0.mlp.hook_post', 'blocks.0.hook_mlp_out']
+    >>> logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
+    >>> with surgery.apply(model, {"blocks.0.mlp.W_out": surgery.Drop([0])}):
+    ...     torch.allclose(model(tokens), logits, atol=1e-4)
+    True
 
     Raises:
         SiteError: if the model shows a matrix's input or output at no hook point; `surgery.apply` always works.

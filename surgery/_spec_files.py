@@ -53,7 +53,15 @@ _VALIDATOR = Draft202012Validator(
 def save(spec: Spec, path: str | Path, *, model: nn.Module | None = None) -> None:
     """Write a spec as JSON, with a fingerprint of the model's unedited weights at every matrix it names.
 
-    Without a model the file holds no fingerprints: `load` cannot tell then which weights it was made for.
+    Without a model the file holds no fingerprints, and `load` cannot tell which weights the spec was made for.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "edit.json"
+    ...     surgery.save({"blocks.0.mlp.W_out": surgery.KeepTop(rank=3)}, path, model=model)
+    ...     surgery.load(path, model=model)
+    {'blocks.0.mlp.W_out': KeepTop(rank=3)}
 
     Raises:
         SiteError: if the spec does not fit the model.
@@ -73,9 +81,9 @@ def save(spec: Spec, path: str | Path, *, model: nn.Module | None = None) -> Non
 
 
 def load(path: str | Path, *, model: nn.Module | None = None) -> dict[str, edits.Edit]:
-    """The spec that `save` wrote, after checking that `model` holds the weights it was made for (None: unchecked).
+    """The spec that `save` wrote; with `model`, only if the model holds the weights that the spec was made for.
 
-    A file that was saved without a model fits any weights; a warning says so if a model is given.
+    A file that was saved without a model fits any weights; a warning says so if a model is given. See `save`.
 
     Raises:
         SpecFileError: if the file is damaged, of another format or version, or made for other weights.
@@ -119,12 +127,12 @@ def _component(index: str) -> int:
 
 def _unique(pairs: Iterable[tuple[T, object]]) -> dict[T, object]:
     """The pairs as a dictionary; JSON itself would let the last of several with one name win."""
-    found: dict[T, object] = {}
+    unique: dict[T, object] = {}
     for name, value in pairs:
-        if name in found:
+        if name in unique:
             raise ValueError(f"it names {shown(name)} twice")
-        found[name] = value
-    return found
+        unique[name] = value
+    return unique
 
 
 def _encoded(edit: edits.Edit, pattern: str) -> dict[str, object]:
@@ -156,7 +164,7 @@ def _read(path: Path) -> dict:
 
 
 def _check_version(document: object, path: Path) -> None:
-    """Before anything else is looked at: another version may look quite different."""
+    """Refuse another version before the schema is checked, by which such a file is merely invalid."""
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         return
     version = document.get("version")
