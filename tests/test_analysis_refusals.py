@@ -87,12 +87,12 @@ CASES = {
     "attribution.interactions(model, tokens, metric, OUT)": (
         f"selection='{OUT}': give a Selection, such as effects.top(10), or {{site: [0, 3]}}."
     ),
-    "gradient(svds={})": "svds={}: give what surgery.decompose(model, ...) returned, or None.",
+    "gradient(svds={})": "svds={} is a dict: give what surgery.decompose(model, ...) returned, or Decompositions().",
     "patching.steering_hooks(model, OUT, 0, factor=1.0, svds={})": (
-        "svds={}: give what surgery.decompose(model, ...) returned, or None."
+        "svds={} is a dict: give what surgery.decompose(model, ...) returned, or Decompositions()."
     ),
     "attribution.by_path(model, tokens, metric, SPEC, svds=[])": (
-        "svds=[]: give what surgery.decompose(model, ...) returned, or None."
+        "svds=[] is a list: give what surgery.decompose(model, ...) returned, or Decompositions()."
     ),
     # Positions.
     "patch(positions=2)": (

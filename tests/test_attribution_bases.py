@@ -54,8 +54,8 @@ def test_ablation_and_gradient_are_of_the_components_of_the_blocks(kind: str) ->
     tokens = models.tokens(3)
     with models.borrowed(kind) as model:
         svds = Decompositions(basis=BASIS)
-        exact = attribution.by_ablation(model, tokens, metric(), SITES[:1], svds=svds, progress=False)
-        slopes = attribution.by_gradient(model, tokens, metric(), SITES[:1], svds=svds, progress=False)
+        exact = attribution.by_ablation(model, tokens, metric(), SITES[:1], basis=BASIS, svds=svds, progress=False)
+        slopes = attribution.by_gradient(model, tokens, metric(), SITES[:1], basis=BASIS, svds=svds, progress=False)
         for site in exact.sites:
             for component in (0, 5):
                 one = block_component(model, site, component)
@@ -74,7 +74,7 @@ def test_a_selection_is_cut_in_the_basis_it_was_found_in(kind: str, tmp_path: Pa
     tokens = models.tokens(3)
     with models.borrowed(kind) as model:
         svds = Decompositions(basis=BASIS)
-        found = attribution.by_ablation(model, tokens, metric(), SITES, svds=svds, progress=False)
+        found = attribution.by_ablation(model, tokens, metric(), SITES, basis=BASIS, svds=svds, progress=False)
         ((site, edit),) = found.drop(1).items()
         assert isinstance(edit, Drop) and edit.basis == BASIS
         assert all(isinstance(kept, Keep) and kept.basis == BASIS for kept in found.keep(3).values())
@@ -87,7 +87,7 @@ def test_a_selection_is_cut_in_the_basis_it_was_found_in(kind: str, tmp_path: Pa
         assert Effects.load(tmp_path / "effects.safetensors").drop(1) == found.drop(1)
         assert controls.by_strength(found, 2).basis == BASIS
         assert controls.random_selection(found, found.top(2), seed=0).basis == BASIS
-        again = attribution.by_gradient(model, tokens, metric(), found.top(2), svds=svds, progress=False)
+        again = attribution.by_gradient(model, tokens, metric(), found.top(2), basis=BASIS, svds=svds, progress=False)
         assert again.basis == BASIS and again.top(1).basis == BASIS
 
 
@@ -95,13 +95,14 @@ def test_another_basis_than_the_selections_is_refused() -> None:
     tokens = models.tokens(3)
     with models.borrowed("bridge gpt2") as model:
         chosen = Selection({"blocks.0.mlp.W_in": [0]}, basis=BASIS)
-        with pytest.raises(ValueError, match=r"basis RowBlocks\(blocks=2\), but svds is in SVD\(\): give the deco"):
-            attribution.by_gradient(model, tokens, metric(), chosen, progress=False)
-        with pytest.raises(ValueError, match=r"in the basis SVD\(\), but svds is in RowBlocks"):
+        assert attribution.by_gradient(model, tokens, metric(), chosen, progress=False).basis == BASIS
+        for basis, svds in ((SVD(), None), (None, Decompositions())):
+            with pytest.raises(ValueError, match=r"basis=?.*RowBlocks\(blocks=2\)"):
+                attribution.by_gradient(model, tokens, metric(), chosen, basis=basis, svds=svds, progress=False)
+        with pytest.raises(ValueError, match=r"svds is in the basis RowBlocks.*no basis= was given, which means SVD"):
             attribution.by_ablation(
-                model, tokens, metric(), Selection({"blocks.0.mlp.W_in": [0]}),
-                svds=Decompositions(basis=BASIS), progress=False,
-            )  # fmt: skip
+                model, tokens, metric(), {"blocks.0.mlp.W_in": [0]}, svds=Decompositions(basis=BASIS), progress=False
+            )
 
 
 @pytest.mark.parametrize("basis", [HaarBasis(0), RandomizedSVD(2, seed=0)])
@@ -109,12 +110,12 @@ def test_components_that_do_not_sum_to_the_matrix_are_refused(basis: surgery.Bas
     tokens, svds = models.tokens(3), Decompositions(basis=basis)
     with models.borrowed("bridge gpt2") as model:
         for work in (
-            lambda: attribution.by_gradient(model, tokens, metric(), "blocks.0.mlp.W_in", svds=svds, progress=False),
+            lambda: attribution.by_gradient(model, tokens, metric(), "W_in", basis=basis, svds=svds, progress=False),
             lambda: patching.by_component(
-                model, tokens, tokens.flip(1), metric(), "blocks.0.mlp.W_in", svds=svds, progress=False
+                model, tokens, tokens.flip(1), metric(), "W_in", basis=basis, svds=svds, progress=False
             ),
         ):
-            with pytest.raises(ValueError, match=r"whose components do not sum to the matrix.* Give decompositions in"):
+            with pytest.raises(ValueError, match=r"its components do not sum to the matrix.* Attribute in SVD"):
                 work()
 
 
@@ -123,7 +124,7 @@ def test_eigenpruning_removes_in_the_basis_that_it_scored() -> None:
     task = Task("answers", tuple(AnswerItem(tuple(row[:5]), ((row[5],),)) for row in ids))
     with asked_models.borrowed("bridge gpt2") as model:
         svds = Decompositions(basis=BASIS)
-        found = eigenpruning.attribute(model, task, "blocks.*.mlp.W_out", svds=svds, progress=False)
+        found = eigenpruning.attribute(model, task, "blocks.*.mlp.W_out", basis=BASIS, svds=svds, progress=False)
         assert found.basis == BASIS != SVD()
         assert {edit.basis for edit in found.lowest(0.2).drop().values()} == {BASIS}
 
@@ -139,17 +140,14 @@ def test_shares_of_an_edit_of_block_components_sum_to_the_change(site: str, shar
         with surgery.apply(model, spec, progress=False):
             change = (metric()(model(tokens)) - before).mean().item()
         assert found.examples[site].sum(1).mean().item() == pytest.approx(change, abs=2e-3)
-        with pytest.raises(
-            ValueError, match=r"edited in RowBlocks\(blocks=2\), but shares are asked of components in S"
-        ):
-            shares(model, tokens, metric(), spec, progress=False)
+        assert shares(model, tokens, metric(), spec, progress=False).basis == BASIS
 
 
 def test_screening_stays_in_its_basis() -> None:
     tokens = models.tokens(3)
     with models.borrowed("bridge gpt2") as model:
         svds = Decompositions(basis=BASIS)
-        found = attribution.screen(model, tokens, metric(), "blocks.*.mlp.W_*", svds=svds, progress=False)
+        found = attribution.screen(model, tokens, metric(), "blocks.*.mlp.W_*", basis=BASIS, svds=svds, progress=False)
         assert {edit.basis for edit in found.spec.values()} == {BASIS}
 
 
@@ -157,7 +155,9 @@ def test_directions_are_rotated_among_singular_vectors_only() -> None:
     tokens = models.tokens(3)
     with models.borrowed("bridge gpt2") as model:
         svds = Decompositions(basis=BASIS)
-        effects = attribution.by_ablation(model, tokens, metric(), "blocks.1.mlp.W_*", svds=svds, progress=False)
+        effects = attribution.by_ablation(
+            model, tokens, metric(), "blocks.1.mlp.W_*", basis=BASIS, svds=svds, progress=False
+        )
         compared = controls.compare(model, tokens, metric(), effects, ks=(1,), draws=1, svds=svds, progress=False)
         assert "no directions were rotated: components in RowBlocks(blocks=2) are not orthogonal" in repr(compared)
         chosen = effects.top(1)

@@ -550,6 +550,6 @@ def test_bad_hooks_are_refused():
         )
         blocks = surgery.decompose(model, site, basis=surgery.RowBlocks(2), progress=False)
         refused(
-            r"svds is in the basis RowBlocks\(blocks=2\): coordinates are read along singular vectors, which are",
+            r"svds is in the basis RowBlocks\(blocks=2\), but no basis= was given, which means SVD",
             lambda: steer(model, site, 0, factor=0.0, svds=blocks, progress=False),
         )

@@ -362,8 +362,7 @@ TOKENIZERS = {
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_words_token_is_the_one_that_continues_a_text_by_it(name: str) -> None:
-    model = nn.Module()
-    model.tokenizer = tiny_tokenizers.wrapped(TOKENIZERS[name]())
+    model = tiny_tokenizers.bridge_with(tiny_tokenizers.wrapped(TOKENIZERS[name]()))
     id = int(metrics.logit(" the").bind(model).answers[0])
     before = model.tokenizer("is", add_special_tokens=False)["input_ids"]
     text = model.tokenizer.decode(before)
@@ -380,18 +379,20 @@ def test_words_that_are_no_answer_are_refused() -> None:
     for word, message in (
         (
             " Lily",
-            r"^the answer ' Lily' is 4 tokens of this model \('Ġ', 'Li', 'l', 'y'\), and an answer is one token: g",
+            r"^the answer ' Lily' is 4 tokens of this model \(' ', 'Li', 'l', 'y'\), and an answer is one token: g",
         ),
         ("the", r"^the answer 'the' is 2 tokens .* With a space before it, ' the', it is another word"),
         ("", r"^the model's tokenizer has no tokens that continue a text by exactly ''"),
     ):
         refused(message, lambda word=word: metrics.logit(word).bind(model))
-    unknown = nn.Module()
-    unknown.tokenizer = tiny_tokenizers.wrapped(tiny_tokenizers.whole_words(tiny_tokenizers.CORPUS))
+    unknown = tiny_tokenizers.bridge_with(tiny_tokenizers.wrapped(tiny_tokenizers.whole_words(tiny_tokenizers.CORPUS)))
     refused(
         r"^the model's tokenizer has no tokens that continue .* ' Lily'", lambda: metrics.logit(" Lily").bind(unknown)
     )
-    refused(r"^the model has no tokenizer, so the answer ' a' has no id", lambda: metrics.logit(" a").bind(nn.Module()))
+    refused(
+        r"^the model has no tokenizer, so the answer ' a' has no id",
+        lambda: metrics.logit(" a").bind(tiny_tokenizers.bridge_with(None)),
+    )
     words = metrics.logit([" a", " b"])
     for use in (
         lambda: words(torch.zeros(2, 3, 4)),

@@ -162,6 +162,7 @@ def attribute(
     corrupt: Corrupt = "shuffle",
     seed: int = 0,
     prepend_bos: bool | None = None,
+    basis: Basis | None = None,
     svds: Decompositions | None = None,
     batch_size: int | None = None,
     progress: bool = True,
@@ -188,8 +189,8 @@ def attribute(
     examples = examples_of(model, task, corrupt=corrupt, seed=checked_seed(seed), prepend_bos=prepend_bos)
     question = ask(
         # Every component of the matrices is scored: `sites_of` refuses a selection of some.
-        model, examples.clean.tokens, metrics.loss(examples.clean.labels), sites_of(model, sites), svds=svds,
-        attention_mask=examples.clean.mask, batch_size=batch_size, progress=progress,
+        model, examples.clean.tokens, metrics.loss(examples.clean.labels), sites_of(model, sites), basis=basis,
+        svds=svds, attention_mask=examples.clean.mask, batch_size=batch_size, progress=progress,
     )  # fmt: skip
     check_compatible([(site, target.components.basis) for site, target in question.targets.items()])
     states = {site: _State(target, reduce) for site, target in question.targets.items()}
