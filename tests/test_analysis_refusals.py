@@ -223,7 +223,7 @@ effects = gradient()
 def answer(text):
     try:
         return repr(eval(text))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         return str(error)
     except Exception as error:
         return repr(error)
