@@ -19,7 +19,6 @@ lends it to the metric. Everything is computed in fp32 or better.
 from analyses.metrics.factories import Answer as Answer
 from analyses.metrics.factories import (
     accuracy,
-    as_metric,
     custom,
     kl_from,
     kl_from_run,
@@ -29,6 +28,9 @@ from analyses.metrics.factories import (
     loss,
     prob,
     rank,
+)
+from analyses.metrics.factories import (
+    as_metric as as_metric,
 )
 from analyses.metrics.metric import IGNORED as IGNORED
 from analyses.metrics.metric import Metric
