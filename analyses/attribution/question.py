@@ -151,14 +151,18 @@ class Question:
         self,
         method: str,
         baseline: Float[Tensor, " example"],
-        rows: Mapping[Site, Float[Tensor, "example unit"]],
+        rows: Mapping[Site, Tensor],
         *,
         passes: float,
-        noise: Mapping[Site, Float[Tensor, " unit"]] | None = None,
-        positions: Mapping[Site, Float[Tensor, "example pos unit"]] | None = None,
+        noise: Mapping[Site, Tensor] | None = None,
+        positions: Mapping[Site, Tensor] | None = None,
         intervention: str = REMOVAL,
     ) -> Effects:
-        """The result of a method: the one place where results are put together."""
+        """The result of a method: the one place where results are put together.
+
+        Of each matrix, `rows` are `[example unit]`, or one row for all examples; `noise` is `[unit]`, `positions`
+        `[example pos unit]`.
+        """
         return Effects(
             method=method,
             measure=self.measure(baseline),
