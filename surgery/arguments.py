@@ -1,14 +1,15 @@
-"""Whole numbers, fractions and seeds as arguments: checked, and made plain Python numbers.
+"""Numbers, seeds and choices as arguments: checked, and made plain Python numbers.
 
 Arguments come from people, from numpy and torch, and from files, so no type is taken for granted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
+from math import isfinite
 from operator import index
 from typing import TypeVar
 
-__all__ = ["counted", "fraction", "number", "seed", "shown", "whole"]
+__all__ = ["counted", "finite", "fraction", "number", "one_of", "seed", "shown", "whole"]
 
 T = TypeVar("T", bound=type)
 LARGEST_SEED = 2**63 - 1
@@ -53,6 +54,18 @@ def number(value: object, name: str) -> float:
     raise ValueError(f"{name}={shown(value)}: give a number.")
 
 
+def finite(value: object, name: str, *, least: int | None = None) -> float:
+    """The value as a float that is neither infinite nor NaN.
+
+    Raises:
+        ValueError: if it is not a finite number, or below `least`.
+    """
+    checked = number(value, name)
+    if not isfinite(checked) or (least is not None and checked < least):
+        raise ValueError(f"{name}={shown(value)}: give a finite number{'' if least is None else f', {least} or more'}.")
+    return checked
+
+
 def fraction(value: object, name: str) -> float:
     """The value as a float from 0 to 1.
 
@@ -63,6 +76,17 @@ def fraction(value: object, name: str) -> float:
     if not 0 <= share <= 1:
         raise ValueError(f"{name}={shown(value)}: give a fraction, from 0 to 1.")
     return share
+
+
+def one_of(value: object, name: str, allowed: Iterable[object]) -> None:
+    """Refuse a value that is none of those allowed.
+
+    Raises:
+        ValueError: listing them.
+    """
+    choices = list(allowed)
+    if value not in choices:
+        raise ValueError(f"{name}={shown(value)}: it is one of {', '.join(map(repr, choices))}. Choose one.")
 
 
 def by_name_only(example: str) -> Callable[[T], T]:

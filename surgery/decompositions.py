@@ -29,7 +29,7 @@ from surgery.ranks import effective_rank, stable_rank
 from surgery.svd import Factors
 
 __all__ = [
-    "Decomposition", "Decompositions", "basis_of", "chosen_basis", "decompose", "decomposed", "forget", "store_for",
+    "Decomposition", "Decompositions", "chosen_basis", "decompose", "decomposed", "forget", "store_for",
 ]  # fmt: skip
 
 _FORMAT, _VERSION = "model-surgery decompositions", "2"
@@ -313,8 +313,8 @@ def components_of(
     fitting: dict[Site, Decomposition] = {}
     for site, W in matrices.items():
         entry = store.get(str(site))
-        if entry is not None and entry.fingerprint == marks[site]:
-            fitting[site] = _of_shape(entry, W).to(W.device)
+        if entry is not None and entry.fingerprint == marks[site] and entry.shape == tuple(W.shape):
+            fitting[site] = entry.to(W.device)
         elif entry is not None and own_store is not None:
             raise _stale(entry, state)
     missing = [site for site in matrices if site not in fitting]
@@ -326,12 +326,6 @@ def components_of(
             fitting[site] = Decomposition(str(site), *factors, basis, marks[site], state)
             store.add(fitting[site])
     return {site: fitting[site] for site in matrices}
-
-
-def basis_of(svds: Decompositions | None) -> Basis:
-    """The basis of a store; SVD() for None."""
-    check_store(svds)
-    return SVD() if svds is None else svds.basis
 
 
 def check_store(svds: object) -> None:
@@ -359,15 +353,6 @@ class Remembered(dict[Basis, Decompositions]):
 def forget(model: nn.Module) -> None:
     """Free the decompositions remembered for this model; they are computed anew when next needed."""
     record_of(model).of(Remembered).clear()
-
-
-def _of_shape(entry: Decomposition, W: Float[Tensor, "d_in d_out"]) -> Decomposition:
-    if entry.shape != tuple(W.shape):
-        raise ValueError(
-            f"the decomposition of '{entry.site}' is of a {entry.shape[0]} x {entry.shape[1]} matrix, the model's is "
-            f"{W.shape[0]} x {W.shape[1]}. Decompose again: surgery.decompose(model, ...)."
-        )
-    return entry
 
 
 def _components(heads: list[Site], matrices: dict[Site, Tensor], basis: Basis) -> list[Factors]:

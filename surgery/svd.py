@@ -53,11 +53,10 @@ def exact(W: Tensor) -> Factors:
     return by_gram(W) if gram else by_lapack(W)
 
 
-def by_lapack(W: Tensor, *, driver: str | None = None) -> Factors:
+def by_lapack(W: Tensor) -> Factors:
     """The SVD of W by LAPACK's divide and conquer (cuSOLVER's Jacobi on CUDA), handed over tall.
 
-    A wide matrix is transposed first, which takes a half to a third of the time. `driver` is `torch.linalg.svd`'s,
-    CUDA only.
+    A wide matrix is transposed first, which takes a half to a third of the time.
 
     Raises:
         ValueError: if W is not a matrix of finite floating-point numbers.
@@ -65,10 +64,10 @@ def by_lapack(W: Tensor, *, driver: str | None = None) -> Factors:
 
     def route(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         try:
-            U, S, Vh = torch.linalg.svd(A, full_matrices=False, driver=driver)
+            U, S, Vh = torch.linalg.svd(A, full_matrices=False)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             # Divide and conquer in fp32 is known to give up on some matrices with many equal singular values.
-            U, S, Vh = (x.to(A.dtype) for x in torch.linalg.svd(A.double(), full_matrices=False, driver=driver))
+            U, S, Vh = (x.to(A.dtype) for x in torch.linalg.svd(A.double(), full_matrices=False))
         return U, S, Vh.mT
 
     return _tall(W, route)
