@@ -9,7 +9,7 @@ from math import isfinite
 from operator import index
 from typing import TypeVar
 
-__all__ = ["counted", "finite", "fraction", "number", "one_of", "seed", "shown", "whole"]
+__all__ = ["counted", "even", "finite", "fraction", "number", "one_of", "seed", "several", "shown", "whole"]
 
 T = TypeVar("T", bound=type)
 LARGEST_SEED = 2**63 - 1
@@ -29,6 +29,33 @@ def whole(value: object, name: str, *, least: int = 0, most: int | None = None) 
         bounds = f"{least} or more" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name}={shown(value)}: give a whole number, {bounds}.")
     return number
+
+
+def even(value: object, name: str) -> int:
+    """The value as an even number, 2 or more, for what comes in pairs.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    checked = whole(value, name, least=2)
+    if checked % 2:
+        raise ValueError(f"{name}={checked}: these come in pairs. Give an even number.")
+    return checked
+
+
+def several(values: object, name: str, *, least: int = 0, most: int | None = None) -> list[int]:
+    """The values as ints, of which there has to be one or more.
+
+    Raises:
+        ValueError: if they are no list of whole numbers, or one is out of bounds.
+    """
+    try:
+        numbers = [] if isinstance(values, str) else list(values)  # type: ignore[call-overload]
+    except TypeError:
+        numbers = []
+    if not numbers:
+        raise ValueError(f"{name}={shown(values)}: give one or more whole numbers in a list.")
+    return [whole(number, f"{name}[{at}]", least=least, most=most) for at, number in enumerate(numbers)]
 
 
 def seed(value: object, name: str = "seed") -> int:

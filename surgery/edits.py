@@ -304,8 +304,7 @@ def _index(item: object, edit: Edit) -> int | str:
         item = ":".join("" if bound is None else str(bound) for bound in bounds)
     if isinstance(item, str) and (written := _SLICE.fullmatch(item)) and int(written["step"] or 1) != 0:
         return item
-    whole = _whole(item)
-    if whole is not None:
+    if (whole := _whole(item)) is not None:
         return whole
     raise ValueError(
         f"{type(edit).__name__} was given {shown(item)} as a component: components are integers or slices such as "
@@ -318,8 +317,7 @@ def _gain(value: object) -> float:
 
 
 def _component(value: object) -> int:
-    whole = _whole(value)
-    if whole is None:
+    if (whole := _whole(value)) is None:
         raise ValueError(f"Scale was given a gain for {shown(value)}: components are integers. Give {{index: gain}}.")
     return whole
 
@@ -365,10 +363,9 @@ def _differs(field: Field, value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, tuple | list) and len(value) > 8:
-        return f"[{', '.join(map(repr, value[:6]))}, … {len(value)} in all]"
-    if isinstance(value, Mapping) and len(value) > 8:
-        return f"{{{', '.join(f'{k!r}: {v!r}' for k, v in list(value.items())[:6])}, … {len(value)} in all}}"
+    if isinstance(value, tuple | list | Mapping) and len(value) > 8:
+        first = dict(list(value.items())[:6]) if isinstance(value, Mapping) else list(value[:6])
+        return f"{repr(first)[:-1]}, … {len(value)} in all{repr(first)[-1]}"
     if isinstance(value, Tensor):
         return f"tensor of {value.numel()}"
     return repr(list(value)) if isinstance(value, tuple) else repr(value)

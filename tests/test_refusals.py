@@ -85,7 +85,8 @@ CASES = {
     "DropTop(rho='0.5')": "DropTop was given rho='0.5': give a number.",
     "DropBottom(energy=[0.5])": "DropBottom was given energy=[0.5]: give a number.",
     "KeepTop(rule=['gavish-donoho'])": (
-        "KeepTop was given rule=['gavish-donoho']: it is one of 'marchenko-pastur', 'gavish-donoho', 'effective-rank'. Choose one."
+        "KeepTop was given rule=['gavish-donoho']: it is one of 'marchenko-pastur', 'gavish-donoho', "
+        "'effective-rank'. Choose one."
     ),
     "RandomComponents(seed=1.5, count=1)": (
         "RandomComponents was given seed=1.5: give a whole number, from 0 to 9223372036854775807."
