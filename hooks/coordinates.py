@@ -150,8 +150,8 @@ def positions(where: Where, n_examples: int, n_pos: int, *, device: torch.device
         sizes = (n_examples, n_pos)[: where.ndim]
         if where.shape != sizes and where.shape != (1, n_pos):
             raise ValueError(
-                f"positions is a {where.dtype} tensor of shape {tuple(where.shape)}, in a run of [example pos] of shape "
-                f"{(n_examples, n_pos)}: {_FORMS}"
+                f"positions is a {where.dtype} tensor of shape {tuple(where.shape)}, in a run of [example pos] of "
+                f"shape {(n_examples, n_pos)}: {_FORMS}"
             )
         if where.dtype == torch.bool:
             return where.to(device)

@@ -143,12 +143,12 @@ CASES = {
         "filled up with -100. Pass one of these."
     ),
     "metrics.logit([[1], [2, 3]])": (
-        "answers [[1], [2, 3]]: they are token ids or words, one for all examples or [batch] one for each, or ids [batch "
-        "answers], rows filled up with -100. Pass one of these."
+        "answers [[1], [2, 3]]: they are token ids or words, one for all examples or [batch] one for each, or ids "
+        "[batch answers], rows filled up with -100. Pass one of these."
     ),
     "metrics.logit(1, position=True)": (
-        "positions of dtype torch.bool and shape (): they are a column, [batch] one column for each example, a slice, or "
-        "None for the last real token. Pass one of these."
+        "positions of dtype torch.bool and shape (): they are a column, [batch] one column for each example, a slice, "
+        "or None for the last real token. Pass one of these."
     ),
     "metrics.logit(1, position='last')": (
         "positions 'last': they are a column, [batch] one column for each example, a slice, or None for the last real "

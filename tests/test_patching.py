@@ -352,9 +352,7 @@ def test_bad_questions_are_refused():
             shape = tuple(corrupted.shape)
             assert str(caught.value).startswith(f"the corrupted tokens have shape {shape}, the clean ones (3, 6)")
         for positions in ([0, 6], [], [-7]):
-            with pytest.raises(
-                ValueError, match=r"positions(\[.\]=.*from -6 to 5|=\[\]: give one or more whole numbers)"
-            ):
+            with pytest.raises(ValueError, match=r"positions(\[.\]=.*from -6 to 5|=\[\]: give one or more)"):
                 ask(positions=positions)
         with pytest.raises(surgery.SiteError, match="no matrix is named"):
             patching.by_component(model, CLEAN, CORRUPTED, difference(), "blocks.7.*", progress=False)
@@ -366,9 +364,7 @@ def test_bad_questions_are_refused():
 
 def test_a_direction_of_another_name_is_refused():
     # Past the annotation, as a user without a type checker would come.
-    with pytest.raises(
-        ValueError, match=r"direction='forwards': it is 'denoising' \(corrupted runs, clean coordinates\)"
-    ):
+    with pytest.raises(ValueError, match=r"direction='forwards': it is one of 'denoising', 'noising'. Choose one"):
         patching.by_component(models.build("bridge gpt2"), CLEAN, CORRUPTED, difference(), direction="forwards")  # type: ignore[arg-type]
 
 

@@ -67,7 +67,7 @@ CASES = {
     "scoring.score(model, task, padding='Left')": "padding='Left': it is one of 'right', 'left'. Choose one.",
     "scoring.score(model, task, prepend_bos='no')": "prepend_bos='no': give True, False, or None for the model's own",
     "scoring.Contains(2.5)": "Contains was given n_tokens=2.5: give a whole number, 1 or more.",
-    "scoring.Likeliest('tokens')": "Likeliest was given per='tokens': it is one of 'sequence', 'token', 'byte'. Choose one.",
+    "scoring.Likeliest('tokens')": "Likeliest was given per='tokens': it is one of 'sequence', 'token'",
     "scores.top(1.5)": "k=1.5: give a whole number, 1 or more.",
     "scoring.compare(scores, scores, level='0.9')": "level='0.9': give a number.",
     "scoring.compare(scores, scores, resamples=10.5)": "resamples=10.5: give a whole number, 1 or more.",
