@@ -21,10 +21,10 @@ CASES = {
     "gradient(batch_size=0)": "batch_size=0: give a whole number, 1 or more.",
     "gradient(batch_size=True)": "batch_size=True: give a whole number, 1 or more.",
     "attribution.by_curvature(model, tokens, metric, OUT, draws='4', progress=False)": (
-        "draws='4': give a whole number, 0 or more."
+        "draws='4': give a whole number, 2 or more."
     ),
     "attribution.by_curvature(model, tokens, metric, OUT, draws=4.0, progress=False)": (
-        "draws=4.0: give a whole number, 0 or more."
+        "draws=4.0: give a whole number, 2 or more."
     ),
     "attribution.by_fisher(model, tokens, tokens, OUT, draws=1.5, progress=False)": (
         "draws=1.5: give a whole number, 1 or more."
@@ -32,10 +32,10 @@ CASES = {
     "ablation(replacement='resample', seed=1.5)": "seed=1.5: give a whole number, from 0 to 9223372036854775807.",
     "ablation(replacement='resample', seed=-1)": "seed=-1: give a whole number, from 0 to 9223372036854775807.",
     "attribution.by_shapley(model, tokens, metric, SPEC, draws='4', progress=False)": (
-        "draws='4': give a whole number, 0 or more."
+        "draws='4': give a whole number, 2 or more."
     ),
     "attribution.by_path(model, tokens, metric, SPEC, steps=1.5, progress=False)": (
-        "steps=1.5: give a whole number, 0 or more."
+        "steps=1.5: give a whole number, from 1 to 128."
     ),
     "attribution.by_path(model, tokens, metric, SPEC, tolerance='1%', progress=False)": (
         "tolerance='1%': give a number."
@@ -56,9 +56,9 @@ CASES = {
     "matched(Gains(torch.ones(3), 1.0), None, by='norm')": (
         "by='norm': it is one of 'count', 'energy', 'spectrum'. Choose one."
     ),
-    "controls.by_strength(effects, 1.5)": "k=1.5: give a whole number, 0 or more.",
+    "controls.by_strength(effects, 1.5)": "k=1.5: give a whole number, from 0 to 32.",
     "controls.compare(model, tokens, metric, effects, ks=5)": "ks=5: give one or more whole numbers in a list.",
-    "controls.compare(model, tokens, metric, effects, ks=[1.5])": "k=1.5: give a whole number, 1 or more.",
+    "controls.compare(model, tokens, metric, effects, ks=[1.5])": "ks[0]=1.5: give a whole number, 1 or more.",
     "controls.compare(model, tokens, metric, {OUT: [0]})": (
         f"effects={{'{OUT}': [0]}}: give what an attribution returned, or effects of patching."
     ),
@@ -77,8 +77,7 @@ CASES = {
     ),
     "Selection([OUT])": f"a selection of ['{OUT}']: give the components of each matrix, {{site: [0, 3]}}.",
     "gradient(sites=3)": (
-        "sites=3: name matrices by a pattern such as 'blocks.*.mlp.W_out', or several in a list, or components by "
-        "{site: [0, 3]}."
+        "3 is not a pattern but of type int: give a string such as 'blocks.*.mlp.W_out', or a list of these."
     ),
     "gradient(sites={OUT: Drop([0])})": (
         f"the selection of '{OUT}' is Drop(components=[0]): name each component once, counting from 0, the strongest, "
@@ -131,16 +130,16 @@ CASES = {
     ),
     # Metrics.
     "metrics.logit(1.5)": (
-        "answers of dtype torch.float32 and shape (): they are token ids, an int for all examples, [batch], or [batch "
-        "answers]. Convert the answers with the model's tokenizer."
+        "answers of dtype torch.float32 and shape (): they are token ids or words, one for all examples or "
+        "[batch] one for each, or ids [batch answers], rows filled up with -100. Pass one of these."
     ),
     "metrics.logit(True)": (
-        "answers of dtype torch.bool and shape (): they are token ids, an int for all examples, [batch], or [batch "
-        "answers]. Convert the answers with the model's tokenizer."
+        "answers of dtype torch.bool and shape (): they are token ids or words, one for all examples or "
+        "[batch] one for each, or ids [batch answers], rows filled up with -100. Pass one of these."
     ),
     "metrics.logit(None)": (
-        "answers None: they are token ids or words, one for all examples or one for each, or ids [batch answers], rows "
-        "filled up with -100. Pass one of these."
+        "answers None: they are token ids or words, one for all examples or [batch] one for each, or ids [batch "
+        "answers], rows filled up with -100. Pass one of these."
     ),
     "metrics.logit([[1], [2, 3]])": (
         "answers [[1], [2, 3]]: they are token ids or words, one for all examples or [batch] one for each, or ids "

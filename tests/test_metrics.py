@@ -421,7 +421,7 @@ NAN[1, -1, 3] = torch.nan
         (lambda: metrics.accuracy(1)(NAN), r"^accuracy is NaN for examples 1"),
         (
             lambda: mine(lambda x: x[:, -1])(LOGITS),
-            r"^mine returned torch.float32 of shape \(4, 11\): allowed is .* Reduce",
+            r"^mine returned torch.float32 of shape \(4, 11\): allowed is .* reduce",
         ),
         (
             lambda: mine(lambda x: x.mean())(LOGITS),
