@@ -1,14 +1,15 @@
-"""Whole numbers, fractions and seeds as arguments: checked, and made plain Python numbers.
+"""Numbers, seeds and choices as arguments: checked, and made plain Python numbers.
 
 Arguments come from people, from numpy and torch, and from files, so no type is taken for granted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
+from math import isfinite
 from operator import index
 from typing import TypeVar
 
-__all__ = ["counted", "fraction", "number", "seed", "shown", "whole"]
+__all__ = ["counted", "even", "finite", "fraction", "number", "one_of", "seed", "several", "shown", "whole"]
 
 T = TypeVar("T", bound=type)
 LARGEST_SEED = 2**63 - 1
@@ -28,6 +29,33 @@ def whole(value: object, name: str, *, least: int = 0, most: int | None = None) 
         bounds = f"{least} or more" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name}={shown(value)}: give a whole number, {bounds}.")
     return number
+
+
+def even(value: object, name: str) -> int:
+    """The value as an even number, 2 or more, for what comes in pairs.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    checked = whole(value, name, least=2)
+    if checked % 2:
+        raise ValueError(f"{name}={checked}: these come in pairs. Give an even number.")
+    return checked
+
+
+def several(values: object, name: str, *, least: int = 0, most: int | None = None) -> list[int]:
+    """The values as ints, of which there has to be one or more.
+
+    Raises:
+        ValueError: if they are no list of whole numbers, or one is out of bounds.
+    """
+    try:
+        numbers = [] if isinstance(values, str) else list(values)  # type: ignore[call-overload]
+    except TypeError:
+        numbers = []
+    if not numbers:
+        raise ValueError(f"{name}={shown(values)}: give one or more whole numbers in a list.")
+    return [whole(number, f"{name}[{at}]", least=least, most=most) for at, number in enumerate(numbers)]
 
 
 def seed(value: object, name: str = "seed") -> int:
@@ -53,6 +81,18 @@ def number(value: object, name: str) -> float:
     raise ValueError(f"{name}={shown(value)}: give a number.")
 
 
+def finite(value: object, name: str, *, least: int | None = None) -> float:
+    """The value as a float that is neither infinite nor NaN.
+
+    Raises:
+        ValueError: if it is not a finite number, or below `least`.
+    """
+    checked = number(value, name)
+    if not isfinite(checked) or (least is not None and checked < least):
+        raise ValueError(f"{name}={shown(value)}: give a finite number{'' if least is None else f', {least} or more'}.")
+    return checked
+
+
 def fraction(value: object, name: str) -> float:
     """The value as a float from 0 to 1.
 
@@ -63,6 +103,17 @@ def fraction(value: object, name: str) -> float:
     if not 0 <= share <= 1:
         raise ValueError(f"{name}={shown(value)}: give a fraction, from 0 to 1.")
     return share
+
+
+def one_of(value: object, name: str, allowed: Iterable[object]) -> None:
+    """Refuse a value that is none of those allowed.
+
+    Raises:
+        ValueError: listing them.
+    """
+    choices = list(allowed)
+    if value not in choices:
+        raise ValueError(f"{name}={shown(value)}: it is one of {', '.join(map(repr, choices))}. Choose one.")
 
 
 def by_name_only(example: str) -> Callable[[T], T]:

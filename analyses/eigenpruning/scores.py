@@ -254,8 +254,8 @@ def _scores(
 ) -> ComponentScores:
     effects = question.effects(
         "gradient",
-        losses,
-        {site: state.score.result()[None] for site, state in states.items()},
+        [losses],
+        {site: [state.score.result()[None]] for site, state in states.items()},
         passes=passes,
         intervention=f"corrupted inputs ({reduce} over examples and positions)",
     )

@@ -211,14 +211,8 @@ def _tokenised(model: nn.Module, texts: list[str]) -> tuple[Tensor, Tensor | Non
     tokenizer = tokenizer_of(model)
     if tokenizer is None:
         raise ValueError(f"the model has no tokenizer, so it cannot read {shown(texts[0])}: give token ids.")
-    rows = [token_ids(model, text) for text in texts]
-    lengths = torch.tensor([len(row) for row in rows])
-    longest = int(lengths.max())
-    tokens = torch.full((len(rows), longest), tokenizer.pad_token_id or 0, dtype=torch.long)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[: len(ids)] = ids
-    ragged = bool((lengths < longest).any())
-    return tokens, torch.arange(longest) < lengths.unsqueeze(1) if ragged else None
+    tokens, mask = pad([tuple(token_ids(model, text).tolist()) for text in texts], "right", tokenizer.pad_token_id or 0)
+    return tokens, None if bool(mask.all()) else mask
 
 
 def _checked(model: nn.Module, given: object) -> Int[Tensor, "example pos"]:
