@@ -68,6 +68,7 @@ class Curve:
         return f"probabilities after {counted(self.n_prompts, 'prompt')}\n{table}"
 
 
+@torch.no_grad()
 def curve(
     model: nn.Module,
     source: Source,
@@ -146,10 +147,11 @@ def _prompts(
 
 
 def _inputs(model: nn.Module, asked: Prompts, examples: Int[Tensor, " example"]) -> Inputs:
-    """Some of the prompts, read at their last tokens."""
-    device = host_of(model).device
-    tokens, mask, last = (part[examples].to(device) for part in (asked.tokens, asked.mask, asked.last))
-    return Inputs(tokens, mask, Reads(torch.arange(len(examples), device=device), last))
+    """Some of the prompts on the model's device, read at their last tokens."""
+    device, rows, reads = host_of(model).device, asked.inputs.take(examples), asked.inputs.reads
+    assert reads is not None, "prompts are read at their last tokens"
+    mask = None if rows.mask is None else rows.mask.to(device)
+    return Inputs(rows.tokens.to(device), mask, Reads(torch.arange(len(examples)), reads.pos[examples]))
 
 
 def _read(logits: Float[Tensor, "example d_vocab"], ids: Int[Tensor, "name example"]) -> _Reading:
