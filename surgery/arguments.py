@@ -3,14 +3,16 @@
 Arguments come from people, from numpy and torch, and from files, so no type is taken for granted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
+from math import inf
 from operator import index
 from typing import TypeVar
 
-__all__ = ["counted", "fraction", "number", "seed", "shown", "whole"]
+__all__ = ["counted", "fraction", "number", "one_of", "positive", "seed", "shown", "whole"]
 
-T = TypeVar("T", bound=type)
+C = TypeVar("C", bound=type)
+T = TypeVar("T")
 LARGEST_SEED = 2**63 - 1
 
 
@@ -39,18 +41,32 @@ def seed(value: object, name: str = "seed") -> int:
     return whole(value, name, most=LARGEST_SEED)
 
 
-def number(value: object, name: str) -> float:
-    """The value as a float.
+def positive(value: object, name: str) -> float:
+    """The value as a float above 0.
 
     Raises:
-        ValueError: if it is not a number.
+        ValueError: if it is not a number, or not above 0 and finite.
+    """
+    size = number(value, name)
+    if not 0 < size < inf:
+        raise ValueError(f"{name}={shown(value)}: give a number above 0.")
+    return size
+
+
+def number(value: object, name: str, *, least: float | int | None = None) -> float:
+    """The value as a float; with `least`, finite and no smaller.
+
+    Raises:
+        ValueError: if it is not a number, or out of bounds.
     """
     try:
         if not isinstance(value, str | bytes) and not is_bool(value):
-            return float(value)  # type: ignore[arg-type]
+            size = float(value)  # type: ignore[arg-type]
+            if least is None or least <= size < inf:
+                return size
     except (TypeError, ValueError, OverflowError):
         pass
-    raise ValueError(f"{name}={shown(value)}: give a number.")
+    raise ValueError(f"{name}={shown(value)}: give a number{'' if least is None else f', {least:g} or more'}.")
 
 
 def fraction(value: object, name: str) -> float:
@@ -65,10 +81,22 @@ def fraction(value: object, name: str) -> float:
     return share
 
 
-def by_name_only(example: str) -> Callable[[T], T]:
+def one_of(value: T, name: str, allowed: Iterable[object]) -> T:
+    """The value, if it is among those that are allowed.
+
+    Raises:
+        ValueError: naming these.
+    """
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name}={shown(value)}: it is one of {', '.join(map(repr, allowed))}. Give one of these.")
+    return value
+
+
+def by_name_only(example: str) -> Callable[[C], C]:
     """A decorator for a dataclass whose arguments have to be named; its refusal shows `example`."""
 
-    def decorated(cls: T) -> T:
+    def decorated(cls: C) -> C:
         init = cls.__init__
 
         @wraps(init)
