@@ -123,7 +123,7 @@ CASES = {
     "eigenpruning.FineTuning(steps=1.5)": "FineTuning was given steps=1.5: give a whole number, 1 or more.",
     "eigenpruning.FineTuning(lr='1e-4')": "lr='1e-4': give a number.",
     "attributed.lowest(True)": "fraction=True: give a number.",
-    "attributed.lowest(0.5, by='scores')": "by='scores': components are removed by 'score', 'flipped', 'strength' or",
+    "attributed.lowest(0.5, by='scores')": "by='scores': it is one of 'score', 'flipped', 'strength', 'random'.",
     "attributed.lowest(0.5, by='random', seed=None)": "seed=None: give a whole number",
     # Truncation
     "truncation.prompts(model, torch.ones(3), {'correct': 1})": "the prompts are a tensor of shape (3,) and torch.fl",
