@@ -151,7 +151,7 @@ class Question:
         self,
         method: str,
         baseline: Float[Tensor, " example"],
-        rows: Mapping[Site, Float[Tensor, "example unit"]],
+        rows: Mapping[Site, Float[Tensor, "row unit"]],
         *,
         passes: float,
         noise: Mapping[Site, Float[Tensor, " unit"]] | None = None,
