@@ -5,13 +5,14 @@ Arguments come from people, from numpy and torch, and from files, so no type is 
 
 from collections.abc import Callable, Iterable
 from functools import wraps
-from math import isfinite
+from math import inf, isfinite
 from operator import index
 from typing import TypeVar
 
-__all__ = ["counted", "even", "finite", "fraction", "number", "one_of", "seed", "several", "shown", "whole"]
+__all__ = ["counted", "even", "finite", "fraction", "number", "one_of", "positive", "seed", "several", "shown", "whole"]
 
-T = TypeVar("T", bound=type)
+C = TypeVar("C", bound=type)
+T = TypeVar("T")
 LARGEST_SEED = 2**63 - 1
 
 
@@ -67,18 +68,32 @@ def seed(value: object, name: str = "seed") -> int:
     return whole(value, name, most=LARGEST_SEED)
 
 
-def number(value: object, name: str) -> float:
-    """The value as a float.
+def positive(value: object, name: str) -> float:
+    """The value as a float above 0.
 
     Raises:
-        ValueError: if it is not a number.
+        ValueError: if it is not a number, or not above 0 and finite.
+    """
+    size = number(value, name)
+    if not 0 < size < inf:
+        raise ValueError(f"{name}={shown(value)}: give a number above 0.")
+    return size
+
+
+def number(value: object, name: str, *, least: float | int | None = None) -> float:
+    """The value as a float; with `least`, finite and no smaller.
+
+    Raises:
+        ValueError: if it is not a number, or out of bounds.
     """
     try:
         if not isinstance(value, str | bytes) and not is_bool(value):
-            return float(value)  # type: ignore[arg-type]
+            size = float(value)  # type: ignore[arg-type]
+            if least is None or least <= size < inf:
+                return size
     except (TypeError, ValueError, OverflowError):
         pass
-    raise ValueError(f"{name}={shown(value)}: give a number.")
+    raise ValueError(f"{name}={shown(value)}: give a number{'' if least is None else f', {least:g} or more'}.")
 
 
 def finite(value: object, name: str, *, least: int | None = None) -> float:
@@ -105,21 +120,22 @@ def fraction(value: object, name: str) -> float:
     return share
 
 
-def one_of(value: object, name: str, allowed: Iterable[object]) -> None:
-    """Refuse a value that is none of those allowed.
+def one_of(value: T, name: str, allowed: Iterable[object]) -> T:
+    """The value, if it is among those that are allowed.
 
     Raises:
-        ValueError: listing them.
+        ValueError: naming these.
     """
-    choices = list(allowed)
-    if value not in choices:
-        raise ValueError(f"{name}={shown(value)}: it is one of {', '.join(map(repr, choices))}. Choose one.")
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name}={shown(value)}: it is one of {', '.join(map(repr, allowed))}. Choose one.")
+    return value
 
 
-def by_name_only(example: str) -> Callable[[T], T]:
+def by_name_only(example: str) -> Callable[[C], C]:
     """A decorator for a dataclass whose arguments have to be named; its refusal shows `example`."""
 
-    def decorated(cls: T) -> T:
+    def decorated(cls: C) -> C:
         init = cls.__init__
 
         @wraps(init)
