@@ -151,11 +151,11 @@ class Question:
         self,
         method: str,
         baseline: Float[Tensor, " example"],
-        rows: Mapping[Site, Float[Tensor, "example unit"]],
+        rows: Mapping[Site, Float[Tensor, "result_row unit"]],
         *,
         passes: float,
         noise: Mapping[Site, Float[Tensor, " unit"]] | None = None,
-        positions: Mapping[Site, Float[Tensor, "example pos unit"]] | None = None,
+        positions: Mapping[Site, Float[Tensor, "result_row pos unit"]] | None = None,
         intervention: str = REMOVAL,
     ) -> Effects:
         """The result of a method: the one place where results are put together."""

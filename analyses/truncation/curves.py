@@ -68,6 +68,7 @@ class Curve:
         return f"probabilities after {counted(self.n_prompts, 'prompt')}\n{table}"
 
 
+@torch.no_grad()
 def curve(
     model: nn.Module,
     source: Source,
