@@ -3,7 +3,8 @@
 task = arithmetic.ArithmeticTask("x", limit=12)
 model = arithmetic.bridge(task)  # on transformer-lens 3 arithmetic.model(task), a HookedTransformer, as well
 arithmetic.train(model, task, cache=".surgery-cache")
-result = eigenpruning.prune(model, task.items(), sites="blocks.*.mlp.W_out", method=eigenpruning.Method(reduce="mean"))
+method = eigenpruning.Method(reduce="mean")
+result = eigenpruning.prune(model, task.items(), sites="blocks.*.mlp.W_out", method=method)
 """
 
 from analyses.toys.arithmetic import ArithmeticTask, bridge, model, train

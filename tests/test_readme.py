@@ -34,14 +34,17 @@ def folder(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def write_gpt2(folder: Path) -> None:
     """A random GPT-2 with its tokenizer, and questions that it can be asked."""
-    tokenizer = wrapped(byte_level())
+    tokenizer = wrapped(byte_level(400))  # " Paris" is one token of it
     torch.manual_seed(0)
     hf.GPT2LMHeadModel(
         hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=len(tokenizer), n_positions=96)
     ).save_pretrained(folder / "gpt2")
     tokenizer.save_pretrained(folder / "gpt2")
     countries = [f"{name}{n}" for n in range(10) for name in ("France", "Italy", "Peru")]
-    lines = [json.dumps({"prompt": f"The capital of {country} is", "answer": "Paris"}) for country in countries]
+    lines = [
+        json.dumps({"prompt": f"The capital of {country} is", "answer": "Paris", "distractors": ["Rome"]})
+        for country in countries
+    ]
     (folder / "questions.jsonl").write_text("\n".join(lines))
 
 
@@ -87,7 +90,8 @@ def test_every_block_is_python(block: str) -> None:
 
 def test_every_file_and_command_that_is_named_exists() -> None:
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
-    assert {"docs/figures/demo.png", "docs/eigenpruning.md", "notebooks/surgery.ipynb", "CITATION.cff"} <= set(targets)
+    pages = {f"docs/{page}.md" for page in ("architecture", "glossary", "extending", "eigenpruning")}
+    assert pages | {"docs/figures/demo.png", "notebooks/surgery.ipynb", "CITATION.cff"} <= set(targets)
     assert [target for target in targets if not (ROOT / target).exists()] == []
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     commands = re.findall(r"make ([a-z-]+)", README)

@@ -89,6 +89,15 @@ def test_a_users_hook_takes_part_in_a_curve() -> None:
     assert abs(plain.of("correct")["p"][0] - expected) > 1e-5
 
 
+def test_a_curve_keeps_no_graph() -> None:
+    def keep(_activation: Tensor) -> object:
+        raise AssertionError("an activation was kept for a backward pass that nobody asked for")
+
+    model = build("bridge gpt2")
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
+        truncation.curve(model, torch.tensor([[1, 2, 3]]), W_OUT, track={"correct": 1}, rhos=(0.5,), progress=False)
+
+
 def test_texts_are_tracked_by_the_token_that_continues_them() -> None:
     model = bridge_with(wrapped(sentence_piece()))
     asked = ["The capital of France is", "The capital of Peru is"]

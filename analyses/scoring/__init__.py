@@ -1,7 +1,7 @@
 """How well a model does a task, and what it loses elsewhere.
 
 Three steps, each usable alone: `encode` turns a task into batches once for a model; a *forward* gives the logits at a
-batch's places; `read` and `judge` turn logits into scores. Whoever can compute the same logits more cheaply passes
+batch's reads; `read` and `judge` turn logits into scores. Whoever can compute the same logits more cheaply passes
 their own forward to `score_encoded`. The models are causal: what begins another sequence is read off that one.
 """
 
