@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from analyses.attribution.effects import REMOVAL, Effects
 from analyses.attribution.passes import backward, check_differentiable, inputs_of, units_of
-from analyses.attribution.question import ask, counterparts
+from analyses.attribution.question import Question, ask, counterparts
 from analyses.attribution.selections import Sites
 from analyses.metrics import Metric
 from analyses.metrics.positions import Mask
@@ -58,11 +58,8 @@ def by_gradient(
     )  # fmt: skip
     check_differentiable(question)
     other = None if corrupted is None else counterparts(question, corrupted)
-    if keep_positions and question.examples.owner is not None:
-        raise ValueError(
-            "keep_positions=True with items that are read in several rows of tokens, which share no positions: leave "
-            "it out, or attribute one text an item."
-        )
+    if keep_positions:
+        _check_positions(question)
     baselines: list[Tensor] = []
     rows: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
     by_position: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
@@ -87,3 +84,11 @@ def by_gradient(
         positions=by_position if keep_positions else None,
         intervention=REMOVAL if other is None else "patching, clean to corrupted",
     )
+
+
+def _check_positions(question: Question) -> None:
+    if question.examples.owner is not None:
+        raise ValueError(
+            "keep_positions=True with items that are read in several rows of tokens, which share no positions: leave "
+            "it out, or attribute one text an item."
+        )

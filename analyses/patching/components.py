@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from analyses.attribution.ablations import Resampled
-from analyses.attribution.question import ask, counterparts
+from analyses.attribution.question import ask, counterparts, prompts_for
 from analyses.attribution.selections import Sites
 from analyses.attribution.single_removals import measure_each
-from analyses.metrics import Metric
+from analyses.metrics import Metric, as_metric
 from analyses.metrics.positions import Mask
 from analyses.patching.patched import Direction, Patching
 from analyses.prompts import Tokens, read
@@ -48,8 +48,14 @@ def by_component(
         ValueError: if clean and corrupted differ in number or length, `direction` or `positions` is something else, the
             metric gives the wrong shape or NaN, or as `ask`.
         SiteError: if a pattern names no editable matrix.
+
+    >>> other = tokens.flip(0)
+    >>> patched = patching.by_component(model, tokens, other, metrics.logit(3), "blocks.0.mlp.W_out", progress=False)
+    >>> patched["blocks.0.mlp.W_out"].shape
+    torch.Size([16])
     """
-    clean, corrupted = read(model, clean_tokens, attention_mask), read(model, corrupted_tokens)
+    metric = as_metric(metric)
+    clean, corrupted = prompts_for(model, clean_tokens, metric, attention_mask), read(model, corrupted_tokens)
     one_of(direction, "direction", get_args(Direction))
     question = ask(model, clean, metric, sites, basis=basis, svds=svds, batch_size=batch_size, progress=progress)
     other = counterparts(question, corrupted)
