@@ -8,4 +8,6 @@ result = eigenpruning.prune(model, task.items(), sites="blocks.*.mlp.W_out", red
 
 from analyses.toys.arithmetic import ArithmeticTask, bridge, model, train
 
-__all__ = ["ArithmeticTask", "bridge", "model", "train"]
+__all__ = [
+    "ArithmeticTask", "bridge", "model", "train",
+]  # fmt: skip

@@ -4,6 +4,10 @@ memory = associative_memory.simulate(5, 0.6)
 associative_memory.rank_table(memory)
 """
 
-from analyses.toys.associative_memory import Memory, dynamics, noise_singular_value, rank_table, simulate
+from analyses.toys.associative_memory import Memory as Memory
+from analyses.toys.associative_memory import dynamics, rank_table, simulate
+from analyses.toys.associative_memory import noise_singular_value as noise_singular_value
 
-__all__ = ["Memory", "dynamics", "noise_singular_value", "rank_table", "simulate"]
+__all__ = [
+    "dynamics", "rank_table", "simulate",
+]  # fmt: skip

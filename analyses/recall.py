@@ -13,27 +13,19 @@ already, so what is removed is noise, and no ability is added.
 Chen, Bruna, Bietti (arXiv:2406.03068).
 """
 
-from analyses.toys.recall_model import as_bridge, bridge, load, model, save, weights
-from analyses.toys.recall_scores import AttentionProbes, RecallScores, attention_probes, evaluate
-from analyses.toys.recall_task import RecallBatch, RecallTask
-from analyses.toys.recall_training import TrainingRun, train
-from analyses.toys.recall_triggers import RandomTriggers, TriggersPerSequence
+from analyses.toys.recall_model import as_bridge as as_bridge
+from analyses.toys.recall_model import bridge, load, model, save, weights
+from analyses.toys.recall_scores import AttentionProbes as AttentionProbes
+from analyses.toys.recall_scores import RecallScores as RecallScores
+from analyses.toys.recall_scores import attention_probes, evaluate
+from analyses.toys.recall_task import RecallBatch as RecallBatch
+from analyses.toys.recall_task import RecallTask
+from analyses.toys.recall_training import TrainingRun as TrainingRun
+from analyses.toys.recall_training import train
+from analyses.toys.recall_triggers import RandomTriggers
+from analyses.toys.recall_triggers import TriggersPerSequence as TriggersPerSequence
 
 __all__ = [
-    "AttentionProbes",
-    "RandomTriggers",
-    "RecallBatch",
-    "RecallScores",
-    "RecallTask",
-    "TrainingRun",
-    "TriggersPerSequence",
-    "as_bridge",
-    "attention_probes",
-    "bridge",
-    "evaluate",
-    "load",
-    "model",
-    "save",
-    "train",
+    "RandomTriggers", "RecallTask", "attention_probes", "bridge", "evaluate", "load", "model", "save", "train",
     "weights",
-]
+]  # fmt: skip

@@ -24,9 +24,8 @@ def labelled(tokens: torch.Tensor) -> metrics.Metric:
 def test_ablation_is_overwriting_the_weight_and_running_the_whole_model(kind: str):
     tokens = models.tokens(3)
     with models.borrowed(kind) as model:
-        for metric in (difference(), labelled(tokens)):
-            chosen = surgery.sites(model, ["*", *HEADS])
-            chosen = Selection({site: [0, 5] for site in chosen[:: 1 if metric.last_only else 5]})
+        for metric, every in ((difference(), 1), (labelled(tokens), 5)):
+            chosen = Selection({site: [0, 5] for site in surgery.sites(model, ["*", *HEADS])[::every]})
             effects = attribution.by_ablation(model, tokens, metric, chosen, progress=False)
             for site in effects.sites:
                 for column, component in enumerate((0, 5)):

@@ -1,6 +1,7 @@
 """The arrows between packages, read from the source, and what an import must not do."""
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -127,6 +128,21 @@ def test_the_small_faces_are_small() -> None:
     assert dir(surgery) == sorted(surgery.__all__)
     for name in ("HaarBasis", "RandomizedSVD", "RandomComponents", "RandomBasis", "StaleDecompositionError", "forget"):
         assert hasattr(surgery, name)
+
+
+FACES = (
+    "surgery", "hooks", "analyses.attribution", "analyses.controls", "analyses.patching", "analyses.laser",
+    "analyses.eigenpruning", "analyses.truncation", "analyses.recall", "analyses.arithmetic",
+    "analyses.associative_memory", "analyses.tasks", "analyses.scoring", "analyses.metrics", "analyses.plots",
+    "analyses.prompts",
+)  # fmt: skip
+
+
+def test_what_users_need_is_at_most_150_names() -> None:
+    faces = {name: importlib.import_module(name).__all__ for name in FACES}
+    assert sum(map(len, faces.values())) <= 150
+    for module, names in faces.items():
+        assert all(hasattr(importlib.import_module(module), name) for name in names)
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)

@@ -397,11 +397,9 @@ def test_words_that_are_no_answer_are_refused() -> None:
     for use in (
         lambda: words(torch.zeros(2, 3, 4)),
         lambda: words.select([0]),
-        lambda: words.needed_positions(3),
-        lambda: words.narrow(3),
+        lambda: words.reads(2, 3),
     ):
         refused(r"^logit was made from words \(' a', ' b'\), which have ids in a model only. Give the metric", use)
     refused(r"^answers \[' a', 3\]: some are words and some are not", lambda: metrics.logit([" a", 3]))
     refused(r"^the answers and positions are for 2 and 3 examples", lambda: metrics.logit_difference([1, 2], [3, 4, 5]))
     assert words.n_examples == 2
-    assert words.last_only

@@ -19,28 +19,19 @@ Examples are token ids, texts, or a tokenizer's output with its mask (`analyses.
 """
 
 from analyses.attribution.ablations import by_ablation
-from analyses.attribution.cascade import Screening, screen
-from analyses.attribution.curvature import by_curvature, by_exact_curvature, by_fisher
-from analyses.attribution.effects import Effects, Measure, Shares
+from analyses.attribution.cascade import Screening as Screening
+from analyses.attribution.cascade import screen
+from analyses.attribution.curvature import by_curvature, by_fisher
+from analyses.attribution.curvature import by_exact_curvature as by_exact_curvature
+from analyses.attribution.effects import Effects, Shares
+from analyses.attribution.effects import Measure as Measure
 from analyses.attribution.gradients import by_gradient
 from analyses.attribution.paths import by_path
 from analyses.attribution.selections import Selection
-from analyses.attribution.shapley import Interactions, by_shapley, interactions
+from analyses.attribution.shapley import Interactions as Interactions
+from analyses.attribution.shapley import by_shapley, interactions
 
 __all__ = [
-    "Effects",
-    "Interactions",
-    "Measure",
-    "Screening",
-    "Selection",
-    "Shares",
-    "by_ablation",
-    "by_curvature",
-    "by_exact_curvature",
-    "by_fisher",
-    "by_gradient",
-    "by_path",
-    "by_shapley",
-    "interactions",
-    "screen",
-]
+    "Effects", "Selection", "Shares", "by_ablation", "by_curvature", "by_fisher", "by_gradient", "by_path",
+    "by_shapley", "interactions", "screen",
+]  # fmt: skip

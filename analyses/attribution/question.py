@@ -149,11 +149,15 @@ class Question:
         rows: Mapping[Site, Sequence[Tensor]],
         *,
         passes: float,
-        noise: Mapping[Site, Float[Tensor, " unit"]] | None = None,
+        noise: Mapping[Site, Tensor] | None = None,
         positions: Mapping[Site, Sequence[Tensor]] | None = None,
         intervention: str = REMOVAL,
     ) -> Effects:
-        """The result of a method, from what it found in each batch: the one place where results are put together."""
+        """The result of a method, from what it found in each batch: the one place where results are put together.
+
+        Of each matrix, `rows` are `[example unit]`, or one row for all examples; `noise` is `[unit]`, `positions`
+        `[example pos unit]`.
+        """
 
         def joined(batches: Mapping[Site, Sequence[Tensor]]) -> dict[str, Tensor]:
             return {str(site): self.pooled(torch.cat(list(parts))).float().cpu() for site, parts in batches.items()}

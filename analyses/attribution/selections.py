@@ -26,7 +26,7 @@ class Selection(Mapping[str, tuple[Unit, ...]]):
 
     >>> selection = attribution.Selection({"blocks.0.mlp.W_out": [0, 3], "blocks.1.attn.W_Q": [(1, 2)]})
     >>> selection.n_components, selection.drop()["blocks.0.mlp.W_out"]
-    (4, Drop([0, 3]))
+    (4, Drop(components=[0, 3]))
     """
 
     def __init__(self, units: Mapping[str, Sequence[int | Sequence[int]]], *, basis: Basis = _SVD) -> None:

@@ -8,14 +8,10 @@ these in one call. Give it examples that were not used to find the components. H
 
 from analyses.controls.comparing import compare
 from analyses.controls.draws import by_strength, random_selection
-from analyses.controls.removals import Removals
-from analyses.controls.rotations import Directions, rotated
+from analyses.controls.removals import Removals as Removals
+from analyses.controls.rotations import Directions as Directions
+from analyses.controls.rotations import rotated
 
 __all__ = [
-    "Directions",
-    "Removals",
-    "by_strength",
-    "compare",
-    "random_selection",
-    "rotated",
-]
+    "by_strength", "compare", "random_selection", "rotated",
+]  # fmt: skip

@@ -77,7 +77,7 @@ def prune(
     scores = _variants(trial, test, best, range(seed, seed + report.draws))
     if report.finetune is not None:
         copy = fine_tuned(model, parts.screen, report.finetune, prepend_bos=method.prepend_bos, progress=progress)
-        again = _Trial(copy, attributed(copy, svds=Decompositions(basis=trial.attribution.basis)), method)
+        again = _Trial(copy, attributed(copy, svds=Decompositions()), method)
         tuned = FineTuned(copy, again.spec(best), again.attribution)
         scores |= {"fine-tuned": _scored(copy, test, {}), "fine-tuned + pruned": _scored(copy, test, tuned.spec)}
     chosen = trial.attribution.lowest(best, budget=method.budget)

@@ -34,21 +34,20 @@ These arguments mean the same in every function:
 Source: Sharma, Ash and Misra, "The Truth is in There" (arXiv:2312.13558).
 """
 
-from analyses.laser.candidates import PAPER_RHOS, ByRho, Candidate, Published
+from analyses.laser import studies
+from analyses.laser.candidates import PAPER_RHOS, ByRho, Published
+from analyses.laser.candidates import Candidate as Candidate
 from analyses.laser.compose import compose
 from analyses.laser.curves import random_controls, rank_curve
 from analyses.laser.race import Screened
 from analyses.laser.search import SearchResult, search
-from analyses.laser.studies import (
-    by_frequency,
-    effective_ranks,
-    layer_task_map,
-    paraphrase_robustness,
-    published_distance,
-)  # fmt: skip
+from analyses.laser.studies import by_frequency as by_frequency
+from analyses.laser.studies import effective_ranks as effective_ranks
+from analyses.laser.studies import layer_task_map as layer_task_map
+from analyses.laser.studies import paraphrase_robustness as paraphrase_robustness
+from analyses.laser.studies import published_distance as published_distance
 
 __all__ = [
-    "PAPER_RHOS", "ByRho", "Candidate", "Published", "Screened", "SearchResult", "by_frequency", "compose",
-    "effective_ranks", "layer_task_map", "paraphrase_robustness", "published_distance", "random_controls",
-    "rank_curve", "search",
+    "PAPER_RHOS", "ByRho", "Published", "Screened", "SearchResult", "compose", "random_controls", "rank_curve",
+    "search", "studies",
 ]  # fmt: skip

@@ -10,7 +10,6 @@ import pandas as pd
 from jaxtyping import Int
 from torch import Tensor, nn
 
-import surgery
 from analyses.laser.candidates import MLP, PAPER_RHOS, UNEDITED, Candidate, Edits, candidates, check_possible, row_of
 from analyses.laser.race import Screened, race
 from analyses.laser.resume import Log, search_header
@@ -248,7 +247,7 @@ def text_cost(setup: Setup, text: str | Tensor | None, spec: Mapping[str, Edit])
     if text is None:
         return None
     before = text_loss(setup.model, text, prepend_bos=setup.prepend_bos)
-    with surgery.apply(setup.model, spec, svds=setup.svds, progress=False):
+    with setup.under(spec):
         return TextCost(before, text_loss(setup.model, text, prepend_bos=setup.prepend_bos))
 
 

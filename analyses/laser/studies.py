@@ -237,7 +237,7 @@ def published_distance(
 def _published(model: nn.Module, site: str, edit: Edit) -> Float[Tensor, "d_in d_out"]:
     # A store of its own, since nobody needs these components again.
     store = Decompositions(basis=edit.basis)
-    return _product(surgery.decompose(model, site, svds=store, progress=False)[site])
+    return _product(surgery.decompose(model, site, basis=edit.basis, svds=store, progress=False)[site])
 
 
 def _product(components: Decomposition, rank: int | None = None) -> Float[Tensor, "d_in d_out"]:

@@ -24,8 +24,9 @@ from hooks.inputs import Inputs
 from hooks.modes import check_deterministic
 from hooks.recording import Recording
 from hooks.running import nbytes, record, rerun, run
-from surgery import Decompositions, Edit
+from surgery import Decompositions, Edit, Operation
 from surgery.arguments import whole
+from surgery.decompositions import store_for
 
 MEMORY = 2 * 2**30
 """The budget in bytes: recordings of earlier layers take at most so much, a pass about a quarter of it."""
@@ -170,6 +171,11 @@ class Setup:
         size = _fitting_batch(self.model, encoded, self.memory // 4)
         return encoded if size >= _LARGEST_BATCH else encode(self.model, task, batch_size=size, **options)
 
+    def under(self, spec: Mapping[str, Edit]) -> Operation:
+        """The model under a spec, until the operation is undone."""
+        store = store_for((edit.basis for edit in spec.values()), self.svds)
+        return surgery.apply(self.model, spec, svds=store, progress=False)
+
     def cost(self, candidates: Iterable[Candidate]) -> int:
         """How many blocks run for one item when each candidate is tried, from its layer to the last."""
         n_layers = host_of(self.model).n_layers
@@ -237,9 +243,9 @@ class Bench:
             return known
         if first not in self._recorded:
             # A recording made under the edits that stay serves every trial that only adds to them.
-            with surgery.apply(self.setup.model, under or {}, svds=self.setup.svds, progress=False):
+            with self.setup.under(under or {}):
                 self._record_up_to(first, is_unedited=not under)
-        with surgery.apply(self.setup.model, spec, svds=self.setup.svds, progress=False):
+        with self.setup.under(spec):
             trial = self.now(candidate, first)
         return self._kept(key, trial, {site: repr(edit) for site, edit in spec.items()})
 

@@ -16,10 +16,9 @@ column, one column an example, or a slice, over whose real tokens the mean is ta
 lends it to the metric. Everything is computed in fp32 or better.
 """
 
+from analyses.metrics.factories import Answer as Answer
 from analyses.metrics.factories import (
-    Answer,
     accuracy,
-    as_metric,
     custom,
     kl_from,
     kl_from_run,
@@ -30,24 +29,15 @@ from analyses.metrics.factories import (
     prob,
     rank,
 )
-from analyses.metrics.metric import IGNORED, Metric, check
+from analyses.metrics.factories import (
+    as_metric as as_metric,
+)
+from analyses.metrics.metric import IGNORED as IGNORED
+from analyses.metrics.metric import Metric
+from analyses.metrics.metric import check as check
 from analyses.metrics.references import next_token_labels
 
 __all__ = [
-    "IGNORED",
-    "Answer",
-    "Metric",
-    "accuracy",
-    "as_metric",
-    "check",
-    "custom",
-    "kl_from",
-    "kl_from_run",
-    "log_prob",
-    "logit",
-    "logit_difference",
-    "loss",
-    "next_token_labels",
-    "prob",
-    "rank",
-]
+    "Metric", "accuracy", "custom", "kl_from", "kl_from_run", "log_prob", "logit", "logit_difference", "loss",
+    "next_token_labels", "prob", "rank",
+]  # fmt: skip

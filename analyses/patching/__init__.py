@@ -10,26 +10,12 @@ your own, and `coordinates` reads a cache.
 """
 
 from analyses.patching.components import by_component
-from analyses.patching.hook_makers import (
-    Cache,
-    Hooks,
-    coordinates,
-    fwd_hooks,
-    hook_point,
-    scaling_hooks,
-    steering_hooks,
-)
-from analyses.patching.patched import Direction, Patching
+from analyses.patching.hook_makers import Cache as Cache
+from analyses.patching.hook_makers import Hooks as Hooks
+from analyses.patching.hook_makers import coordinates, fwd_hooks, hook_point, scaling_hooks, steering_hooks
+from analyses.patching.patched import Direction as Direction
+from analyses.patching.patched import Patching as Patching
 
 __all__ = [
-    "Cache",
-    "Direction",
-    "Hooks",
-    "Patching",
-    "by_component",
-    "coordinates",
-    "fwd_hooks",
-    "hook_point",
-    "scaling_hooks",
-    "steering_hooks",
-]
+    "by_component", "coordinates", "fwd_hooks", "hook_point", "scaling_hooks", "steering_hooks",
+]  # fmt: skip

@@ -29,20 +29,10 @@ from analyses.plots.laser import laser_heatmap as laser_heatmap
 from analyses.plots.laser import layer_task as layer_task
 from analyses.plots.laser import rank_curve as rank_curve
 from analyses.plots.maps import attribution_map, interactions, patching
-from analyses.plots.style import TEMPLATE
+from analyses.plots.style import TEMPLATE as TEMPLATE
 from analyses.plots.weights import operation, spectrum
 
 __all__ = [
-    "TEMPLATE",
-    "agreement",
-    "attribution_map",
-    "components",
-    "eigenpruning",
-    "interactions",
-    "laser",
-    "operation",
-    "patching",
-    "removal_curve",
-    "spectrum",
-    "truncation",
-]
+    "agreement", "attribution_map", "components", "eigenpruning", "interactions", "laser", "operation",
+    "patching", "removal_curve", "spectrum", "truncation",
+]  # fmt: skip

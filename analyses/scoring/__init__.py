@@ -5,45 +5,31 @@ batch's places; `read` and `judge` turn logits into scores. Whoever can compute 
 their own forward to `score_encoded`. The models are causal: what begins another sequence is read off that one.
 """
 
-from analyses.metrics.readings import Readings
-from analyses.prompts import Batch
-from analyses.scoring.batches import EncodedTask, encode
-from analyses.scoring.comparison import Change, Comparison, bootstrap, compare, mcnemar
-from analyses.scoring.logit_readings import Forward, Outcome, generate, outcome
-from analyses.scoring.performance import score, score_encoded, text_loss, text_loss_encoded
-from analyses.scoring.rules import Contains, Likeliest, Rule, StartsWith
-from analyses.scoring.scores import Scores, Summary
-from analyses.scoring.texts import EncodedText, encode_text
-from analyses.scoring.verdicts import judge
-from analyses.tokens.items import UnscorableItems, scorable
+from analyses.metrics.readings import Readings as Readings
+from analyses.prompts import Batch as Batch
+from analyses.scoring.batches import EncodedTask as EncodedTask
+from analyses.scoring.batches import encode as encode
+from analyses.scoring.comparison import Change as Change
+from analyses.scoring.comparison import Comparison, compare
+from analyses.scoring.comparison import bootstrap as bootstrap
+from analyses.scoring.comparison import mcnemar as mcnemar
+from analyses.scoring.logit_readings import Forward as Forward
+from analyses.scoring.logit_readings import Outcome as Outcome
+from analyses.scoring.logit_readings import generate as generate
+from analyses.scoring.logit_readings import outcome as outcome
+from analyses.scoring.performance import score, text_loss
+from analyses.scoring.performance import score_encoded as score_encoded
+from analyses.scoring.performance import text_loss_encoded as text_loss_encoded
+from analyses.scoring.rules import Contains, Likeliest, StartsWith
+from analyses.scoring.rules import Rule as Rule
+from analyses.scoring.scores import Scores
+from analyses.scoring.scores import Summary as Summary
+from analyses.scoring.texts import EncodedText as EncodedText
+from analyses.scoring.texts import encode_text as encode_text
+from analyses.scoring.verdicts import judge as judge
+from analyses.tokens.items import UnscorableItems as UnscorableItems
+from analyses.tokens.items import scorable
 
 __all__ = [
-    "Batch",
-    "Change",
-    "Comparison",
-    "Contains",
-    "EncodedTask",
-    "EncodedText",
-    "Forward",
-    "Likeliest",
-    "Outcome",
-    "Readings",
-    "Rule",
-    "Scores",
-    "StartsWith",
-    "Summary",
-    "UnscorableItems",
-    "bootstrap",
-    "compare",
-    "encode",
-    "encode_text",
-    "generate",
-    "judge",
-    "mcnemar",
-    "outcome",
-    "scorable",
-    "score",
-    "score_encoded",
-    "text_loss",
-    "text_loss_encoded",
-]
+    "Comparison", "Contains", "Likeliest", "Scores", "StartsWith", "compare", "scorable", "score", "text_loss",
+]  # fmt: skip

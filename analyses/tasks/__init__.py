@@ -25,22 +25,7 @@ from analyses.tasks.readers import from_csv, from_datasets, from_jsonl, from_rec
 from analyses.tasks.task import Splits, Task
 
 __all__ = [
-    "AnswerItem",
-    "ChoiceItem",
-    "MinimalPair",
-    "Splits",
-    "Task",
-    "addition",
-    "from_bigbench",
-    "from_blimp",
-    "from_counterfact",
-    "from_csv",
-    "from_datasets",
-    "from_jsonl",
-    "from_records",
-    "from_truthfulqa",
-    "greater_than",
-    "ioi",
-    "multiplication",
-    "recall",
-]
+    "AnswerItem", "ChoiceItem", "MinimalPair", "Splits", "Task", "addition", "from_bigbench", "from_blimp",
+    "from_counterfact", "from_csv", "from_datasets", "from_jsonl", "from_records", "from_truthfulqa",
+    "greater_than", "ioi", "multiplication", "recall",
+]  # fmt: skip

@@ -11,15 +11,21 @@ Chen, Bruna, Bietti, "Distributional associations vs in-context reasoning" (arXi
 """
 
 from analyses.truncation.checkpoints import Checkpoints
-from analyses.truncation.curves import Curve, curve
-from analyses.truncation.cuts import RHOS, Cut
-from analyses.truncation.gradient_steps import gradient_steps
-from analyses.truncation.prompts import PLACES, Prompts, facts, prompts
-from analyses.truncation.recall_sweeps import RECALL_SITES, RECALL_STEPS, recall_sweep, study
-from analyses.truncation.results import Study, Sweep
+from analyses.truncation.curves import Curve as Curve
+from analyses.truncation.curves import curve
+from analyses.truncation.cuts import RHOS as RHOS
+from analyses.truncation.cuts import Cut as Cut
+from analyses.truncation.gradient_steps import gradient_steps as gradient_steps
+from analyses.truncation.prompts import PLACES as PLACES
+from analyses.truncation.prompts import Prompts as Prompts
+from analyses.truncation.prompts import facts, prompts
+from analyses.truncation.recall_sweeps import RECALL_SITES as RECALL_SITES
+from analyses.truncation.recall_sweeps import RECALL_STEPS as RECALL_STEPS
+from analyses.truncation.recall_sweeps import recall_sweep, study
+from analyses.truncation.results import Study as Study
+from analyses.truncation.results import Sweep as Sweep
 from analyses.truncation.sweeps import sweep
 
 __all__ = [
-    "PLACES", "RECALL_SITES", "RECALL_STEPS", "RHOS", "Checkpoints", "Curve", "Cut", "Prompts", "Study", "Sweep",
-    "curve", "facts", "gradient_steps", "prompts", "recall_sweep", "study", "sweep",
+    "Checkpoints", "curve", "facts", "prompts", "recall_sweep", "study", "sweep",
 ]  # fmt: skip
