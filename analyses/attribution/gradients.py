@@ -6,6 +6,7 @@ output. To first order, removing it changes the metric by `−∂m/∂γ_i`.
 
 from collections.abc import Callable
 
+from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -67,10 +68,7 @@ def by_gradient(
         part = question.examples.take(chosen)
         pass_ = backward(question, part)
         baselines.append(pass_.values)
-        reference = None
-        if other is not None:
-            corrupted_rows = other[question.examples.rows_of(chosen).to(other.device)]
-            reference = inputs_of(question, Inputs(corrupted_rows, part.inputs.mask))
+        reference = None if other is None else _inputs_at(question, other, chosen)
         for site, target in question.targets.items():
             score = pass_.score(target, None if reference is None else reference[site])
             rows[site].append(part.summed(units_of(target, score.sum(1))).cpu())

@@ -14,7 +14,7 @@ from analyses.attribution.single_removals import measure_each
 from analyses.metrics import Metric, as_metric
 from analyses.metrics.positions import Mask
 from analyses.patching.patched import Direction, Patching
-from analyses.prompts import Tokens, read
+from analyses.prompts import Tokens
 from surgery import Basis, Decompositions
 from surgery.arguments import one_of, several
 
@@ -57,8 +57,11 @@ def by_component(
     metric = as_metric(metric)
     clean, corrupted = prompts_for(model, clean_tokens, metric, attention_mask), read(model, corrupted_tokens)
     one_of(direction, "direction", get_args(Direction))
-    question = ask(model, clean, metric, sites, basis=basis, svds=svds, batch_size=batch_size, progress=progress)
-    other = counterparts(question, corrupted)
+    question = ask(
+        model, clean_tokens, metric, sites,
+        basis=basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+    other = counterparts(question, corrupted_tokens)
     columns = _columns(positions, question.examples.inputs.n_pos)
     if direction == "denoising":  # the corrupted rows run, and take the clean ones' coordinates
         question, other = question.on(other), question.examples.inputs.tokens
