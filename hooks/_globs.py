@@ -83,28 +83,16 @@ class Numbered:
         return range(self.n)[slice(*(int(bound) if bound else None for bound in numbers.group("start", "stop")))]
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Text:
+class _Text(str):
     """These characters."""
 
-    text: str
 
-
-@final
-@dataclass(frozen=True, slots=True)
-class _One:
+class _One(frozenset[str]):
     """One character out of these."""
 
-    of: frozenset[str]
 
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Number:
+class _Number(frozenset[str]):
     """A number out of these, in writing."""
-
-    of: frozenset[str]
 
 
 _Token = _Text | _One | _Number | str
@@ -130,15 +118,15 @@ class Glob:
         Token by token, `here` holds the positions in the address that the pattern can have come to, as the bits of a
         number. Nothing is tried twice, so that no pattern takes long.
         """
-        characters = _characters(address)
+        of_char, digit_runs = _characters(address)
         anywhere = (1 << len(address) + 1) - 1
         here, groups = 1, []
         for token in self._tokens:
             match token:
-                case _Text(text):
+                case _Text() as text:
                     here = (here & _starts(text, address)) << len(text)
-                case _One(of):
-                    here = (here & reduce(or_, (at for char, at in characters.of_char.items() if char in of), 0)) << 1
+                case _One() as of:
+                    here = (here & reduce(or_, (at for char, at in of_char.items() if char in of), 0)) << 1
                 case "*":
                     here = anywhere & -(here & -here)  # from the first position on: the lowest bit, and all above it
                 case "{":
@@ -149,8 +137,8 @@ class Glob:
                     here = start
                 case "}":
                     here |= groups.pop()[1]
-                case _Number(of):
-                    ends = (end for start, end, digits in characters.digits if here >> start & 1 and digits in of)
+                case _Number() as of:
+                    ends = (end for start, end, digits in digit_runs if here >> start & 1 and digits in of)
                     here = reduce(or_, (1 << end for end in ends), 0)
             if not here and not groups:
                 return False
@@ -179,25 +167,22 @@ class Glob:
                     f"{self._pattern!r} has a '[' that is never closed: write classes as [QK], heads as a final [3]."
                 )
             elif char == "?":
-                tokens.append(_One(frozenset(_ASCII)))
+                tokens.append(_One(_ASCII))
             elif char == "*" and tokens[-1:] == ["*"]:
                 continue
             elif char in "*{" or (char in ",}" and depth):
                 tokens.append(char)
                 depth += {"{": 1, "}": -1}.get(char, 0)
             else:
-                last = tokens[-1] if tokens else None
-                if isinstance(last, _Text):
-                    tokens[-1] = _Text(last.text + char)
-                else:
-                    tokens.append(_Text(char))
+                before = tokens.pop() if tokens and isinstance(tokens[-1], _Text) else ""
+                tokens.append(_Text(before + char))
         if depth:
             raise SiteError(f"{self._pattern!r} has a '{{' that is never closed: write alternatives as {{in,out}}.")
         return tokens
 
     def _bracket(self, inside: str, before: str, after: str) -> _Token:
         if _is_class(inside):
-            return _One(self._chars(inside))
+            return self._chars(inside)
         if "*" in (before, after):
             raise SiteError(
                 f"{self._pattern!r} has '[{inside}]' beside a '*', which could be more digits of the same number: put "
@@ -217,13 +202,13 @@ class Glob:
         return self._number(inside)
 
     def _number(self, inside: str) -> _Number:
-        return _Number(frozenset(map(str, self._layers.chosen(inside))))
+        return _Number(map(str, self._layers.chosen(inside)))
 
     def _beside(self, found: re.Match[str]) -> tuple[str, str]:
         """The characters before and after a bracket."""
         return self._glob[: found.start()][-1:], self._glob[found.end() :][:1]
 
-    def _chars(self, inside: str) -> frozenset[str]:
+    def _chars(self, inside: str) -> _One:
         negated = inside.startswith(("!", "^"))
         ranges = re.findall(r"(.)-(.)|(.)", inside[negated:], re.DOTALL)
         if backwards := next((f"{low}-{high}" for low, high, _ in ranges if low > high), None):
@@ -232,20 +217,11 @@ class Glob:
                 "or [a-z]."
             )
         listed = {c for low, high, one in ranges for c in _ASCII if c == one or (low and low <= c <= high)}
-        return frozenset(_ASCII) - listed if negated else frozenset(listed)
+        return _One(set(_ASCII) - listed if negated else listed)
 
 
 def _is_class(inside: str) -> bool:
     return any(map(str.isalpha, inside)) or (any(map(inside.count, "._")) and not re.search("[0-9]", inside))
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Characters:
-    """The positions of each character in an address, as bits; and its runs of digits, each with its two ends."""
-
-    of_char: Mapping[str, int]
-    digits: tuple[tuple[int, int, str], ...]
 
 
 def _starts(text: str, address: str) -> int:
@@ -257,10 +233,11 @@ def _starts(text: str, address: str) -> int:
 
 
 @cache
-def _characters(address: str) -> _Characters:
+def _characters(address: str) -> tuple[Mapping[str, int], tuple[tuple[int, int, str], ...]]:
+    """The positions of each character in an address, as bits; and its runs of digits, each with its two ends."""
     of_char: dict[str, int] = {}
     for i, char in enumerate(address):
         of_char[char] = of_char.get(char, 0) | 1 << i
     runs = [run.span() for run in re.finditer("[0-9]+", address)]
     parts = ((i, j) for start, end in runs for i in range(start, end) for j in range(i + 1, end + 1))
-    return _Characters(of_char, tuple((i, j, address[i:j]) for i, j in parts))
+    return of_char, tuple((i, j, address[i:j]) for i, j in parts)

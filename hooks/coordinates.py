@@ -118,17 +118,16 @@ def check_positions(where: object) -> None:
     Raises:
         ValueError: if it is none of the forms of `Where`.
     """
-    match where:
-        case Tensor():
-            whole = not (where.is_floating_point() or where.is_complex() or where.dtype == torch.bool)
-            fits = (whole and where.ndim == 1) or (where.dtype == torch.bool and where.ndim == 2)
-        case slice():
-            parts = (where.start, where.stop, where.step)
-            fits = all(part is None or _is_column(part) for part in parts) and index(where.step or 1) > 0
-        case str():
-            fits = where == "all"
-        case _:
-            fits = all(map(_is_column, where)) if isinstance(where, Iterable) else _is_column(where)
+    if isinstance(where, Tensor):
+        whole = not (where.is_floating_point() or where.is_complex())
+        fits = where.ndim == 2 if where.dtype == torch.bool else whole and where.ndim == 1
+    elif isinstance(where, slice):
+        parts = (where.start, where.stop, where.step)
+        fits = all(part is None or _is_column(part) for part in parts) and index(where.step or 1) > 0
+    elif isinstance(where, str):
+        fits = where == "all"
+    else:
+        fits = all(map(_is_column, where)) if isinstance(where, Iterable) else _is_column(where)
     if not fits:
         given = f"a {where.dtype} tensor of shape {tuple(where.shape)}" if isinstance(where, Tensor) else repr(where)
         raise ValueError(f"positions is {given}: {_FORMS}")
@@ -141,44 +140,35 @@ def positions(where: Where, n_examples: int, n_pos: int, *, device: torch.device
         ValueError: if a column is outside, or there are not as many rows as examples.
     """
     check_positions(where)
-    chosen = torch.zeros(1, n_pos, dtype=torch.bool, device=device)
-    if isinstance(where, Tensor):
-        if where.dtype == torch.bool:
-            _agree(where.shape[0] in (1, n_examples) and where.shape[1] == n_pos, where, n_examples, n_pos)
-            return where.to(device)
-        _agree(len(where) == n_examples, where, n_examples, n_pos)
-        columns = where.to(device).long()
-        _inside(columns.tolist(), n_pos)
-        return chosen.expand(n_examples, -1).clone().scatter_(1, (columns % n_pos).unsqueeze(1), True)
+    chosen, rows = torch.zeros(1, n_pos, dtype=torch.bool, device=device), slice(None)
     if isinstance(where, str):
         return ~chosen
-    if not isinstance(where, slice):
-        where = [index(column) for column in (where if isinstance(where, Iterable) else [where])]
-        _inside(where, n_pos)
-    chosen[:, where] = True
-    return chosen
-
-
-def _at_input(place: Place) -> bool:
-    return place.site.matrix in ("W_O", "W_out")
-
-
-def _inside(columns: Sequence[int], n_pos: int) -> None:
+    if isinstance(where, slice):
+        chosen[:, where] = True
+        return chosen
+    if isinstance(where, Tensor):
+        sizes = (n_examples, n_pos)[: where.ndim]
+        if where.shape != sizes and where.shape != (1, n_pos):
+            raise ValueError(
+                f"positions is a {where.dtype} tensor of shape {tuple(where.shape)}, in a run of [example pos] of "
+                f"shape {(n_examples, n_pos)}: {_FORMS}"
+            )
+        if where.dtype == torch.bool:
+            return where.to(device)
+        chosen, rows = chosen.repeat(n_examples, 1), torch.arange(n_examples, device=device)
+    columns = [index(column) for column in (where if isinstance(where, Iterable) else [where])]
     outside = [column for column in columns if not -n_pos <= column < n_pos]
     if outside:
         raise ValueError(
             f"positions name column {outside[0]}, but this run has {n_pos}, 0 to {n_pos - 1}, or -{n_pos} to -1 "
             "counted from the end. Choose among them."
         )
+    chosen[rows, columns] = True
+    return chosen
 
 
-def _agree(fits: bool, where: Tensor, n_examples: int, n_pos: int) -> None:
-    if not fits:
-        raise ValueError(
-            f"positions is a {where.dtype} tensor of shape {tuple(where.shape)}, in a run of {n_examples} "
-            f"{'example' if n_examples == 1 else 'examples'} and {n_pos} {'position' if n_pos == 1 else 'positions'}: "
-            f"{_FORMS}"
-        )
+def _at_input(place: Place) -> bool:
+    return place.site.matrix in ("W_O", "W_out")
 
 
 def _is_column(given: object) -> bool:

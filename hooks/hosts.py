@@ -21,18 +21,13 @@ from hooks.ends import End, Hidden
 from hooks.places import Layout, Place
 from hooks.records import record_of
 from hooks.shadows import Slot
-from hooks.sites import ATTENTION_MATRICES, MATRICES, MLP_MATRICES, Matrix, Site, SiteError
+from hooks.sites import MATRICES, Matrix, Site, SiteError
 
 __all__ = ["BridgeHost", "HookedTransformerHost", "Host", "host_of"]
 
 _SPLIT_INPUTS = ("use_split_qkv_input", "use_attn_in")
 _READERS = {"W_Q": "query_input", "W_K": "key_input", "W_V": "value_input"}
-_PROJECTIONS: dict[Matrix, str] = {
-    **dict(zip(ATTENTION_MATRICES, "qkvo", strict=True)),
-    "W_in": "in",
-    "W_gate": "gate",
-    "W_out": "out",
-}
+_PROJECTIONS = dict(zip(MATRICES, ("q", "k", "v", "o", "in", "gate", "out"), strict=True))
 
 
 class Host(ABC):
@@ -86,10 +81,15 @@ class Host(ABC):
         """The dtype of the model's parameters."""
         return next(self.model.parameters()).dtype
 
+    @property
+    def every_site(self) -> list[Site]:
+        """Every matrix that a model of so many layers may have, editable or not."""
+        return [Site(layer, matrix) for layer in range(self.n_layers) for matrix in MATRICES]
+
     def joint_sites(self) -> list[Site]:
         """Every editable matrix of the model, joint over heads, in the order of the forward pass."""
         n_uses = self._n_uses()
-        return [site for site in self._every_site() if self._why_not(site, n_uses) is None]
+        return [site for site in self.every_site if self.why_not(site, n_uses) is None]
 
     def place(self, site: Site) -> Place:
         """Where the matrix of `site` lives.
@@ -114,21 +114,13 @@ class Host(ABC):
         grouped = getattr(cfg, "n_key_value_heads", None) if matrix in ("W_K", "W_V") else None
         return grouped or cfg.n_heads
 
-    def why_not(self, site: Site) -> str | None:
-        """Why the model's matrix at `site` cannot be edited, or None if it can."""
-        return self._why_not(site, self._n_uses())
-
-    def _every_site(self) -> list[Site]:
-        return [Site(layer, matrix) for layer in range(self.n_layers) for matrix in MATRICES]
-
     def _place(self, site: Site, n_uses: Mapping[int, int]) -> Place:
         if site.layer >= self.n_layers:
             raise SiteError(
-                f"no matrix is named '{site}': this model has {self.n_layers} layers, "
-                f"blocks.0 to blocks.{self.n_layers - 1}. List all with surgery.sites(model)."
+                f"no matrix is named '{site}': this model has {self.n_layers} layers, blocks.0 to "
+                f"blocks.{self.n_layers - 1}. List all with surgery.sites(model)."
             )
-        reason = self._why_not(site.joint, n_uses)
-        if reason is not None:
+        if reason := self.why_not(site.joint, n_uses):
             raise SiteError(f"'{site}' cannot be edited: {reason}. List what can with surgery.sites(model).")
         place = self._joint_place(site.joint)
         if site.head is None:
@@ -138,16 +130,15 @@ class Host(ABC):
             raise SiteError(f"no head is named '{site}': {site.joint} has {heads}. List all with surgery.sites(model).")
         return place.at_head(site.head)
 
-    def _why_not(self, site: Site, n_uses: Mapping[int, int]) -> str | None:
-        reason = self._missing(site)
-        if reason is not None:
+    def why_not(self, site: Site, n_uses: Mapping[int, int] | None = None) -> str | None:
+        """Why the model's matrix at `site` cannot be edited, or None if it can."""
+        if reason := self._missing(site):
             return reason
         owner, weight = self._stored(site)
-        if n_uses[id(owner)] > 1:
-            label = f"{site.prefix}.{site.part}"
+        if (self._n_uses() if n_uses is None else n_uses)[id(owner)] > 1:
             return (
-                f"{label} is used in several places of this model, so that an edit in one would be an edit in all "
-                f"(give each place a copy: copy.deepcopy)"
+                f"{site.prefix}.{site.part} is used in several places of this model, so that an edit in one would be "
+                "an edit in all (give each place a copy: copy.deepcopy)"
             )
         return _no_floats(weight, site)
 
@@ -155,7 +146,7 @@ class Host(ABC):
         """For each module that holds weights (by its id), in how many parts of the model it stands."""
         owners = {
             (site.layer, site.part if self._holds_a_part else site.matrix): id(self._stored(site)[0])
-            for site in self._every_site()
+            for site in self.every_site
             if self._missing(site) is None
         }
         return Counter(owners.values())
@@ -191,7 +182,9 @@ class HookedTransformerHost(Host):
         if owner is None:
             return f"this model is attention-only, so {site.prefix} has no {site.part}"
         if self._stored_name(owner, site.matrix) not in owner._parameters:
-            return f"{site.prefix}.{site.part} is a {type(owner).__name__}, which holds {_held(owner)}"
+            matrices = [name.lstrip("_") for name in owner._parameters if name.lstrip("_") in MATRICES]
+            held = ", ".join(matrices) or f"no matrix of its own but {', '.join(owner._modules) or 'nothing'}"
+            return f"{site.prefix}.{site.part} is a {type(owner).__name__}, which holds {held}"
         return None
 
     def _stored(self, site: Site) -> tuple[nn.Module, Tensor | None]:
@@ -209,17 +202,15 @@ class HookedTransformerHost(Host):
     def _joint_place(self, site: Site) -> Place:
         owner = getattr(self.model.blocks[site.layer], site.part)
         name = self._stored_name(owner, site.matrix)
-        shape = tuple(owner._parameters[name].shape)
-        if site.matrix in MLP_MATRICES:
-            layout, n_heads, (d_in, d_out) = Layout("d_in d_out -> d_in d_out"), None, shape
-        elif site.matrix == "W_O":
-            n_heads, d_head, d_out = shape
+        stored = owner._parameters[name]
+        layout, n_heads = Layout("d_in d_out -> d_in d_out"), None
+        if site.matrix == "W_O":
+            n_heads, d_head, _ = stored.shape
             layout = Layout("head d_head d_out -> (head d_head) d_out", (("head", n_heads), ("d_head", d_head)))
-            d_in = n_heads * d_head
-        else:
-            n_heads, d_in, d_head = shape
+        elif site.part == "attn":
+            n_heads, _, d_head = stored.shape
             layout = Layout("head d_in d_head -> d_in (head d_head)", (("head", n_heads), ("d_head", d_head)))
-            d_out = n_heads * d_head
+        d_in, d_out = layout.to_matrix(stored).shape
         slot = Slot(owner, name, f"{site.prefix}.{site.part}.{name}")
         reads, writes = self._input(site), self._output(site)
         return Place(site, (slot,), layout, d_in, d_out, n_heads, reads, writes, self._bias(site, owner, name))
@@ -241,12 +232,10 @@ class HookedTransformerHost(Host):
         # shows what a normalisation divides by its scale before its own gain and bias (`norm` below applies them).
         norm = getattr(block, "ln1" if site.part == "attn" else "ln2", None)
         hook = self._shown_input(site, norm)
-        affine = (
-            norm if isinstance(hook, str) and hook.endswith("hook_normalized") and "w" in norm._parameters else None
-        )
+        divided = isinstance(hook, str) and hook.endswith("hook_normalized") and "w" in norm._parameters
         argument = _READERS[site.matrix] if site.part == "attn" else 0
         shared = site.part == "mlp" and "W_gate" in block.mlp._parameters
-        return End(getattr(block, site.part), argument, "last", hook, affine, shared)
+        return End(getattr(block, site.part), argument, "last", hook, norm if divided else None, shared)
 
     def _shown_input(self, site: Site, norm: nn.Module | None) -> str | Hidden:
         """The hook point that shows what a matrix reads from the residual stream."""
@@ -275,9 +264,8 @@ class HookedTransformerHost(Host):
             elif cfg.use_normalization_before_and_after or _is_post_norm(cfg):
                 hook = Hidden(f"{name} lies after another normalisation")
             return End(getattr(block, site.part), None, "first", hook)
-        if site.part == "attn":
-            name = f"hook_{site.matrix[-1].lower()}"
-        else:
+        name = f"hook_{site.matrix[-1].lower()}"
+        if site.part == "mlp":
             gated_linear = site.matrix == "W_in" and hasattr(block.mlp, "hook_pre_linear")
             name = "hook_pre_linear" if gated_linear else "hook_pre"
         module = getattr(getattr(block, site.part), name)
@@ -299,7 +287,9 @@ class BridgeHost(Host):
             return f"{site.prefix}.mlp is a {type(container).__name__}, whose weights are not one matrix per layer"
         layer = self._layer(site)
         if layer is None:
-            return f"{site.prefix}.{site.part} is a {type(container).__name__}, which holds {_held_bridged(container)}"
+            held = [matrix for matrix, projection in _PROJECTIONS.items() if projection in _bridges(container)]
+            what = ", ".join(held) or "no matrix that can be edited"
+            return f"{site.prefix}.{site.part} is a {type(container).__name__}, which holds {what}"
         if _orientation(layer) is None:
             name = f"{site.prefix}.{site.part}.{_PROJECTIONS[site.matrix]}"
             kind = f"{type(layer).__module__}.{type(layer).__name__}"
@@ -312,9 +302,8 @@ class BridgeHost(Host):
         return layer, layer.weight
 
     def weight_state(self) -> str:
-        if getattr(self.model, "_weights_processed", False):
-            return "processed (LayerNorm folded or weights centred)"
-        return "raw"
+        processed = getattr(self.model, "_weights_processed", False)
+        return "processed (LayerNorm folded or weights centred)" if processed else "raw"
 
     def _layer(self, site: Site) -> nn.Module | None:
         """The wrapped Hugging Face layer (through `_modules`: `bridge.attn.W_Q` and its like are processed copies)."""
@@ -350,11 +339,11 @@ class BridgeHost(Host):
             if site.matrix == "W_out":
                 return End(bridge.hook_in, None, "last", f"{prefix}.hook_in"), output
             return End(container.hook_in, None, "last", f"{site.prefix}.mlp.hook_in", shared=True), output
+        reads, writes = f"{prefix}.hook_in", f"{prefix}.hook_out"
         for flag in (*_SPLIT_INPUTS, "use_attn_result") if site.part == "attn" else ():
             if getattr(self.model.cfg, flag, False):
-                hidden = Hidden(f"{flag} bypasses {prefix}")
-                return End(layer, 0, "last", hidden), End(layer, None, "first", hidden)
-        return End(layer, 0, "last", f"{prefix}.hook_in"), End(layer, None, "first", f"{prefix}.hook_out")
+                reads = writes = Hidden(f"{flag} bypasses {prefix}")
+        return End(layer, 0, "last", reads), End(layer, None, "first", writes)
 
 
 def host_of(model: nn.Module) -> Host:
@@ -370,10 +359,9 @@ def _new_host(model: nn.Module) -> Host:
     names = {cls.__name__ for cls in type(model).__mro__}
     if "OptimizedModule" in names:
         raise compiled_error(model)
-    if "HookedTransformer" in names:
-        return HookedTransformerHost(model)
-    if "TransformerBridge" in names:
-        return BridgeHost(model)
+    for name, host in (("HookedTransformer", HookedTransformerHost), ("TransformerBridge", BridgeHost)):
+        if name in names:
+            return host(model)
     raise TypeError(
         f"cannot operate on a {type(model).__name__}: a transformer_lens HookedTransformer or TransformerBridge is "
         "needed. Wrap a Hugging Face model with TransformerBridge.boot_transformers or build_bridge_from_module."
@@ -388,9 +376,7 @@ def _is_post_norm(cfg: object) -> bool:
 def _orientation(layer: nn.Module) -> str | None:
     if isinstance(layer, nn.Linear):
         return "d_out d_in -> d_in d_out"
-    if type(layer).__name__ == "Conv1D":
-        return "d_in d_out -> d_in d_out"
-    return None
+    return "d_in d_out -> d_in d_out" if type(layer).__name__ == "Conv1D" else None
 
 
 def _no_floats(weight: Tensor | None, site: Site) -> str | None:
@@ -407,16 +393,5 @@ def _no_floats(weight: Tensor | None, site: Site) -> str | None:
     return None
 
 
-def _held(owner: nn.Module) -> str:
-    matrices = [name.lstrip("_") for name in owner._parameters if name.lstrip("_") in MATRICES]
-    return ", ".join(matrices) or f"no matrix of its own but {', '.join(owner._modules) or 'nothing'}"
-
-
 def _bridges(container: nn.Module) -> list[str]:
     return [name for name, module in container._modules.items() if hasattr(module, "original_component")]
-
-
-def _held_bridged(container: nn.Module) -> str:
-    names = {projection: matrix for matrix, projection in _PROJECTIONS.items()}
-    matrices = [names[name] for name in _bridges(container) if name in names]
-    return ", ".join(matrices) or "no matrix that can be edited"

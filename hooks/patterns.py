@@ -16,30 +16,30 @@ from hooks._aliases import canonical
 from hooks._globs import LONGEST, Glob, Numbered, split_index
 from hooks.hosts import Host, host_of
 from hooks.places import Place
-from hooks.sites import ATTENTION_MATRICES, MATRICES, Site, SiteError
+from hooks.sites import ATTENTION_MATRICES, Site, SiteError
 
 __all__ = ["match_each", "match_on", "match_sites", "place_of"]
 
 
-def match_each(model: nn.Module, patterns: str | Iterable[str]) -> list[Site]:
+def match_each(model: nn.Module, patterns: str | Site | Iterable[str | Site]) -> list[Site]:
     """Every site that a pattern (or any of several) names, each once, in the order of the forward pass.
 
     Raises:
         TypeError: if that is neither a pattern nor several.
         SiteError: as `match_sites`.
     """
-    several = isinstance(patterns, Iterable) and not isinstance(patterns, str | Mapping)
-    strings: list[str] = []
-    for pattern in patterns if several else [patterns]:
-        if not isinstance(pattern, str):
+    given: list[object] = [patterns]
+    if isinstance(patterns, Iterable) and not isinstance(patterns, str | Mapping):
+        given = list(patterns)
+    for pattern in given:
+        if not isinstance(pattern, str | Site):
             raise TypeError(
                 f"{repr(pattern)[:80]} is not a pattern but of type {type(pattern).__name__}: give a string such as "
                 "'blocks.*.mlp.W_out', or a list of these."
             )
-        strings.append(pattern)
     host = host_of(model)
     joint_sites = host.joint_sites()
-    return sorted({site for pattern in strings for site in match_on(host, pattern, joint_sites)})
+    return sorted({site for pattern in given for site in match_on(host, str(pattern), joint_sites)})
 
 
 def match_sites(model: nn.Module, pattern: str) -> list[Site]:
@@ -104,8 +104,7 @@ def _heads(host: Host, site: Site, index: str, pattern: str) -> list[int]:
 def _nothing(host: Host, pattern: str, joint: str, glob: Glob, joint_sites: Sequence[Site]) -> SiteError:
     """Why nothing matched: a matrix that cannot be edited, no such layer, or a slip of the pen."""
     what = f"no matrix is named {pattern!r}" if pattern.strip() else "an empty pattern names no matrix"
-    every = [Site(layer, matrix) for layer in range(host.n_layers) for matrix in MATRICES]
-    matching = next((site for site in every if glob.matches(str(site))), None)
+    matching = next((site for site in host.every_site if glob.matches(str(site))), None)
     if matching is not None:
         return SiteError(f"{what}: {host.why_not(matching)}. List what can be edited with surgery.sites(model).")
     near = get_close_matches(joint, map(str, joint_sites), n=3, cutoff=0.6)

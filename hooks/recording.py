@@ -98,17 +98,20 @@ def hidden(output: object) -> Tensor:
     return tensor
 
 
+def in_form_of(output: object, activation: Tensor) -> object:
+    """The activation, in the form in which a module returned its output: a tensor, or the first of a tuple."""
+    return (activation, *output[1:]) if isinstance(output, tuple) else activation
+
+
 def _rows_of(activation: Float[Tensor, "batch pos d_model"], rows: Int[Tensor, " row"]) -> Tensor:
     return activation[rows.to(activation.device)]
 
 
 def _parts(block: nn.Module) -> dict[Part, nn.Module]:
-    found: dict[Part, nn.Module] = {"block": block}
-    for part in ("attn", "mlp"):
-        module = block._modules.get(part)
-        if module is not None:
-            found[part] = module
-    return found
+    modules: dict[Part, nn.Module | None] = {
+        "block": block, "attn": block._modules.get("attn"), "mlp": block._modules.get("mlp")
+    }  # fmt: skip
+    return {part: module for part, module in modules.items() if module is not None}
 
 
 def _block_input(args: tuple, kwargs: dict) -> Tensor:
@@ -128,8 +131,7 @@ def _skipped(block: nn.Module, recorded_output: object) -> Forward:
     """The block hands its input on, in the form in which it returned its output."""
 
     def forward(*args: object, **kwargs: object) -> object:
-        resid = _block_input(args, kwargs)
-        return (resid, *recorded_output[1:]) if isinstance(recorded_output, tuple) else resid
+        return in_form_of(recorded_output, _block_input(args, kwargs))
 
     return Forward(block, forward)
 

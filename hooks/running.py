@@ -16,9 +16,9 @@ from torch.nn.functional import linear
 from hooks.hosts import host_of
 from hooks.inputs import Inputs, Reads
 from hooks.places import Place
-from hooks.recording import Recording, has_hooks, hidden, recorded, replayed
+from hooks.recording import Recording, has_hooks, hidden, in_form_of, recorded, replayed
 from hooks.sites import Site
-from hooks.temporary import Forward, Hook, Temporary
+from hooks.temporary import Forward, Hook, Temporary, together
 
 __all__ = ["Added", "Logits", "arithmetic", "nbytes", "record", "rerun", "reruns_reads_alone", "run"]
 
@@ -54,7 +54,12 @@ def record(model: nn.Module, inputs: Inputs, sites: Iterable[Site] | None = None
         logits = run(model, inputs)
     if sites is None:
         return everything, logits
-    outputs = {key: _form(output) for key, output in everything.outputs.items() if key[1] != "attn"}
+    # Of most outputs only the form is needed: a tensor, or a tuple of so many things.
+    outputs = {
+        key: in_form_of(output, hidden(output).new_empty(0))
+        for key, output in everything.outputs.items()
+        if key[1] != "attn"
+    }
     kept = Recording(outputs=outputs)
     for site in sites:
         kept.resid_pre[site.layer] = everything.resid_pre[site.layer]
@@ -134,13 +139,10 @@ def _changed(
     change: Callable[[Tensor], Tensor] | None,
 ) -> Temporary[None]:
     """Replay from `site` on, with the matrix's output changed on the way."""
-    if place is None or change is None:
-        return replayed(model, recording, site, rows)
     # W_O and W_out end their half of the block: the recorded output is changed, and the half not computed at all.
-    if site.matrix in ("W_O", "W_out"):
+    if place is None or change is None or site.matrix in ("W_O", "W_out"):
         return replayed(model, recording, site, rows, change=change)
-    replay, tap = replayed(model, recording, site, rows), place.tapped(at_output=change)
-    return Temporary([*replay.things, *tap.things])
+    return together(replayed(model, recording, site, rows), place.tapped(at_output=change))
 
 
 def _adding(added: tuple[Place, Added], reads: Reads | None) -> Callable[[Tensor], Tensor]:
@@ -164,8 +166,7 @@ def _from_reads(
     for part in ("attn", "mlp"):
         output = outputs.get((last, part))
         if output is not None and hidden(output).ndim == 3:  # a stand-in for an output has no positions
-            taken = at.of(hidden(output)).unsqueeze(1)
-            outputs[last, part] = (taken, *output[1:]) if isinstance(output, tuple) else taken
+            outputs[last, part] = in_form_of(output, at.of(hidden(output)).unsqueeze(1))
     single = Recording({last: at.of(recording.resid_pre[last]).unsqueeze(1)}, outputs)
     change = None if added is None else _adding(added, reads)
     each = torch.arange(len(reads.row))
@@ -202,8 +203,7 @@ def _mlp_skipped(mlp: nn.Module, recorded_output: object) -> Temporary[None]:
 
     def forward(*args: object, **kwargs: object) -> object:
         activation = args[0] if args else next(iter(kwargs.values()))
-        zeros = torch.zeros_like(activation)  # type: ignore[arg-type]
-        return (zeros, *recorded_output[1:]) if isinstance(recorded_output, tuple) else zeros
+        return in_form_of(recorded_output, torch.zeros_like(activation))  # type: ignore[arg-type]
 
     return Temporary([Forward(mlp, forward)])
 
@@ -232,9 +232,3 @@ def _without_copy(unembed: nn.Module) -> Callable[..., object]:
         return unembed.hook_out(linear(unembed.hook_in(residual), unembed.W_U.T, unembed.b_U))  # type: ignore[operator, union-attr, arg-type]
 
     return forward
-
-
-def _form(output: object) -> object:
-    """A stand-in for an output of which only the form is needed: a tensor, or a tuple of so many things."""
-    empty = hidden(output).new_empty(0)
-    return (empty, *output[1:]) if isinstance(output, tuple) else empty

@@ -87,12 +87,12 @@ def _edited(W: Float[Tensor, "d_in d_out"], changes: list[Change]) -> Float[Tens
 
 def _bias(editor: Editor, place: Place, changes: list[Change]) -> Tensor | None:
     """The bias with what the constants of these changes add to it; None if they add nothing."""
-    added = [
-        (site, added_bias(parts[0].decomposition, combine(parts)))
-        for site, group in groupby(changes, key=lambda change: change.site)
-        for parts in [list(group)]
-    ]
-    if all(addition is None for _, addition in added):
+    added: dict[Site, Tensor] = {}
+    for site, group in groupby(changes, key=lambda change: change.site):
+        parts = list(group)
+        if (addition := added_bias(parts[0].decomposition, combine(parts))) is not None:
+            added[site] = addition
+    if not added:
         return None
     if place.bias is None:
         raise ValueError(
@@ -103,9 +103,8 @@ def _bias(editor: Editor, place: Place, changes: list[Change]) -> Tensor | None:
     held = editor.original(place)
     start = held.new_zeros(place.d_out) if original is None else original.flatten().clone()
     bias = start.to(torch.promote_types(start.dtype, torch.float32))
-    for site, addition in added:
-        if addition is not None:
-            # The heads of W_Q, W_K and W_V have their own part of the bias; those of W_O share all of it.
-            at = slice(None) if site.head is None or site.matrix == "W_O" else place.at_head(site.head).head_slice
-            bias[at] += addition.to(bias)
+    for site, addition in added.items():
+        # The heads of W_Q, W_K and W_V have their own part of the bias; those of W_O share all of it.
+        at = slice(None) if site.head is None or site.matrix == "W_O" else place.at_head(site.head).head_slice
+        bias[at] += addition.to(bias)
     return bias.to(held.dtype) if original is None else bias.to(original.dtype).view(original.shape)

@@ -1,16 +1,18 @@
-"""Whole numbers, fractions and seeds as arguments: checked, and made plain Python numbers.
+"""Numbers, seeds and choices as arguments: checked, and made plain Python numbers.
 
 Arguments come from people, from numpy and torch, and from files, so no type is taken for granted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
+from math import inf, isfinite
 from operator import index
 from typing import TypeVar
 
-__all__ = ["counted", "fraction", "number", "seed", "shown", "whole"]
+__all__ = ["counted", "even", "finite", "fraction", "number", "one_of", "positive", "seed", "several", "shown", "whole"]
 
-T = TypeVar("T", bound=type)
+C = TypeVar("C", bound=type)
+T = TypeVar("T")
 LARGEST_SEED = 2**63 - 1
 
 
@@ -30,6 +32,33 @@ def whole(value: object, name: str, *, least: int = 0, most: int | None = None) 
     return number
 
 
+def even(value: object, name: str) -> int:
+    """The value as an even number, 2 or more, for what comes in pairs.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    checked = whole(value, name, least=2)
+    if checked % 2:
+        raise ValueError(f"{name}={checked}: these come in pairs. Give an even number.")
+    return checked
+
+
+def several(values: object, name: str, *, least: int = 0, most: int | None = None) -> list[int]:
+    """The values as ints, of which there has to be one or more.
+
+    Raises:
+        ValueError: if they are no list of whole numbers, or one is out of bounds.
+    """
+    try:
+        numbers = [] if isinstance(values, str) else list(values)  # type: ignore[call-overload]
+    except TypeError:
+        numbers = []
+    if not numbers:
+        raise ValueError(f"{name}={shown(values)}: give one or more whole numbers in a list.")
+    return [whole(number, f"{name}[{at}]", least=least, most=most) for at, number in enumerate(numbers)]
+
+
 def seed(value: object, name: str = "seed") -> int:
     """The value as a seed that every generator takes.
 
@@ -39,18 +68,44 @@ def seed(value: object, name: str = "seed") -> int:
     return whole(value, name, most=LARGEST_SEED)
 
 
-def number(value: object, name: str) -> float:
-    """The value as a float.
+def positive(value: object, name: str) -> float:
+    """The value as a float above 0.
 
     Raises:
-        ValueError: if it is not a number.
+        ValueError: if it is not a number, or not above 0 and finite.
+    """
+    size = number(value, name)
+    if not 0 < size < inf:
+        raise ValueError(f"{name}={shown(value)}: give a number above 0.")
+    return size
+
+
+def number(value: object, name: str, *, least: float | int | None = None) -> float:
+    """The value as a float; with `least`, finite and no smaller.
+
+    Raises:
+        ValueError: if it is not a number, or out of bounds.
     """
     try:
         if not isinstance(value, str | bytes) and not is_bool(value):
-            return float(value)  # type: ignore[arg-type]
+            size = float(value)  # type: ignore[arg-type]
+            if least is None or least <= size < inf:
+                return size
     except (TypeError, ValueError, OverflowError):
         pass
-    raise ValueError(f"{name}={shown(value)}: give a number.")
+    raise ValueError(f"{name}={shown(value)}: give a number{'' if least is None else f', {least:g} or more'}.")
+
+
+def finite(value: object, name: str, *, least: int | None = None) -> float:
+    """The value as a float that is neither infinite nor NaN.
+
+    Raises:
+        ValueError: if it is not a finite number, or below `least`.
+    """
+    checked = number(value, name)
+    if not isfinite(checked) or (least is not None and checked < least):
+        raise ValueError(f"{name}={shown(value)}: give a finite number{'' if least is None else f', {least} or more'}.")
+    return checked
 
 
 def fraction(value: object, name: str) -> float:
@@ -65,10 +120,22 @@ def fraction(value: object, name: str) -> float:
     return share
 
 
-def by_name_only(example: str) -> Callable[[T], T]:
+def one_of(value: T, name: str, allowed: Iterable[object]) -> T:
+    """The value, if it is among those that are allowed.
+
+    Raises:
+        ValueError: naming these.
+    """
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name}={shown(value)}: it is one of {', '.join(map(repr, allowed))}. Choose one.")
+    return value
+
+
+def by_name_only(example: str) -> Callable[[C], C]:
     """A decorator for a dataclass whose arguments have to be named; its refusal shows `example`."""
 
-    def decorated(cls: T) -> T:
+    def decorated(cls: C) -> C:
         init = cls.__init__
 
         @wraps(init)

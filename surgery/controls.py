@@ -14,13 +14,13 @@ The draws are defined here once; `matched` makes the edit that controls another 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from surgery.arguments import by_name_only, fraction, seed, whole
+from surgery.arguments import by_name_only, fraction, one_of, seed, whole
 from surgery.bases import SVD, Basis, HaarBasis, check_basis
 from surgery.decompositions import Decomposition
 from surgery.edits import Edit, Gains, dropped
@@ -94,15 +94,13 @@ def matched(gains: Gains, decomposition: Decomposition, *, by: Match, seed: int 
     RandomComponents(seed=1, count=3)
     """
     values = gains.values.detach().double()
-    match by:
-        case "count":
-            return RandomComponents(seed=seed, count=round(float((1 - values).clamp_min(0).sum())))
-        case "energy":
-            removed = float((decomposition.energy * (1 - values.square()).clamp_min(0)).sum())
-            return RandomComponents(seed=seed, energy=min(1.0, removed))
-        case "spectrum":
-            return RandomBasis(seed)
-    raise ValueError(f"by={by!r}: a control has the same 'count', 'energy' or 'spectrum'. Give one of these.")
+    one_of(by, "by", get_args(Match))
+    if by == "spectrum":
+        return RandomBasis(seed)
+    if by == "count":
+        return RandomComponents(seed=seed, count=round(float((1 - values).clamp_min(0).sum())))
+    removed = float((decomposition.energy * (1 - values.square()).clamp_min(0)).sum())
+    return RandomComponents(seed=seed, energy=min(1.0, removed))
 
 
 @final

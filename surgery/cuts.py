@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from surgery import ranks
-from surgery.arguments import by_name_only, fraction, shown, whole
+from surgery.arguments import by_name_only, fraction, one_of, whole
 from surgery.bases import SVD, Basis, check_basis
 from surgery.decompositions import Decomposition
 from surgery.edits import Edit, Gains, dropped, kept
@@ -36,8 +36,8 @@ class ByRank(Edit):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, fraction(getattr(self, name), f"{own} was given {name}"))
         check_basis(self.basis, f"{own} was given basis")
-        if self.rule is not None and self.rule not in tuple(ranks.RULES):
-            raise ValueError(f"{own} was given rule={shown(self.rule)}: give one of {', '.join(ranks.RULES)}.")
+        if self.rule is not None:
+            one_of(self.rule, f"{own} was given rule", ranks.RULES)
 
     def count(self, decomposition: Decomposition) -> int:
         """How many components lie above the cut (for the *Bottom* edits: below it).

@@ -11,7 +11,6 @@ from typing import final
 import pandas as pd
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -23,13 +22,13 @@ from hooks.records import record_of
 from surgery.arguments import shown
 from surgery.bases import SVD, Basis, check_basis, decode_basis
 from surgery.errors import StaleDecompositionError
-from surgery.files import whole_file
+from surgery.files import read_tensors, whole_file
 from surgery.json_values import encode
 from surgery.ranks import effective_rank, stable_rank
 from surgery.svd import Factors
 
 __all__ = [
-    "Decomposition", "Decompositions", "basis_of", "chosen_basis", "decompose", "decomposed", "forget", "store_for",
+    "Decomposition", "Decompositions", "chosen_basis", "decompose", "decomposed", "forget",
 ]  # fmt: skip
 
 _FORMAT, _VERSION = "model-surgery decompositions", "2"
@@ -179,22 +178,11 @@ class Decompositions(Mapping[str, Decomposition]):
         Raises:
             ValueError: if the file is damaged or not one of ours.
         """
-        try:
-            with safe_open(str(path), framework="pt", device=str(device)) as file:
-                return cls._read(file)
-        except FileNotFoundError:
-            raise
-        except (SafetensorError, OSError, KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
-            raise ValueError(
-                f"{path} is damaged or not a file of decompositions ({str(error)[:200]}): decompose again and save."
-            ) from error
+        with read_tensors(path, (_FORMAT, _VERSION), "decompositions", device=device) as (metadata, tensors):
+            return cls._read(metadata, tensors)
 
     @classmethod
-    def _read(cls, file: safe_open) -> "Decompositions":
-        metadata = file.metadata() or {}
-        if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
-            raise ValueError(f"not one that this release wrote, version {_VERSION}")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    def _read(cls, metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> "Decompositions":
         texts = {name: metadata[name] for name in ("basis", "sites")}
         if metadata.get("checksum") != _checksum(texts, tensors):
             raise ValueError("its contents are not what was written")
@@ -285,12 +273,6 @@ def chosen_basis(basis: Basis | None, svds: Decompositions | None) -> Basis:
     return chosen
 
 
-def store_for(bases: Iterable[Basis], svds: Decompositions | None) -> Decompositions | None:
-    """`svds` if it is in one of these bases, else None: for work that goes through several bases with one store."""
-    check_store(svds)
-    return svds if svds is not None and svds.basis in list(bases) else None
-
-
 def decomposed(
     model: nn.Module, sites: Iterable[Site], *, basis: Basis, svds: Decompositions | None, progress: bool = True
 ) -> dict[Site, Decomposition]:
@@ -305,7 +287,8 @@ def components_of(
     model: nn.Module, places: Iterable[Place], *, basis: Basis, svds: Decompositions | None, progress: bool
 ) -> dict[Site, Decomposition]:
     """As `decomposed`, of matrices whose places are known."""
-    own_store = store_for([basis], svds)
+    check_store(svds)
+    own_store = svds if svds is not None and svds.basis == basis else None
     store = record_of(model).of(Remembered).in_basis(basis) if own_store is None else own_store
     editor, state = editor_of(model), host_of(model).weight_state()
     matrices = {place.site: editor.original(place) for place in places}
@@ -313,8 +296,8 @@ def components_of(
     fitting: dict[Site, Decomposition] = {}
     for site, W in matrices.items():
         entry = store.get(str(site))
-        if entry is not None and entry.fingerprint == marks[site]:
-            fitting[site] = _of_shape(entry, W).to(W.device)
+        if entry is not None and entry.fingerprint == marks[site] and entry.shape == tuple(W.shape):
+            fitting[site] = entry.to(W.device)
         elif entry is not None and own_store is not None:
             raise _stale(entry, state)
     missing = [site for site in matrices if site not in fitting]
@@ -326,12 +309,6 @@ def components_of(
             fitting[site] = Decomposition(str(site), *factors, basis, marks[site], state)
             store.add(fitting[site])
     return {site: fitting[site] for site in matrices}
-
-
-def basis_of(svds: Decompositions | None) -> Basis:
-    """The basis of a store; SVD() for None."""
-    check_store(svds)
-    return SVD() if svds is None else svds.basis
 
 
 def check_store(svds: object) -> None:
@@ -359,15 +336,6 @@ class Remembered(dict[Basis, Decompositions]):
 def forget(model: nn.Module) -> None:
     """Free the decompositions remembered for this model; they are computed anew when next needed."""
     record_of(model).of(Remembered).clear()
-
-
-def _of_shape(entry: Decomposition, W: Float[Tensor, "d_in d_out"]) -> Decomposition:
-    if entry.shape != tuple(W.shape):
-        raise ValueError(
-            f"the decomposition of '{entry.site}' is of a {entry.shape[0]} x {entry.shape[1]} matrix, the model's is "
-            f"{W.shape[0]} x {W.shape[1]}. Decompose again: surgery.decompose(model, ...)."
-        )
-    return entry
 
 
 def _components(heads: list[Site], matrices: dict[Site, Tensor], basis: Basis) -> list[Factors]:

@@ -7,7 +7,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from math import isfinite
 from operator import index
 from typing import NamedTuple, SupportsIndex, final
 
@@ -15,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from surgery.arguments import is_bool, number, shown
+from surgery.arguments import finite, is_bool, shown
 from surgery.bases import SVD, Basis, check_basis
 from surgery.decompositions import Decomposition
 
@@ -141,38 +140,25 @@ class Scale(Edit):
     basis: Basis = SVD()
 
     def __post_init__(self) -> None:
-        values = self._checked()
-        bad = [g for g in values if not isfinite(g) or g < 0]
-        if bad:
-            raise ValueError(
-                f"Scale was given the gain {bad[0]!r}: gains are finite and 0 or more (1 leaves a component, 0 "
-                "removes it)."
-            )
+        match self.gain:
+            case Tensor() as gain:
+                if gain.ndim > 1 or gain.dtype == torch.bool or gain.is_complex():
+                    raise ValueError(
+                        f"Scale was given a tensor of shape {tuple(gain.shape)} and type "
+                        f"{str(gain.dtype).removeprefix('torch.')}: give one number, or a vector, one gain for each "
+                        "component."
+                    )
+                for value in gain.detach().flatten().tolist():
+                    _gain(value)
+            case Mapping() as gain:
+                object.__setattr__(self, "gain", {_component(i): _gain(value) for i, value in gain.items()})
+            case Iterable() as gain if getattr(gain, "ndim", 1):  # numpy has vectors of no dimension
+                object.__setattr__(self, "gain", tuple(map(_gain, _sequence(gain, "gains", self))))
+            case gain:
+                object.__setattr__(self, "gain", _gain(gain))
         if not isinstance(self.keep_nuclear_norm, bool):
             raise ValueError(f"Scale was given keep_nuclear_norm={shown(self.keep_nuclear_norm)}: give True or False.")
         check_basis(self.basis, "Scale was given basis")
-
-    def _checked(self) -> list[float]:
-        """The gains as numbers, which `gain` holds from now on unless it is a tensor."""
-        if isinstance(self.gain, Tensor):
-            if self.gain.ndim > 1 or self.gain.dtype == torch.bool or self.gain.is_complex():
-                kind = str(self.gain.dtype).removeprefix("torch.")
-                raise ValueError(
-                    f"Scale was given a tensor of shape {tuple(self.gain.shape)} and type {kind}: give one number, or "
-                    "a vector, one gain for each component."
-                )
-            return self.gain.detach().flatten().tolist()
-        if isinstance(self.gain, Mapping):
-            gains = {_component(i): number(g, "Scale was given gain") for i, g in self.gain.items()}
-            object.__setattr__(self, "gain", gains)
-            return list(gains.values())
-        if isinstance(self.gain, Iterable) and getattr(self.gain, "ndim", 1):  # numpy has vectors of no dimension
-            values = [number(g, "Scale was given gain") for g in _sequence(self.gain, "gains", self)]
-            object.__setattr__(self, "gain", tuple(values))
-            return values
-        value = number(self.gain, "Scale was given gain")
-        object.__setattr__(self, "gain", value)
-        return [value]
 
     def gains(self, decomposition: Decomposition) -> Gains:
         """The given gains, 1 where none was given."""
@@ -260,15 +246,11 @@ class Compensated(Edit):
 
     def __post_init__(self) -> None:
         values = self.constants.tolist() if isinstance(self.constants, Tensor) else self.constants
-        constants = tuple(number(c, "Compensated was given constant") for c in _sequence(values, "constants", self))
+        constants = tuple(finite(c, "Compensated was given constant") for c in _sequence(values, "constants", self))
         object.__setattr__(self, "constants", constants)
         if not isinstance(self.edit, Edit) or isinstance(self.edit, Compensated):
             raise ValueError(
                 f"Compensated was given {shown(self.edit)} as its edit: give a plain edit such as Drop([0])."
-            )
-        if not all(isfinite(c) for c in constants):
-            raise ValueError(
-                "Compensated was given a constant that is not finite: give mean(x)·u of each component, finite numbers."
             )
 
     @property
@@ -322,8 +304,7 @@ def _index(item: object, edit: Edit) -> int | str:
         item = ":".join("" if bound is None else str(bound) for bound in bounds)
     if isinstance(item, str) and (written := _SLICE.fullmatch(item)) and int(written["step"] or 1) != 0:
         return item
-    whole = _whole(item)
-    if whole is not None:
+    if (whole := _whole(item)) is not None:
         return whole
     raise ValueError(
         f"{type(edit).__name__} was given {shown(item)} as a component: components are integers or slices such as "
@@ -331,9 +312,12 @@ def _index(item: object, edit: Edit) -> int | str:
     )
 
 
+def _gain(value: object) -> float:
+    return finite(value, "Scale was given gain", least=0)
+
+
 def _component(value: object) -> int:
-    whole = _whole(value)
-    if whole is None:
+    if (whole := _whole(value)) is None:
         raise ValueError(f"Scale was given a gain for {shown(value)}: components are integers. Give {{index: gain}}.")
     return whole
 
@@ -379,10 +363,9 @@ def _differs(field: Field, value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, tuple | list) and len(value) > 8:
-        return f"[{', '.join(map(repr, value[:6]))}, … {len(value)} in all]"
-    if isinstance(value, Mapping) and len(value) > 8:
-        return f"{{{', '.join(f'{k!r}: {v!r}' for k, v in list(value.items())[:6])}, … {len(value)} in all}}"
+    if isinstance(value, tuple | list | Mapping) and len(value) > 8:
+        first = dict(list(value.items())[:6]) if isinstance(value, Mapping) else list(value[:6])
+        return f"{repr(first)[:-1]}, … {len(value)} in all{repr(first)[-1]}"
     if isinstance(value, Tensor):
         return f"tensor of {value.numel()}"
     return repr(list(value)) if isinstance(value, tuple) else repr(value)

@@ -1,12 +1,16 @@
 """Files that are written whole: a reader finds the old one or the new one, never half of either."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import copymode
 from uuid import uuid4
 
-__all__ = ["whole_file"]
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+__all__ = ["read_tensors", "whole_file"]
 
 
 @contextmanager
@@ -38,3 +42,27 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def read_tensors(
+    path: str | Path, header: tuple[str, str], what: str, *, device: str | torch.device = "cpu"
+) -> Iterator[tuple[Mapping[str, str], dict[str, Tensor]]]:
+    """The metadata and the tensors of a safetensors file of this format and version.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or another one, or what the `with` block makes of it fails.
+    """
+    try:
+        with safe_open(str(path), framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            if (metadata.get("format"), metadata.get("version")) != header:
+                raise ValueError(f"not one that this release wrote, version {header[1]}")
+            yield metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged or not a file of {what} ({str(error)[:200]}): make them anew and save."
+        ) from error

@@ -355,12 +355,12 @@ def check_writable(model: nn.Module, new: Sequence[Change]) -> None:
                 f"the parameter of '{site}' was made in inference mode, and cannot be written to: use surgery.apply, "
                 "or load the model outside torch.inference_mode()."
             )
-        for other in sharing[slot.memory]:
-            if other != site and slot.memory is not None:
-                raise ValueError(
-                    f"'{site}' and '{other}' share one parameter, so that writing an edit into '{site}' would change "
-                    f"'{other}' too: use surgery.apply, which edits '{site}' alone, or give it a parameter of its own."
-                )
+        other = next((other for other in sharing[slot.memory] if other != site), None)
+        if other is not None and slot.memory is not None:
+            raise ValueError(
+                f"'{site}' and '{other}' share one parameter, so that writing an edit into '{site}' would change "
+                f"'{other}' too: use surgery.apply, which edits '{site}' alone, or give it a parameter of its own."
+            )
 
 
 def lasting_tensors() -> AbstractContextManager:

@@ -6,12 +6,14 @@ weights are neither, so their answer is a yardstick that moves with the spectrum
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from math import atan, cos, exp, isfinite, pi, sin, sqrt, tan
+from math import atan, cos, exp, pi, sin, sqrt, tan
 from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from surgery.arguments import fraction
 
 __all__ = [
     "RULES", "effective_rank", "gavish_donoho_rank", "marchenko_pastur_rank", "noise_edge", "rank_from_rho",
@@ -39,8 +41,7 @@ def rank_from_rho(rho: float | int, d: int) -> int:
     Raises:
         ValueError: if rho is not between 0 and 1.
     """
-    _check_fraction("rho", rho, "the fraction of the full rank to keep, such as 0.05")
-    return min(int(rho * d + 1e-9), d)
+    return min(int(fraction(rho, "rho") * d + 1e-9), d)
 
 
 def rank_from_energy(S: Float[Tensor, " component"], energy: float | int) -> int:
@@ -55,10 +56,9 @@ def rank_from_energy(S: Float[Tensor, " component"], energy: float | int) -> int
     Raises:
         ValueError: if energy is not between 0 and 1, or S holds a negative or a non-finite number.
     """
-    _check_fraction("energy", energy, "the fraction of the squared Frobenius norm to keep, such as 0.9")
     squares = _values(S).square()
     left_over = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
-    allowed = (1 - energy) * left_over[0] * (1 + 1e-12)  # a tie is a hit
+    allowed = (1 - fraction(energy, "energy")) * left_over[0] * (1 + 1e-12)  # a tie is a hit
     return int((left_over > allowed).sum())
 
 
@@ -255,8 +255,3 @@ def _values(S: Float[Tensor, " component"]) -> Float[Tensor, " component"]:
             "Pass S as an SVD returns it."
         )
     return values
-
-
-def _check_fraction(name: str, value: float | int, meaning: str) -> None:
-    if not isfinite(value) or not 0 <= value <= 1:
-        raise ValueError(f"{name}={value!r}: {name} goes from 0 to 1. Give {meaning}.")

@@ -14,7 +14,7 @@ from hooks import Place, Site, SiteError, host_of
 from hooks.patterns import match_on
 from surgery.arguments import shown
 from surgery.bases import Basis
-from surgery.decompositions import Decomposition, Decompositions, components_of, store_for
+from surgery.decompositions import Decomposition, Decompositions, check_store, components_of
 from surgery.edits import Edit, Gains
 
 __all__ = ["Change", "Spec", "check_compatible", "combine", "plan", "recompose"]
@@ -165,8 +165,9 @@ def _change(place: Place, edit: Edit, decomposition: Decomposition) -> Change:
 
 def _check_store_is_used(spec: Spec, svds: Decompositions | None) -> None:
     """Refuse a store in a basis that no edit names: it would be left aside."""
+    check_store(svds)
     bases = list(dict.fromkeys(edit.basis for edit in spec.values()))
-    if bases and svds is not None and store_for(bases, svds) is not svds:
+    if bases and svds is not None and svds.basis not in bases:
         raise ValueError(
             f"svds is in the basis {svds.basis!r}, but the edits are in {', '.join(map(repr, bases))}: give a store in "
             f"the edits' basis, or edits with basis={svds.basis!r}."

@@ -16,8 +16,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+
+from surgery.arguments import whole
 
 __all__ = ["Factors", "degenerate_blocks", "exact"]
 
@@ -53,11 +55,10 @@ def exact(W: Tensor) -> Factors:
     return by_gram(W) if gram else by_lapack(W)
 
 
-def by_lapack(W: Tensor, *, driver: str | None = None) -> Factors:
+def by_lapack(W: Tensor) -> Factors:
     """The SVD of W by LAPACK's divide and conquer (cuSOLVER's Jacobi on CUDA), handed over tall.
 
-    A wide matrix is transposed first, which takes a half to a third of the time. `driver` is `torch.linalg.svd`'s,
-    CUDA only.
+    A wide matrix is transposed first, which takes a half to a third of the time.
 
     Raises:
         ValueError: if W is not a matrix of finite floating-point numbers.
@@ -65,10 +66,10 @@ def by_lapack(W: Tensor, *, driver: str | None = None) -> Factors:
 
     def route(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         try:
-            U, S, Vh = torch.linalg.svd(A, full_matrices=False, driver=driver)
+            U, S, Vh = torch.linalg.svd(A, full_matrices=False)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             # Divide and conquer in fp32 is known to give up on some matrices with many equal singular values.
-            U, S, Vh = (x.to(A.dtype) for x in torch.linalg.svd(A.double(), full_matrices=False, driver=driver))
+            U, S, Vh = (x.to(A.dtype) for x in torch.linalg.svd(A.double(), full_matrices=False))
         return U, S, Vh.mT
 
     return _tall(W, route)
@@ -88,36 +89,29 @@ def by_gram(W: Tensor) -> Factors:
     return _tall(W, _gram_route)
 
 
-def randomised(W: Tensor, rank: int, *, n_iter: int = 2, oversampling: int = 0, generator: torch.Generator) -> Factors:
+def randomised(W: Tensor, rank: int, *, n_iter: int = 2, generator: torch.Generator) -> Factors:
     """The leading `rank` components, approximately: subspace iteration on a random start, repeatable by its generator.
 
-    Halko, Martinsson and Tropp, arXiv:0909.4061. `n_iter=2` without oversampling is what
-    LASER's authors ran, as `torch.svd_lowrank(W, q=rank, niter=2)` without a seed: on trained weights its matrix is
-    far from the true truncated SVD and differs from run to run. From equal random numbers this returns what that call
-    would. `oversampling` iterates on that many more columns and then drops them, as the paper advises (5 to 10),
-    which costs little and comes much closer.
+    Halko, Martinsson and Tropp, arXiv:0909.4061. `n_iter=2` is what LASER's authors ran, as
+    `torch.svd_lowrank(W, q=rank, niter=2)` without a seed: on trained weights its matrix is far from the true truncated
+    SVD and differs from run to run. From equal random numbers this returns what that call would.
 
     Raises:
         ValueError: if W is not a matrix of finite floating-point numbers, or has fewer than `rank` components.
     """
     full = min(W.shape[-2:]) if W.ndim >= 2 else 0
-    if not 0 <= rank <= full or n_iter < 0 or oversampling < 0:
-        raise ValueError(
-            f"rank={rank!r}, n_iter={n_iter!r}, oversampling={oversampling!r} for a matrix of shape {tuple(W.shape)}: "
-            f"rank goes from 0 to {full}, the others from 0 up. Choose numbers in these ranges."
-        )
+    rank, n_iter = whole(rank, "rank", most=full), whole(n_iter, "n_iter")
 
     def route(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if rank == 0:
             return A[..., :0], A[..., 0, :0], A.mT[..., :0]
-        shape = (A.shape[-1], min(rank + oversampling, full))
         # The order of these steps is that of torch.svd_lowrank, so that equal random numbers give equal results.
-        random = torch.randn(shape, generator=generator, device=generator.device, dtype=A.dtype).to(A.device)
-        Q = torch.linalg.qr(A @ random).Q
+        random = torch.randn(A.shape[-1], rank, generator=generator, device=generator.device, dtype=A.dtype)
+        Q = torch.linalg.qr(A @ random.to(A.device)).Q
         for _ in range(n_iter):
             Q = torch.linalg.qr(A @ torch.linalg.qr(A.mT @ Q).Q).Q
         U, S, Vh = torch.linalg.svd(Q.mT @ A, full_matrices=False)
-        return Q @ U[..., :rank], S[..., :rank], Vh.mT[..., :rank]
+        return Q @ U, S, Vh.mT
 
     return _tall(W, route)
 
@@ -125,7 +119,7 @@ def randomised(W: Tensor, rank: int, *, n_iter: int = 2, oversampling: int = 0, 
 def row_blocks(W: Tensor, blocks: int) -> Factors:
     """The SVD of each of `blocks` groups of neighbouring rows, pooled and sorted: components that read one group each.
 
-    `W = U @ diag(S) @ Vh` holds; the columns of U are zero outside their block (`block_of` tells which it is) and
+    `W = U @ diag(S) @ Vh` holds; the columns of U are zero outside their block and
     orthonormal, but the rows of Vh are orthonormal within a block only. Where `blocks` does not divide d_in the first
     groups are one row larger. Source: arXiv:2510.20800.
 
@@ -134,27 +128,18 @@ def row_blocks(W: Tensor, blocks: int) -> Factors:
     """
     A = _checked(W)
     d_in = A.shape[-2]
-    if not 1 <= blocks <= d_in:
-        raise ValueError(
-            f"blocks={blocks!r} for {d_in} rows: from 1 to {d_in} are possible. Choose a number in this range."
-        )
+    blocks = whole(blocks, "blocks", least=1, most=d_in)
     with _plain_arithmetic(A):
         parts, first = [], 0
         for rows in A.tensor_split(blocks, dim=-2):
             U, S, Vh = exact(rows)
-            whole = U.new_zeros(*A.shape[:-2], d_in, S.shape[-1])
-            whole[..., first : first + rows.shape[-2], :] = U
-            parts.append(Factors(whole, S, Vh))
+            padded = U.new_zeros(*A.shape[:-2], d_in, S.shape[-1])
+            padded[..., first : first + rows.shape[-2], :] = U
+            parts.append(Factors(padded, S, Vh))
             first += rows.shape[-2]
         S, order = torch.cat([part.S for part in parts], -1).sort(dim=-1, descending=True, stable=True)
         U = torch.cat([part.U for part in parts], -1).take_along_dim(order.unsqueeze(-2), dim=-1)
         return Factors(U, S, torch.cat([part.Vh for part in parts], -2).take_along_dim(order.unsqueeze(-1), dim=-2))
-
-
-def block_of(U: Float[Tensor, "*head d_in component"], blocks: int) -> Int[Tensor, "*head component"]:
-    """The block of rows, counted from 0, that each component of `row_blocks(W, blocks)` reads."""
-    sizes = torch.tensor([len(rows) for rows in torch.arange(U.shape[-2]).tensor_split(blocks)], device=U.device)
-    return torch.bucketize(U.abs().argmax(dim=-2), sizes.cumsum(0), right=True)
 
 
 def random_basis(S: Float[Tensor, "*head component"], d_in: int, d_out: int, *, generator: torch.Generator) -> Factors:

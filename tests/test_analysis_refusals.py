@@ -21,10 +21,10 @@ CASES = {
     "gradient(batch_size=0)": "batch_size=0: give a whole number, 1 or more.",
     "gradient(batch_size=True)": "batch_size=True: give a whole number, 1 or more.",
     "attribution.by_curvature(model, tokens, metric, OUT, draws='4', progress=False)": (
-        "draws='4': give a whole number, 0 or more."
+        "draws='4': give a whole number, 2 or more."
     ),
     "attribution.by_curvature(model, tokens, metric, OUT, draws=4.0, progress=False)": (
-        "draws=4.0: give a whole number, 0 or more."
+        "draws=4.0: give a whole number, 2 or more."
     ),
     "attribution.by_fisher(model, tokens, tokens, OUT, draws=1.5, progress=False)": (
         "draws=1.5: give a whole number, 1 or more."
@@ -32,10 +32,10 @@ CASES = {
     "ablation(replacement='resample', seed=1.5)": "seed=1.5: give a whole number, from 0 to 9223372036854775807.",
     "ablation(replacement='resample', seed=-1)": "seed=-1: give a whole number, from 0 to 9223372036854775807.",
     "attribution.by_shapley(model, tokens, metric, SPEC, draws='4', progress=False)": (
-        "draws='4': give a whole number, 0 or more."
+        "draws='4': give a whole number, 2 or more."
     ),
     "attribution.by_path(model, tokens, metric, SPEC, steps=1.5, progress=False)": (
-        "steps=1.5: give a whole number, 0 or more."
+        "steps=1.5: give a whole number, from 1 to 128."
     ),
     "attribution.by_path(model, tokens, metric, SPEC, tolerance='1%', progress=False)": (
         "tolerance='1%': give a number."
@@ -51,14 +51,14 @@ CASES = {
     "effects.interval(OUT, level=95)": "level=95: a confidence level lies between 0 and 1, such as 0.95.",
     "effects.degenerate(rtol=1)": "rtol=1: a relative difference lies between 0 and 1, such as 1e-5.",
     "controls.random_selection(effects, {OUT: [0]}, match='norm')": (
-        "match='norm': it is 'count' or 'energy'. Choose one."
+        "match='norm': it is one of 'count', 'energy'. Choose one."
     ),
     "matched(Gains(torch.ones(3), 1.0), None, by='norm')": (
-        "by='norm': a control has the same 'count', 'energy' or 'spectrum'. Give one of these."
+        "by='norm': it is one of 'count', 'energy', 'spectrum'. Choose one."
     ),
-    "controls.by_strength(effects, 1.5)": "k=1.5: give a whole number, 0 or more.",
-    "controls.compare(model, tokens, metric, effects, ks=5)": ("ks=5: give numbers of components, such as [1, 5, 20]."),
-    "controls.compare(model, tokens, metric, effects, ks=[1.5])": "k=1.5: give a whole number, 1 or more.",
+    "controls.by_strength(effects, 1.5)": "k=1.5: give a whole number, from 0 to 32.",
+    "controls.compare(model, tokens, metric, effects, ks=5)": "ks=5: give one or more whole numbers in a list.",
+    "controls.compare(model, tokens, metric, effects, ks=[1.5])": "ks[0]=1.5: give a whole number, 1 or more.",
     "controls.compare(model, tokens, metric, {OUT: [0]})": (
         f"effects={{'{OUT}': [0]}}: give what an attribution returned, or effects of patching."
     ),
@@ -77,8 +77,7 @@ CASES = {
     ),
     "Selection([OUT])": f"a selection of ['{OUT}']: give the components of each matrix, {{site: [0, 3]}}.",
     "gradient(sites=3)": (
-        "sites=3: name matrices by a pattern such as 'blocks.*.mlp.W_out', or several in a list, or components by "
-        "{site: [0, 3]}."
+        "3 is not a pattern but of type int: give a string such as 'blocks.*.mlp.W_out', or a list of these."
     ),
     "gradient(sites={OUT: Drop([0])})": (
         f"the selection of '{OUT}' is Drop(components=[0]): name each component once, counting from 0, the strongest, "
@@ -95,18 +94,9 @@ CASES = {
         "svds=[] is a list: give what surgery.decompose(model, ...) returned, or Decompositions()."
     ),
     # Positions.
-    "patch(positions=2)": (
-        "positions=2 in texts of 7 tokens: it is 'all', 'each', or a list of columns, 0 to 6 or -7 to -1. Choose among "
-        "them."
-    ),
-    "patch(positions=[1.5])": (
-        "positions=[1.5] in texts of 7 tokens: it is 'all', 'each', or a list of columns, 0 to 6 or -7 to -1. Choose "
-        "among them."
-    ),
-    "patch(positions=[True])": (
-        "positions=[True] in texts of 7 tokens: it is 'all', 'each', or a list of columns, 0 to 6 or -7 to -1. Choose "
-        "among them."
-    ),
+    "patch(positions=2)": "positions=2: give one or more whole numbers in a list.",
+    "patch(positions=[1.5])": "positions[0]=1.5: give a whole number, from -7 to 6.",
+    "patch(positions=[True])": "positions[0]=True: give a whole number, from -7 to 6.",
     "patch(positions=torch.tensor([1, 2])).positions": "(1, 2)",
     **{
         f"patching.steering_hooks(model, OUT, 0, factor=1.0, positions={given})": (
@@ -131,9 +121,7 @@ CASES = {
     "patching.steering_hooks(model, OUT, 0, amount='3')": "amount='3': give a number.",
     "patching.steering_hooks(model, OUT, 0, amount=float('nan'))": "amount=nan: give a finite number.",
     "patching.steering_hooks(model, OUT, 0, factor=float('inf'))": "factor=inf: give a finite number.",
-    "patching.fwd_hooks(model, OUT, 3, torch.ones(2, 7, 1))": (
-        f"components 3 of '{OUT}': it has 32, 0 to 31. Name one or more of them in a list, each once."
-    ),
+    "patching.fwd_hooks(model, OUT, 3, torch.ones(2, 7, 1))": "components=3: give one or more whole numbers in a list.",
     "patching.scaling_hooks(model, OUT, [1.0])": (
         f"the gains of '{OUT}' are [1.0]: give a tensor [example component]."
     ),
@@ -142,28 +130,28 @@ CASES = {
     ),
     # Metrics.
     "metrics.logit(1.5)": (
-        "answers of dtype torch.float32 and shape (): they are token ids, an int for all examples, [batch], or [batch "
-        "answers]. Convert the answers with the model's tokenizer."
+        "answers of dtype torch.float32 and shape (): they are token ids or words, one for all examples or "
+        "[batch] one for each, or ids [batch answers], rows filled up with -100. Pass one of these."
     ),
     "metrics.logit(True)": (
-        "answers of dtype torch.bool and shape (): they are token ids, an int for all examples, [batch], or [batch "
-        "answers]. Convert the answers with the model's tokenizer."
+        "answers of dtype torch.bool and shape (): they are token ids or words, one for all examples or "
+        "[batch] one for each, or ids [batch answers], rows filled up with -100. Pass one of these."
     ),
     "metrics.logit(None)": (
-        "answers None: they are token ids or words, one for all examples or one for each, or ids [batch answers], rows "
-        "filled up with -100. Pass one of these."
-    ),
-    "metrics.logit([[1], [2, 3]])": (
-        "answers [[1], [2, 3]]: they are token ids or words, one for all examples or one for each, or ids [batch "
+        "answers None: they are token ids or words, one for all examples or [batch] one for each, or ids [batch "
         "answers], rows filled up with -100. Pass one of these."
     ),
+    "metrics.logit([[1], [2, 3]])": (
+        "answers [[1], [2, 3]]: they are token ids or words, one for all examples or [batch] one for each, or ids "
+        "[batch answers], rows filled up with -100. Pass one of these."
+    ),
     "metrics.logit(1, position=True)": (
-        "positions of dtype torch.bool and shape (): they are columns, one whole number for each example. Pass a "
-        "tensor [batch], an int for all examples, or a slice."
+        "positions of dtype torch.bool and shape (): they are a column, [batch] one column for each example, a slice, "
+        "or None for the last real token. Pass one of these."
     ),
     "metrics.logit(1, position='last')": (
-        "position='last': it is a column, one column for each example, a slice, or None for the last real token. Pass "
-        "one of these."
+        "positions 'last': they are a column, [batch] one column for each example, a slice, or None for the last real "
+        "token. Pass one of these."
     ),
     "metrics.logit(1, position=slice(0.5, None))": (
         "position=slice(0.5, None, None): slice indices must be integers or None or have an __index__ method. Give "

@@ -177,16 +177,16 @@ def test_the_signal_is_what_tells_two_inputs_apart() -> None:
     [
         (
             lambda: simulate(1, 0.5),
-            "n=1, alpha=0.5: a memory has 2 inputs or more and a probability of noise between 0 and 1",
+            "n=1: give a whole number, 2 or more.",
         ),
-        (lambda: simulate(3, 0.0), "n=3, alpha=0.0: a memory has 2 inputs"),
-        (lambda: simulate(3, 1.0), "n=3, alpha=1.0: a memory has 2 inputs"),
-        (lambda: noise_singular_value(3, 1.5, 1.0), "n=3, alpha=1.5: a memory has 2 inputs"),
+        (lambda: simulate(3, 0.0), "alpha=0.0: the probability of noise lies between 0 and 1."),
+        (lambda: simulate(3, 1.0), "alpha=1.0: the probability of noise lies"),
+        (lambda: noise_singular_value(3, 1.5, 1.0), "alpha=1.5: the probability of noise lies"),
         (
             lambda: simulate(3, 0.5, steps=0),
-            "steps=0, lr=1.0: steps is 1 or more, lr between 0 and 4; take 2000 and 1.0.",
+            "steps=0: give a whole number, 1 or more.",
         ),
-        (lambda: simulate(3, 0.5, lr=4.0), "lr=4.0: steps is 1 or more, lr between 0 and 4"),
+        (lambda: simulate(3, 0.5, lr=4.0), "lr=4.0: gradient descent converges with lr between 0 and 4."),
         (lambda: dynamics(3, 0.5, every=0), "every=0: give a whole number, 1 or more."),
         (
             lambda: rank_table(simulate(2, 0.5, steps=1), draws=0),

@@ -46,8 +46,8 @@ def test_by_strength_takes_the_strongest_of_all_matrices():
     assert dict(chosen) == {"blocks.0.mlp.W_in": ((0,), (1,)), "blocks.1.mlp.W_in": ((0,),)}
     assert len(controls.by_strength(effects, 0)) == 0
     for k, text in {
-        -1: "k=-1: give a whole number, 0 or more.",
-        7: "k=7: the attributed matrices have 6 components. Give a number from 0 to that.",
+        -1: "k=-1: give a whole number, from 0 to 6.",
+        7: "k=7: give a whole number, from 0 to 6.",
     }.items():
         with pytest.raises(ValueError) as caught:
             controls.by_strength(effects, k)
@@ -341,7 +341,7 @@ def test_bad_comparisons_are_refused():
     with models.borrowed("bridge gpt2") as model:
         effects = attributed(model)
         for settings, text in (
-            ({"ks": []}, r"ks=\[\]: give numbers of components"),
+            ({"ks": []}, r"ks=\[\]: give one or more whole numbers in a list"),
             ({"ks": [0, 1]}, "k=0: give a whole number, 1 or more"),
             ({"draws": 0}, "draws=0: give a whole number, 1 or more"),
         ):

@@ -197,6 +197,6 @@ def test_positions_that_do_not_fit_are_refused():
     own, mask = torch.tensor([0, 1]), torch.ones(2, 4).bool()
     for where in (own, mask, torch.ones(3, 5).bool()):
         with pytest.raises(
-            ValueError, match=r"in a run of 3 examples and 4 positions: it is 'all', a column, a slice or"
+            ValueError, match=r"in a run of \[example pos\] of shape \(3, 4\): it is 'all', a column, a slice or"
         ):
             choose(where)

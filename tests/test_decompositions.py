@@ -406,10 +406,7 @@ def test_a_decomposition_of_another_shape_is_not_used() -> None:
     svds = Decompositions([replace(parts, U=parts.U[:64])])
     with pytest.raises(ValueError) as error:
         surgery.apply(model, {OUT: Drop([0])}, svds=svds)
-    assert str(error.value) == (
-        f"the decomposition of '{OUT}' is of a 64 x 32 matrix, the model's is 128 x 32. Decompose again: "
-        "surgery.decompose(model, ...)."
-    )
+    assert str(error.value).startswith(f"the decomposition of '{OUT}' was made from other weights")
 
 
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:

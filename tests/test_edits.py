@@ -164,7 +164,7 @@ BAD_AT_ONCE = [
     (lambda: Keep(torch.tensor([True, False])), "Keep was given True as a component"),
     (lambda: Keep(["abc"]), "Keep was given 'abc' as a component"),
     (lambda: Scale(torch.tensor([True, False])), "Scale was given a tensor of shape (2,) and type bool: give one"),
-    (lambda: Scale(-1.0), "Scale was given the gain -1.0: gains are finite and 0 or more"),
+    (lambda: Scale(-1.0), "Scale was given gain=-1.0: give a finite number, 0 or more"),
     (lambda: Keep("5"), "Keep was given '5' as a component"),
     (lambda: Keep("--5:"), "Keep was given '--5:' as a component"),
     (lambda: Keep("²:"), "Keep was given '²:' as a component"),
@@ -179,14 +179,14 @@ BAD_AT_ONCE = [
     ),
     (
         lambda: Scale({0: -0.1}),
-        "Scale was given the gain -0.1: gains are finite and 0 or more (1 leaves a component, 0 removes it).",
+        "Scale was given gain=-0.1: give a finite number, 0 or more.",
     ),
-    (lambda: Scale([1.0, float("nan")]), "Scale was given the gain nan: gains are finite and 0 or more"),
-    (lambda: Scale(torch.tensor([1.0, float("inf")])), "Scale was given the gain inf: gains are finite and 0 or more"),
-    (lambda: Scale(torch.tensor([1.0, -2.0], requires_grad=True)), "Scale was given the gain -2.0"),
+    (lambda: Scale([1.0, float("nan")]), "Scale was given gain=nan: give a finite number, 0 or more"),
+    (lambda: Scale(torch.tensor([1.0, float("inf")])), "Scale was given gain=inf: give a finite number, 0 or more"),
+    (lambda: Scale(torch.tensor([1.0, -2.0], requires_grad=True)), "Scale was given gain=-2.0"),
     (
         lambda: Compensated(Drop([0]), [float("nan")]),
-        "Compensated was given a constant that is not finite: give mean(x)·u of each component",
+        "Compensated was given constant=nan: give a finite number.",
     ),
     (
         lambda: Compensated(Compensated(Drop([0]), [0.0]), [0.0]),

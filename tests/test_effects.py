@@ -264,7 +264,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path):
              (missing, metadata)]  # fmt: skip
     for held, about in cases:
         save_file(held, str(path), metadata=about)
-        with pytest.raises(ValueError, match=r"(?s)is damaged or not a file of effects \(.*attribute again and save"):
+        with pytest.raises(ValueError, match=r"(?s)is damaged or not a file of effects \(.*make them anew and save"):
             Effects.load(path)
     for content in (whole[: len(whole) // 2], b"", b"nothing like it" * 10):
         path.write_bytes(content)

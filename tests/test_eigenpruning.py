@@ -20,7 +20,7 @@ from analyses.attribution.question import ask
 from analyses.eigenpruning.examples import ScoredExamples, _partners, examples_of
 from analyses.eigenpruning.pruning import _parts
 from analyses.eigenpruning.reducers import running
-from analyses.eigenpruning.scores import ComponentScores, _group, check_choice
+from analyses.eigenpruning.scores import ComponentScores, _group
 from hooks import Site, place_of
 
 SOME = ["blocks.0.attn.W_K[1]", "blocks.1.attn.W_O[2]", "blocks.0.mlp.W_in", "blocks.1.mlp.W_out"]
@@ -448,10 +448,10 @@ def test_what_cannot_be_scored_is_refused(case: str) -> None:
 def test_words_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="corrupt='noise': corrupted inputs are 'shuffle'"):
         _partners([5, 5], "noise", 0)
-    with pytest.raises(ValueError, match="budget='layer': the fraction is counted over all components"):
+    with pytest.raises(ValueError, match="budget='layer': it is one of 'global', 'type', 'matrix'"):
         _group("blocks.0.mlp.W_in", "layer")
-    with pytest.raises(ValueError, match="compensation='zero': what is removed is replaced by its 'mean'"):
-        check_choice("compensation", "zero")
+    with pytest.raises(ValueError, match="compensation='zero': it is one of 'mean', 'none'"):
+        eigenpruning.Method(compensation="zero")
 
 
 def test_what_cannot_be_pruned_is_refused() -> None:

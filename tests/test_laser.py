@@ -496,7 +496,7 @@ def test_an_edit_of_more_components_than_there_are_is_refused_before_anything_is
 def test_an_empty_part_a_mixed_composition_and_impossible_settings_are_refused() -> None:
     empty = made().split(screen=0.0, validation=0.5, test=0.5, seed=0)
     with borrowed("bridge gpt2") as model:
-        with pytest.raises(ValueError, match=r"the screen part has no items: .* Split the task"):
+        with pytest.raises(ValueError, match=r"the part 'screen' of the task has no items: .* Split the task"):
             laser.search(model, empty, strategy="screened", **QUIET)
         with pytest.raises(ValueError, match=r"'blocks.0.attn.W_Q' is to be edited both whole and by its heads"):
             laser.compose(model, empty, ["blocks.0.attn.W_Q", "blocks.0.attn.W_Q[1]"], **QUIET)

@@ -204,10 +204,10 @@ def test_another_task_or_another_model_is_another_search(tmp_path: Path) -> None
 
 def test_files_that_are_no_logs_are_refused_and_left_alone(tmp_path: Path) -> None:
     for content, message in {
-        b"a,b\n1,2\n": r"line 1 cannot be read: a search log begins with .* Give the path of a new file",
+        b"a,b\n1,2\n": r"does not begin as a search log of version 2: .* Give the path of a new file",
         b'{"format": "else"}\n': r"does not begin as a search log of version 2: nothing was written",
-        b"\xff\xfe\n": "line 1 cannot be read",
-        b"[1]\n": "line 1 cannot be read",
+        b"\xff\xfe\n": "does not begin as a search log",
+        b"[1]\n": "does not begin as a search log",
         b"no newline": "does not begin as a search log",
     }.items():
         path = tmp_path / "file"

@@ -206,7 +206,7 @@ def test_the_heat_map_shows_every_candidate_in_its_cell(found: tuple) -> None:
                     assert panel.text[i][j].endswith("on 20 items")
     assert figure.layout.coloraxis.colorbar.title.text.endswith("nats per token")
     assert figure.layout.yaxis.title.text == "layer"
-    with pytest.raises(ValueError, match="value='f1': a heat map shows one of accuracy, log_loss"):
+    with pytest.raises(ValueError, match="value='f1': it is one of 'accuracy', 'log_loss'"):
         plots.laser_heatmap(result, value="f1")
 
 

@@ -370,7 +370,7 @@ NAN[1, -1, 3] = torch.nan
         ),
         (
             lambda: metrics.logit(torch.ones(4)),
-            r"^answers of dtype torch.float32 and shape \(4,\): they are token ids.* Convert",
+            r"^answers of dtype torch.float32 and shape \(4,\): they are token ids.* Pass one",
         ),
         (lambda: metrics.logit(torch.ones(4, 1, 1).long()), r"^answers of dtype torch.int64 and shape \(4, 1, 1\)"),
         (
@@ -421,15 +421,15 @@ NAN[1, -1, 3] = torch.nan
         (lambda: metrics.accuracy(1)(NAN), r"^accuracy is NaN for examples 1"),
         (
             lambda: mine(lambda x: x[:, -1])(LOGITS),
-            r"^mine returned torch.float32 of shape \(4, 11\): allowed is .* Reduce",
+            r"^mine returned torch.float32 of shape \(4, 11\): allowed is .* reduce",
         ),
         (
             lambda: mine(lambda x: x.mean())(LOGITS),
-            r"^mine returned torch.float32 of shape \(\): allowed is one real number",
+            r"^mine returned torch.float32 of shape \(\): allowed is a tensor with one real number",
         ),
         (
             lambda: mine(lambda x: 1.0)(LOGITS),
-            r"^mine returned float: a metric returns a tensor .* Leave out .item\(\)",
+            r"^mine returned float: allowed is a tensor .* Leave out .item\(\)",
         ),
         (lambda: mine(lambda x: x[:, 0, 0] * 1j)(LOGITS), r"^mine returned torch.complex64 of shape \(4,\)"),
         (lambda: mine(lambda x: x[:, -1].sum(-1))(NAN), r"^mine is NaN for examples 1"),

@@ -349,15 +349,10 @@ def test_bad_questions_are_refused():
         for corrupted in (CORRUPTED[:, :5], CORRUPTED[:2]):
             with pytest.raises(ValueError) as caught:
                 ask(corrupted=corrupted)
-            assert str(caught.value) == (
-                f"the clean tokens have shape (3, 6), the corrupted ones {tuple(corrupted.shape)}: a coordinate is "
-                "patched between the same positions of a clean example and its corrupted counterpart. Give pairs of "
-                "texts with equally many tokens."
-            )
+            shape = tuple(corrupted.shape)
+            assert str(caught.value).startswith(f"the corrupted tokens have shape {shape}, the clean ones (3, 6)")
         for positions in ([0, 6], [], [-7]):
-            with pytest.raises(
-                ValueError, match=r"in texts of 6 tokens: it is 'all', 'each', or a list of columns, 0 to 5"
-            ):
+            with pytest.raises(ValueError, match=r"positions(\[.\]=.*from -6 to 5|=\[\]: give one or more)"):
                 ask(positions=positions)
         with pytest.raises(surgery.SiteError, match="no matrix is named"):
             patching.by_component(model, CLEAN, CORRUPTED, difference(), "blocks.7.*", progress=False)
@@ -369,9 +364,7 @@ def test_bad_questions_are_refused():
 
 def test_a_direction_of_another_name_is_refused():
     # Past the annotation, as a user without a type checker would come.
-    with pytest.raises(
-        ValueError, match=r"direction='forwards': it is 'denoising' \(corrupted runs, clean coordinates\)"
-    ):
+    with pytest.raises(ValueError, match=r"direction='forwards': it is one of 'denoising', 'noising'. Choose one"):
         patching.by_component(models.build("bridge gpt2"), CLEAN, CORRUPTED, difference(), direction="forwards")  # type: ignore[arg-type]
 
 
@@ -520,12 +513,11 @@ def test_bad_hooks_are_refused():
             lambda: patch(model, site, [0], {}, progress=False),
         )
         refused(
-            r"components \[0, 32\] of 'blocks.0.mlp.W_out': it has 32, 0 to 31. Name one or more of them in "
-            r"a list, each once.",
+            r"components\[1\]=32: give a whole number, from 0 to 31.",
             lambda: patch(model, site, [0, 32], {}, progress=False),
         )
-        refused(r"components \[\] of", lambda: patch(model, site, [], {}, progress=False))
-        refused(r"components \[1, 1\] of", lambda: patch(model, site, [1, 1], {}, progress=False))
+        refused(r"components=\[\]: give one or more", lambda: patch(model, site, [], {}, progress=False))
+        refused(r"components=\[1, 1\] of", lambda: patch(model, site, [1, 1], {}, progress=False))
         refused(
             r"has shape \(3, 6, 2\): coordinates are \[example pos component\], here of 1 component.",
             lambda: patch(model, site, [0], torch.zeros(3, 6, 2), progress=False),

@@ -153,9 +153,7 @@ def test_bad_input_is_refused():
             attribution.by_path(model, tokens, metric, spec, progress=False, **more)
 
         for steps, most, tolerance in ((0, 8, 0.01), (9, 8, 0.01), (8, 8, 0.0), (8, 8, float("nan"))):
-            with pytest.raises(
-                ValueError, match=rf"steps={steps}, max_steps={most}, tolerance=.*1 <= steps <= max_steps"
-            ):
+            with pytest.raises(ValueError, match=r"(steps=|tolerance=).*: give a (whole|positive|finite) number"):
                 ask(steps=steps, max_steps=most, tolerance=tolerance)
         with pytest.raises(ValueError, match=r"'accuracy' is not differentiable.*by_ablation or by_shapley"):
             ask(metrics.accuracy(CORRECT))

@@ -32,7 +32,7 @@ class Paper(Host):
     def n_heads(self, matrix: str) -> int:
         return N_KEY_VALUE_HEADS if matrix in ("W_K", "W_V") else N_HEADS
 
-    def _why_not(self, site: Site, n_uses: Mapping[int, int]) -> str | None:
+    def why_not(self, site: Site, n_uses: Mapping[int, int] | None = None) -> str | None:
         return None
 
     def _n_uses(self) -> Counter[int]:

@@ -93,8 +93,8 @@ def test_selected_rows_are_read_like_the_originals(rows: list[int], position: Po
             r"^positions from 6 to 6 in logits of 6: columns go from 0 to 5, or from -6 to -1 .* Choose among them",
         ),
         ([-7, 1], None, r"^positions from -7 to 1 in logits of 6"),
-        (1.5, None, r"^positions of dtype torch.float32 and shape \(\): they are columns.* Pass a tensor \[batch\]"),
-        (torch.ones(2, 2).long(), None, r"^positions of dtype torch.int64 and shape \(2, 2\): they are columns"),
+        (1.5, None, r"^positions of dtype torch.float32 and shape \(\): they are a column.* Pass one of these"),
+        (torch.ones(2, 2).long(), None, r"^positions of dtype torch.int64 and shape \(2, 2\): they are a column"),
         (None, torch.ones(6), r"^an attention_mask of shape \(6,\): it is \[batch pos\], 1 on tokens.* Pass the one"),
         (
             None,

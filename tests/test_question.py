@@ -18,7 +18,7 @@ def first(logits: torch.Tensor) -> torch.Tensor:
 
 
 def units(question: object) -> dict:
-    return {target.address: target.units for target in question.targets.values()}
+    return {str(site): target.units for site, target in question.targets.items()}
 
 
 def test_patterns_and_selections_name_targets_in_the_order_of_the_forward_pass():

@@ -54,11 +54,9 @@ def test_rank_from_rho_is_floor_in_whole_numbers(ten_thousandths: int, d: int) -
 
 @pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf])
 def test_fractions_out_of_range_are_refused(value: float) -> None:
-    with pytest.raises(ValueError, match=rf"^rho={value!r}: rho goes from 0 to 1. Give the fraction of the full rank"):
+    with pytest.raises(ValueError, match=f"^rho={value!r}: give a fraction, from 0 to 1"):
         ranks.rank_from_rho(value, 10)
-    with pytest.raises(
-        ValueError, match=rf"^energy={value!r}: energy goes from 0 to 1. Give the fraction of the squared"
-    ):
+    with pytest.raises(ValueError, match=f"^energy={value!r}: give a fraction, from 0 to 1"):
         ranks.rank_from_energy(torch.ones(3), value)
 
 

@@ -85,7 +85,8 @@ CASES = {
     "DropTop(rho='0.5')": "DropTop was given rho='0.5': give a number.",
     "DropBottom(energy=[0.5])": "DropBottom was given energy=[0.5]: give a number.",
     "KeepTop(rule=['gavish-donoho'])": (
-        "KeepTop was given rule=['gavish-donoho']: give one of marchenko-pastur, gavish-donoho, effective-rank."
+        "KeepTop was given rule=['gavish-donoho']: it is one of 'marchenko-pastur', 'gavish-donoho', "
+        "'effective-rank'. Choose one."
     ),
     "RandomComponents(seed=1.5, count=1)": (
         "RandomComponents was given seed=1.5: give a whole number, from 0 to 9223372036854775807."
@@ -117,7 +118,7 @@ _FILES = {
     '{"type": "KeepTop", "rank": 2.0}': "KeepTop was given rank=2.0: give a whole number, 0 or more",
     '{"type": "KeepTop", "rho": true}': "KeepTop was given rho=True: give a number",
     '{"type": "KeepTop", "rule": {}}': (
-        "KeepTop was given rule={}: give one of marchenko-pastur, gavish-donoho, effective-rank"
+        "KeepTop was given rule={}: it is one of 'marchenko-pastur', 'gavish-donoho', 'effective-rank'. Choose one"
     ),
     '{"type": "Keep", "components": {"a": 1}}': "Keep was given {'a': 1} as its components: give a list",
     '{"type": "Keep", "components": null}': "Keep was given None as its components: give a list",

@@ -100,7 +100,7 @@ def test_bad_input_is_refused():
         for few in (-1, 0):
             with pytest.raises(ValueError, match=rf"candidates={few}: give a whole number, 1 or more"):
                 ask(metrics.logit(3), candidates=few)
-        with pytest.raises(ValueError, match=r"draws=3: an even number"):
+        with pytest.raises(ValueError, match=r"draws=3: these come in pairs. Give an even number"):
             ask(metrics.logit(3), draws=3)
 
 

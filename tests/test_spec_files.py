@@ -307,7 +307,7 @@ BAD_EDITS = {
     "one gain in two ways": ({"type": "Scale", "gain": {"1": 1.0, "01": 2.0}}, "'01' stands where a component"),
     "a negative gain": (
         {"type": "Scale", "gain": {"0": -1.0}},
-        "Scale was given the gain -1.0: gains are finite and 0 or more",
+        "Scale was given gain=-1.0: give a finite number, 0 or more",
     ),
     "a fraction above 1": ({"type": "KeepTop", "rho": 1.5}, "KeepTop was given rho=1.5: give a fraction, from 0 to 1"),
     "components in words": ({"type": "Drop", "components": ["one"]}, "Drop was given 'one' as a component"),

@@ -235,8 +235,7 @@ def test_randomised_finds_a_truly_low_rank_matrix_and_only_approaches_others() -
     W = gaussian(80, 80)
     true = np.linalg.svd(W.double().numpy(), compute_uv=False)
     best = np.sqrt((true[5:] ** 2).sum())  # Eckart and Young
-    errors = [float((product(low_rank(W, 5, oversampling=extra)) - W).norm()) for extra in (0, 10)]
-    assert best * 1.0001 < errors[1] < errors[0]
+    assert best * 1.0001 < float((product(low_rank(W, 5)) - W).norm())
 
 
 def test_randomised_is_repeatable_and_leaves_the_global_generator_alone() -> None:
@@ -248,13 +247,9 @@ def test_randomised_is_repeatable_and_leaves_the_global_generator_alone() -> Non
     assert [x.shape for x in low_rank(W, 0)] == [(30, 0), (0,), (0, 20)]
 
 
-@pytest.mark.parametrize(
-    "options", [{"rank": 21}, {"rank": -1}, {"rank": 2, "n_iter": -1}, {"rank": 2, "oversampling": -1}]
-)
+@pytest.mark.parametrize("options", [{"rank": 21}, {"rank": -1}, {"rank": 2, "n_iter": -1}])
 def test_randomised_refuses_numbers_out_of_range(options: dict[str, int]) -> None:
-    with pytest.raises(
-        ValueError, match=r"for a matrix of shape \(30, 20\): rank goes from 0 to 20, .* Choose numbers"
-    ):
+    with pytest.raises(ValueError, match=r"(rank=.*from 0 to 20|n_iter=-1: give a whole number, 0 or more)"):
         svd.randomised(gaussian(30, 20), **options, generator=torch.Generator())
 
 
@@ -262,8 +257,9 @@ def test_randomised_refuses_numbers_out_of_range(options: dict[str, int]) -> Non
 def test_row_blocks_are_the_svds_of_the_blocks(shape: tuple[int, int], blocks: int) -> None:
     W = gaussian(*shape)
     factors = svd.row_blocks(W, blocks)
-    which = svd.block_of(factors.U, blocks)
     parts = np.array_split(W.double().numpy(), blocks)
+    owner = torch.tensor([number for number, part in enumerate(parts) for _ in part])
+    which = owner[factors.U.abs().argmax(0)]
     torch.testing.assert_close(product(factors).float(), W, rtol=0, atol=1e-5)
     assert bool((factors.S.diff() <= 0).all())
     first = 0

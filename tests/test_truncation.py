@@ -104,8 +104,8 @@ def test_texts_are_tracked_by_the_token_that_continues_them() -> None:
     found = truncation.prompts(model, asked, {"correct": [" Paris", " Lima"], "generic": " the"})
     for row, answer in enumerate(("Paris", "Lima")):
         whole = model.tokenizer.encode(f"{asked[row]} {answer}", add_special_tokens=False)
-        n = int(found.mask[row].sum())
-        assert found.tokens[row, 1:n].tolist() == whole[: n - 1]
+        n = int(found.inputs.reads.pos[row]) + 1
+        assert found.inputs.tokens[row, 1:n].tolist() == whole[: n - 1]
         assert found.track["correct"][row] == whole[n - 1]
     curve = truncation.curve(model, found, "blocks.*.mlp.W_out", rhos=(0.1, 0.5), progress=False)
     assert set(curve.frame["site"]) == {"", "blocks.0.mlp.W_out", "blocks.1.mlp.W_out"}
@@ -133,7 +133,7 @@ def test_one_prompt_is_not_read_as_its_characters() -> None:
     model = bridge_with(wrapped(sentence_piece()))
     made = truncation.prompts(model, "The capital of Peru is", {"correct": " Lima"})
     assert len(made) == 1
-    assert made.tokens.tolist() == model.to_tokens("The capital of Peru is").tolist()
+    assert made.inputs.tokens.tolist() == model.to_tokens("The capital of Peru is").tolist()
 
 
 def test_a_word_is_not_tracked_by_a_space_before_it() -> None:
@@ -148,11 +148,11 @@ def test_prompts_begin_as_they_are_told_to(prepend: bool) -> None:
     model = bridge_with(wrapped(sentence_piece()))
     asked = {"track": {"correct": " Lima"}, "prepend_bos": prepend}
     made = truncation.prompts(model, "The capital of Peru is", **asked)
-    assert (made.tokens[0, 0].item() == model.tokenizer.bos_token_id) is prepend
+    assert (made.inputs.tokens[0, 0].item() == model.tokenizer.bos_token_id) is prepend
     curve = truncation.curve(model, "The capital of Peru is", W_OUT, rhos=(1.0,), progress=False, **asked)
     sweep = truncation.sweep({0: model}, "The capital of Peru is", W_OUT, rhos=(1.0,), progress=False, **asked)
     with torch.no_grad():
-        wanted = model(made.tokens)[0, -1].softmax(-1)[made.track["correct"]].item()
+        wanted = model(made.inputs.tokens)[0, -1].softmax(-1)[made.track["correct"]].item()
     assert curve.of("correct", end="full")["p"][0] == pytest.approx(wanted, rel=1e-4)
     assert sweep.of("p(correct)")[0] == pytest.approx(wanted, rel=1e-4)
 
@@ -250,11 +250,11 @@ def test_checkpoints_that_do_not_fit_are_refused() -> None:
         truncation.sweep({0: narrow}, torch.ones(1, 3, dtype=torch.long), progress=False)
     with pytest.raises(ValueError, match=r"blocks.0.attn.W_Q is the identity in this experiment"):
         truncation.sweep({0: narrow}, task, "blocks.0.attn.W_Q", progress=False)
-    with pytest.raises(ValueError, match=r"alpha=1.5: the probability"):
+    with pytest.raises(ValueError, match=r"alpha=1.5: give a fraction"):
         recall.RecallTask.synthetic(alpha=1.5)
     with pytest.raises(ValueError, match=r"seeds=\(\): give one or more in a list"):
         truncation.study(task, seeds=())
-    with pytest.raises(ValueError, match=r"0 checkpoints, lr=0.1, batch_size=4"):
+    with pytest.raises(ValueError, match=r"there are no checkpoints"):
         truncation.gradient_steps({}, task, lr=0.1, batch_size=4)
 
 

@@ -6,7 +6,7 @@ for many at a time.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ from analyses.prompts import Tokens
 from hooks import Site
 from hooks.inputs import Inputs
 from surgery import Basis, Decompositions
+from surgery.arguments import one_of
 from surgery.arguments import seed as whole_seed
 
 Replacement = Literal["zero", "mean", "resample"]
@@ -67,6 +68,7 @@ def by_ablation(
     >>> exact.method, exact.top(5).keys() == promising.keys()
     ('ablation (zero)', True)
     """
+    one_of(replacement, "replacement", get_args(Replacement))
     question = ask(
         model, tokens, metric, sites,
         basis=basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
@@ -75,8 +77,8 @@ def by_ablation(
     removals = measure_each(question, substitute, work="ablation", progress=progress)
     return question.effects(
         f"ablation ({replacement})",
-        removals.baseline,
-        {site: rows[:, 0] for site, rows in removals.effects.items()},
+        [removals.baseline],
+        {site: [rows[:, 0]] for site, rows in removals.effects.items()},
         passes=removals.passes,
         intervention=_INTERVENTIONS[replacement],
     )
@@ -92,9 +94,9 @@ def _substitute(question: Question, replacement: Replacement, seed: int, corrupt
         case "mean":
             means = _mean_coordinates(question)
             return lambda target, x, chosen: means[target.place.site] - _coordinates(target, x)
-        case "resample":
-            if corrupted is not None:
-                return Resampled(question, counterparts(question, corrupted))
+        case _ if corrupted is not None:
+            return Resampled(question, counterparts(question, corrupted))
+        case _:
             if question.n_examples < 2:
                 raise ValueError("one example cannot be resampled from another: give two or more, or corrupted=.")
             if question.examples.owner is not None:
@@ -103,8 +105,6 @@ def _substitute(question: Question, replacement: Replacement, seed: int, corrupt
                     "take replacement='zero' or 'mean'."
                 )
             return Resampled(question, question.examples.inputs.tokens[_derangement(question.n_examples, seed)])
-        case _:
-            raise ValueError(f"replacement={replacement!r}: it is 'zero', 'mean' or 'resample'.")
 
 
 @dataclass(slots=True)

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
-from typing import TypedDict, final
+from typing import final
 
 import pandas as pd
 import torch
@@ -52,15 +53,6 @@ class Screening:
         return "\n".join(lines)
 
 
-class _Settings(TypedDict):
-    """What every stage is given alike."""
-
-    basis: Basis | None
-    svds: Decompositions | None
-    batch_size: int | None
-    progress: bool
-
-
 def screen(
     model: nn.Module,
     tokens: Tokens,
@@ -98,15 +90,14 @@ def screen(
     prompts = read(model, tokens, attention_mask)
     if metric.attention_mask is None and prompts.mask is None and prompts.items is None:
         warn_if_padded(model, prompts.tokens)
-    settings: _Settings = {"basis": basis, "svds": svds, "batch_size": batch_size, "progress": progress}
     start = perf_counter()
-    estimated = (
-        by_curvature(model, prompts, metric, sites, draws=draws, seed=seed, **settings)
-        if draws
-        else by_gradient(model, prompts, metric, sites, **settings)
+    estimate = partial(by_curvature, draws=draws, seed=seed) if draws else by_gradient
+    estimated = estimate(
+        model, prompts, metric, sites, basis=basis, svds=svds, batch_size=batch_size, progress=progress
     )
     times = [perf_counter()]
-    exact = by_ablation(model, prompts, metric, estimated.top(candidates), **settings)
+    best = estimated.top(candidates)
+    exact = by_ablation(model, prompts, metric, best, basis=basis, svds=svds, batch_size=batch_size, progress=progress)
     times.append(perf_counter())
     spec = exact.drop(choose) if metric.higher_is_better is None else exact.drop_most_harmful(choose)
     certified = (

@@ -17,7 +17,7 @@ few of them enough:
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -30,21 +30,23 @@ from analyses.attribution.passes import (
     backward,
     check_connected,
     check_differentiable,
+    moved,
     units_of,
 )
-from analyses.attribution.question import Examples, Question, Target, ask
+from analyses.attribution.question import Examples, Question, ask
 from analyses.attribution.selections import Sites
 from analyses.metrics import Metric
 from analyses.metrics.of_tasks import TaskLoss
 from analyses.metrics.positions import Mask
 from analyses.metrics.references import Loss
 from analyses.prompts import Tokens
+from analyses.statistics import mean_and_stderr
 from hooks import Site
 from hooks.running import arithmetic, run
 from hooks.temporary import Temporary, together
 from surgery import Basis, Decompositions
+from surgery.arguments import even, one_of, shown, whole
 from surgery.arguments import seed as whole_seed
-from surgery.arguments import shown, whole
 
 Share = Literal["matrix", "type", "all"]
 FISHER_DRAWS = 4
@@ -77,11 +79,7 @@ def by_curvature(
         ValueError: if the metric is not differentiable, `draws` is not even and positive, or as `ask`.
         SiteError: if a pattern names no editable matrix.
     """
-    draws = whole(draws, "draws")
-    if draws < 2 or draws % 2:
-        raise ValueError(
-            f"draws={draws!r}: an even number from 2 on is needed (16 is the default; by_gradient uses none)."
-        )
+    draws = even(draws, "draws")
     question = ask(
         model, tokens, metric, sites,
         basis=basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
@@ -207,11 +205,7 @@ def _fisher(question: Question, draws: int, seed: int, *, progress: bool) -> Eff
         n = (labels != metrics.IGNORED).sum(1, keepdim=True)
         for site, target in question.targets.items():
             rows[site].append((units_of(target, first.score(target).sum(1)) + 0.5 * n * second[site]).cpu())
-    return question.effects(f"Fisher ({draws} draws)", torch.cat(baselines), _joined(rows), passes=2.0 * (draws + 1))
-
-
-def _joined(rows: dict[Site, list[Tensor]]) -> dict[Site, Tensor]:
-    return {site: torch.cat(parts) for site, parts in rows.items()}
+    return question.effects(f"Fisher ({draws} draws)", baselines, rows, passes=2.0 * (draws + 1))
 
 
 def _drawn_towards(found: Effects, fisher: Effects) -> Effects:
@@ -253,11 +247,11 @@ def _second_order(question: Question, method: str, diagonal: Diagonal, *, passes
                 rows[site].append((0.5 * drawn.mean(0) - slopes[site].detach()).cpu())
                 draws[site].append(0.5 * drawn.sum(1).cpu())
     noise = {
-        site: (sum(parts) / question.n_examples).std(0) / len(parts[0]) ** 0.5  # type: ignore[union-attr]
+        site: mean_and_stderr(torch.stack(parts).sum(0) / question.n_examples)[1]
         for site, parts in draws.items()
         if len(parts[0]) > 1
     }
-    return question.effects(method, torch.cat(baselines), _joined(rows), passes=passes, noise=noise)
+    return question.effects(method, baselines, rows, passes=passes, noise=noise)
 
 
 def _check_separate(metric: Metric, values: Float[Tensor, " example"], gains: list[Tensor]) -> None:
@@ -283,36 +277,15 @@ def _check_separate(metric: Metric, values: Float[Tensor, " example"], gains: li
 def _with_gains(question: Question, part: Examples) -> Temporary[dict[Site, Tensor]]:
     """Gains of 1 on every unit of every target, of each example its own, to be differentiated twice."""
     gains: dict[Site, Tensor] = {}
+    corrections = []
     for site, target in question.targets.items():
         S = target.components.S
-        shape = (part.n_examples, len(target.units))
-        gains[site] = torch.ones(shape, dtype=S.dtype, device=S.device, requires_grad=True)
-    owner = part.owner
-    corrected = together(*(_corrected(target, gains[site], owner) for site, target in question.targets.items()))
-    return Temporary(corrected.things, gains)
-
-
-def _corrected(
-    target: Target, gains: Float[Tensor, "example unit"], owner: Int[Tensor, " row"] | None
-) -> Temporary[None]:
-    """`y + ((x U) ⊙ (γ − 1) s) Vh`, which is y, but depends on the gains; `owner` is the example of each row."""
-    place, components = target.place, target.components
-    U, S, Vh, shared = components.U, components.S, components.Vh, gains
-    if target.units != tuple((i,) for i in range(components.n_components)):
-        members = [i for unit in target.units for i in unit]
-        U, S, Vh = U[:, members], S[members], Vh[members]
-        shared = gains[:, [column for column, unit in enumerate(target.units) for _ in unit]]
-    if owner is not None:
-        shared = shared[owner.to(shared.device)]
-    inputs: list[Tensor] = []
-
-    def read(x: Tensor) -> None:
-        inputs[:] = [place.read_input(x).to(S.dtype)]
-
-    def add(y: Tensor) -> Tensor:
-        return place.add_to_output(y, ((inputs.pop() @ U) * ((shared - 1) * S).unsqueeze(1)) @ Vh)
-
-    return place.tapped(at_input=read, at_output=add)
+        gains[site] = S.new_ones(part.n_examples, len(target.units)).requires_grad_()
+        own = gains[site] if part.owner is None else gains[site][part.owner.to(S.device)]
+        unit_of = [number for number, unit in enumerate(target.units) for _ in unit]
+        # Added to the output, it is 0, but depends on the gains.
+        corrections.append(moved(target, (own if target.is_whole else own[:, unit_of]) - 1))
+    return Temporary(together(*corrections).things, gains)
 
 
 def _hessian_product(
@@ -329,16 +302,11 @@ def _hessian_product(
 
 
 def _groups(question: Question, share: Share) -> list[list[Site]]:
-    keys: dict[Share, Callable[[Site], object]] = {
-        "matrix": lambda site: site,
-        "type": lambda site: site.matrix,
-        "all": lambda site: None,
-    }
-    if share not in keys:
-        raise ValueError(f"share={share!r}: probes are shared by 'matrix', by 'type' or by 'all'.")
+    one_of(share, "share", get_args(Share))
     groups: dict[object, list[Site]] = {}
     for site in question.targets:
-        groups.setdefault(keys[share](site), []).append(site)
+        key = {"matrix": site, "type": site.matrix, "all": None}[share]
+        groups.setdefault(key, []).append(site)
     return list(groups.values())
 
 

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.attribution.selections import Selection, Unit
-from analyses.statistics import bootstrap_interval
+from analyses.statistics import bootstrap_interval, mean_and_stderr
 from hooks import Site
-from surgery import SVD, Basis, Edit, Keep
+from surgery import SVD, Basis, Edit
 from surgery.arguments import counted, number, whole
 from surgery.svd import degenerate_blocks
 
@@ -131,7 +131,7 @@ class Effects:
     def keep(self, k: int) -> dict[str, Edit]:
         """The spec that keeps `top(k)` and removes every other component of the attributed matrices."""
         chosen = self.top(k)
-        return {site: Keep([i for unit in chosen.get(site, ()) for i in unit], basis=self.basis) for site in self.sites}
+        return Selection({site: chosen.get(site, ()) for site in self.sites}, basis=self.basis).keep()
 
     def most_harmful(self, k: int) -> Selection:
         """The k units whose removal improves the metric most; fewer if fewer improve it.
@@ -193,7 +193,7 @@ class Effects:
         measure = self.measure
         count = sum(len(chosen) for chosen in self.units.values())
         frame = self.to_dataframe().dropna(subset="effect")
-        frame = frame.iloc[np.argsort(-np.abs(frame["effect"].to_numpy()), kind="stable")[:5]]
+        frame = frame.sort_values("effect", key=lambda effect: -effect.abs(), kind="stable").head(5)
         table = frame[["site", "component", "strength", "effect", "stderr"]].to_string(index=False)
         lines = [
             f"effect of {self.intervention} on {measure.label}, by {self.method}: {counted(count, 'component')} of "
@@ -222,8 +222,7 @@ class Effects:
 
     def _stderr(self, site: str) -> Float[Tensor, " component"]:
         rows = self.examples[site]
-        over_examples = rows.std(0) / len(rows) ** 0.5 if len(rows) > 1 else torch.full_like(rows[0], nan)
-        return self._spread(site, (over_examples.square() + self._noise(site).square()).sqrt())
+        return self._spread(site, (mean_and_stderr(rows)[1].square() + self._noise(site).square()).sqrt())
 
     def _noise(self, site: str) -> Tensor:
         return self.noise.get(site, torch.zeros(len(self.units[site])))
@@ -283,12 +282,16 @@ class Shares(Effects):
     @property
     def residual(self) -> float:
         """How far the shares are from the change, relative to it: the certificate of `by_path`."""
-        total = float(self.change.mean())
-        gap = abs(sum(float(rows.sum(1).mean()) for rows in self.examples.values()) - total)
-        return gap / abs(total) if total else float("inf" if gap else 0)
+        return residual(torch.cat(list(self.examples.values()), 1), self.change)
 
     def __repr__(self) -> str:
         return "\n".join([Effects.__repr__(self), *self.notes])
+
+
+def residual(shares: Float[Tensor, "example player"], change: Float[Tensor, " example"]) -> float:
+    """How far the shares are from the change, relative to it, on the mean over examples."""
+    gap, total = abs(float(shares.sum(1).mean() - change.mean().cpu())), abs(float(change.mean()))
+    return gap / total if total > 0 else float("inf" if gap > 0 else 0)
 
 
 def _degenerate_units(S: Float[Tensor, " component"], rtol: float = 1e-5) -> list[Unit]:

@@ -3,14 +3,13 @@
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from analyses.attribution.effects import REMOVAL, Effects, Measure, Shares
 from surgery import SVD
 from surgery.bases import decode_basis
-from surgery.files import whole_file
+from surgery.files import read_tensors, whole_file
 from surgery.json_values import encode
 
 _FORMAT, _VERSION = "model-surgery effects", "1"
@@ -44,17 +43,8 @@ def load(path: str | Path) -> Effects:
     Raises:
         ValueError: if the file is damaged or not one of ours.
     """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if (metadata.get("format"), metadata.get("version")) != (_FORMAT, _VERSION):
-                raise ValueError(f"not one that this release wrote, version {_VERSION}")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-            return _read(json.loads(metadata["about"]), tensors)
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or not a file of effects ({error}): attribute again and save.") from error
+    with read_tensors(path, (_FORMAT, _VERSION), "effects") as (metadata, tensors):
+        return _read(json.loads(metadata["about"]), tensors)
 
 
 def _read(about: dict, tensors: dict[str, Tensor]) -> Effects:

@@ -6,13 +6,12 @@ output. To first order, removing it changes the metric by `−∂m/∂γ_i`.
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from analyses.attribution.effects import REMOVAL, Effects
 from analyses.attribution.passes import backward, check_differentiable, inputs_of, units_of
-from analyses.attribution.question import Question, ask, counterparts
+from analyses.attribution.question import ask, counterparts
 from analyses.attribution.selections import Sites
 from analyses.metrics import Metric
 from analyses.metrics.positions import Mask
@@ -59,7 +58,11 @@ def by_gradient(
     )  # fmt: skip
     check_differentiable(question)
     other = None if corrupted is None else counterparts(question, corrupted)
-    _check_positions(question, keep_positions)
+    if keep_positions and question.examples.owner is not None:
+        raise ValueError(
+            "keep_positions=True with items that are read in several rows of tokens, which share no positions: leave "
+            "it out, or attribute one text an item."
+        )
     baselines: list[Tensor] = []
     rows: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
     by_position: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
@@ -78,17 +81,9 @@ def by_gradient(
                 by_position[site].append(units_of(target, score).cpu())
     return question.effects(
         "gradient" if other is None else "gradient, clean to corrupted",
-        torch.cat(baselines),
-        {site: torch.cat(parts) for site, parts in rows.items()},
+        baselines,
+        rows,
         passes=2.0 + (corrupted is not None),
-        positions={site: torch.cat(parts) for site, parts in by_position.items() if parts},
+        positions=by_position if keep_positions else None,
         intervention=REMOVAL if other is None else "patching, clean to corrupted",
     )
-
-
-def _check_positions(question: Question, keep_positions: bool) -> None:
-    if keep_positions and question.examples.owner is not None:
-        raise ValueError(
-            "keep_positions=True with items that are read in several rows of tokens, which share no positions: leave "
-            "it out, or attribute one text an item."
-        )

@@ -6,7 +6,7 @@ edited matrix is recorded once.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from analyses.attribution.effects import REMOVAL, Shares
+from analyses.attribution.passes import moved
 from analyses.attribution.question import Examples, Question, Target, ask, selected
 from analyses.attribution.selections import Components, Selection, Unit, selection_of
 from analyses.metrics import Metric
@@ -22,7 +23,7 @@ from analyses.prompts import Tokens
 from hooks import Site
 from hooks.recording import Recording, has_hooks
 from hooks.running import arithmetic, record, rerun
-from hooks.temporary import Temporary, together
+from hooks.temporary import together
 from surgery import SVD, Basis, Decompositions, Gains, Spec
 from surgery.specs import Change, combine, plan
 
@@ -66,8 +67,8 @@ class JointEdit:
             at.setdefault(site, []).append(number)
         effects = self.question.effects(
             method,
-            ends[0],
-            {site: rows[:, numbers] for site, numbers in at.items()},
+            [ends[0]],
+            {site: [rows[:, numbers]] for site, numbers in at.items()},
             passes=passes,
             noise={} if noise is None else {site: noise[numbers] for site, numbers in at.items()},
             intervention=REMOVAL if self._removes else "the edit",
@@ -158,7 +159,6 @@ class _Rows:
     edit: JointEdit
     part: Examples
     recording: Recording
-    _inputs: dict[Site, Tensor] = field(default_factory=dict)
 
     @property
     def coalitions_per_pass(self) -> int:
@@ -173,41 +173,28 @@ class _Rows:
         part, question, n = self.part, self.edit.question, len(coalitions)
         repeated = part.take(torch.arange(part.n_examples).repeat(n))
         n_rows = len(part.inputs)
-        moved = (
-            self._moved(target, self._moves(site, target, coalitions).repeat_interleave(n_rows, 0))
+        taps = (
+            moved(
+                target,
+                self._moves(site, target, coalitions).repeat_interleave(n_rows, 0),
+                self.edit.gains[site].constants,
+            )
             for site, target in question.targets.items()
         )
         with arithmetic(False):
             logits = rerun(
                 question.model, repeated.read, self.recording, min(question.targets),
-                rows=torch.arange(n_rows).repeat(n), taps=together(*moved),
+                rows=torch.arange(n_rows).repeat(n), taps=together(*taps),
             )  # fmt: skip
             values = repeated.measured(logits)
         done(n * part.n_examples)
         return values.view(n, part.n_examples).float().cpu()
 
-    def _moves(self, site: Site, target: Target, coalitions: Bool[Tensor, "coalition player"]) -> Tensor:
-        """`γ − 1` of every component in every coalition, `[coalition component]`."""
+    def _moves(
+        self, site: Site, target: Target, coalitions: Bool[Tensor, "coalition player"]
+    ) -> Float[Tensor, "coalition member"]:
+        """`γ − 1` of every component of a player in every coalition."""
         away = self.edit.gains[site].values.detach() - 1
-        moves = away.new_zeros(len(coalitions), len(away))
-        for number, (owner, unit) in enumerate(self.edit.players):
-            if owner == site:
-                at = torch.tensor(unit, device=away.device)
-                moves[:, at] = coalitions[:, number, None].to(away) * away[at]
-        return moves
-
-    def _moved(self, target: Target, moves: Float[Tensor, "row component"]) -> Temporary[None]:
-        place, components = target.place, target.components
-        members = torch.tensor([i for unit in target.units for i in unit], device=components.S.device)
-        U, SVh = components.U[:, members], components.S[members, None] * components.Vh[members]
-        constants = self.edit.gains[place.site].constants
-        moves = moves[:, None, members]
-
-        def read(x: Tensor) -> None:
-            coordinates = place.read_input(x).to(U.dtype) @ U
-            self._inputs[place.site] = coordinates if constants is None else coordinates - constants[members]
-
-        def add(y: Tensor) -> Tensor:
-            return place.add_to_output(y, (self._inputs.pop(place.site) * moves) @ SVh)
-
-        return place.tapped(at_input=read, at_output=add)
+        players = [n for n, (owner, unit) in enumerate(self.edit.players) if owner == site for _ in unit]
+        members = [i for unit in target.units for i in unit]
+        return coalitions[:, players].to(away) * away[members]

@@ -152,10 +152,31 @@ def bias_of(target: Target) -> Tensor | None:
 
 def units_of(target: Target, rows: Float[Tensor, "*row component"]) -> Float[Tensor, "*row unit"]:
     """What concerns the components asked about, added up in each unit."""
-    n = target.components.n_components
-    if len(target.units) == n and all(unit == (i,) for i, unit in enumerate(target.units)):
+    if target.is_whole:
         return rows
     return torch.stack([rows[..., list(unit)].sum(-1) for unit in target.units], dim=-1)
+
+
+def moved(
+    target: Target, away: Float[Tensor, "row member"], constants: Float[Tensor, " component"] | None = None
+) -> Temporary[None]:
+    """Add `((x U − c) ⊙ (γ − 1) s) Vh` to the matrix's output, with `away` = γ − 1 of each row's own members.
+
+    Members are the components of the target's units, one after the other; c are constants, 0 where there are none.
+    """
+    place, components = target.place, target.components
+    members = slice(None) if target.is_whole else [i for unit in target.units for i in unit]
+    U, S, Vh = components.U[:, members], components.S[members], components.Vh[members]
+    inputs: list[Tensor] = []
+
+    def read(x: Tensor) -> None:
+        coordinates = place.read_input(x).to(S.dtype) @ U
+        inputs[:] = [coordinates if constants is None else coordinates - constants[members]]
+
+    def add(y: Tensor) -> Tensor:
+        return place.add_to_output(y, (inputs.pop() * (away * S).unsqueeze(1)) @ Vh)
+
+    return place.tapped(at_input=read, at_output=add)
 
 
 def _joint_places(question: Question) -> dict[Site, Place]:

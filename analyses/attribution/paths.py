@@ -1,7 +1,6 @@
 """Shares of an edit's effect by integrating gradients along the way from the unedited to the edited model."""
 
 from collections.abc import Callable
-from math import inf
 
 import numpy as np
 import torch
@@ -9,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from analyses.attribution.effects import Shares
+from analyses.attribution.effects import Shares, residual
 from analyses.attribution.joint_edits import JointEdit, joint_edit
 from analyses.attribution.passes import backward, check_differentiable, units_of
 from analyses.metrics import Metric
@@ -17,7 +16,7 @@ from analyses.metrics.positions import Mask
 from analyses.prompts import Tokens
 from hooks import Site
 from surgery import Compensated, Decompositions, Edit, Scale, Spec, apply
-from surgery.arguments import number, whole
+from surgery.arguments import finite, whole
 
 
 def by_path(
@@ -50,12 +49,10 @@ def by_path(
     >>> shares.residual < 0.01
     True
     """
-    steps, max_steps = whole(steps, "steps"), whole(max_steps, "max_steps")
-    if not 1 <= steps <= max_steps or not 0 < number(tolerance, "tolerance") < inf:
-        raise ValueError(
-            f"steps={steps!r}, max_steps={max_steps!r}, tolerance={tolerance!r}: 1 <= steps <= max_steps and a "
-            "positive tolerance."
-        )
+    max_steps = whole(max_steps, "max_steps", least=1)
+    steps, tolerance = whole(steps, "steps", least=1, most=max_steps), finite(tolerance, "tolerance")
+    if tolerance <= 0:
+        raise ValueError(f"tolerance={tolerance!r}: give a positive number.")
     edit = joint_edit(
         model, tokens, metric, spec,
         svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
@@ -66,16 +63,15 @@ def by_path(
     while True:
         shares = _integrated(edit, used, progress)
         passes += 2.0 * used
-        residual = _residual(shares, change)
-        if residual <= tolerance or 2 * used > max_steps:
+        missed = residual(shares, change)
+        if missed <= tolerance or 2 * used > max_steps:
             break
         used *= 2
     total, summed = float(change.mean()), float(shares.sum(1).mean())
     notes = [
-        f"certificate: the change is {total:.5g}, the shares sum to {summed:.5g}, residual {residual:.2%} at {used} "
-        "steps"
+        f"certificate: the change is {total:.5g}, the shares sum to {summed:.5g}, residual {missed:.2%} at {used} steps"
     ]
-    if residual > tolerance:
+    if missed > tolerance:
         notes.append(f"NOT within the tolerance of {tolerance:.2%}: raise max_steps, or attribute a smaller edit.")
     return edit.shares(f"path ({used} steps)", shares, ends, passes=passes, notes=notes)
 
@@ -110,9 +106,3 @@ def _along(edit: JointEdit, t: float) -> dict[str, Edit]:
         scale = Scale(1 + t * (gains.values.detach() - 1), basis=edit.question.basis)
         spec[str(site)] = scale if gains.constants is None else Compensated(scale, gains.constants)
     return spec
-
-
-def _residual(shares: Float[Tensor, "example player"], change: Float[Tensor, " example"]) -> float:
-    """How far the shares are from the change, relative to it, on the mean over examples."""
-    gap, total = abs(float(shares.sum(1).mean() - change.mean().cpu())), abs(float(change.mean()))
-    return gap / total if total > 0 else (inf if gap > 0 else 0.0)

@@ -1,6 +1,6 @@
 """What an attribution is asked: a metric of a model, on some examples, as a function of some components' gains."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -19,7 +19,7 @@ from hooks.inputs import Inputs
 from hooks.modes import check_deterministic
 from hooks.recording import has_hooks
 from surgery import Basis, Decomposition, Decompositions
-from surgery.arguments import counted, shown, whole
+from surgery.arguments import counted, whole
 from surgery.decompositions import chosen_basis
 from surgery.operations import components_in_force
 
@@ -39,9 +39,9 @@ class Target:
     units: tuple[Unit, ...]
 
     @property
-    def address(self) -> str:
-        """The site in writing."""
-        return str(self.place.site)
+    def is_whole(self) -> bool:
+        """Whether every component is asked about, each by itself and in order."""
+        return self.units == tuple((i,) for i in range(self.components.n_components))
 
 
 @final
@@ -142,33 +142,32 @@ class Question:
         """The rows of a result: as they are, or one for all examples where the metric has one number for all."""
         return rows.mean(0, keepdim=True) if self.examples.metric.pooled else rows
 
-    @property
-    def weight_state(self) -> str:
-        """Whether the weights are raw or processed."""
-        return host_of(self.model).weight_state()
-
     def effects(
         self,
         method: str,
-        baseline: Float[Tensor, " example"],
-        rows: Mapping[Site, Float[Tensor, "result_row unit"]],
+        baselines: Sequence[Tensor],
+        rows: Mapping[Site, Sequence[Tensor]],
         *,
         passes: float,
-        noise: Mapping[Site, Float[Tensor, " unit"]] | None = None,
-        positions: Mapping[Site, Float[Tensor, "result_row pos unit"]] | None = None,
+        noise: Mapping[Site, Tensor] | None = None,
+        positions: Mapping[Site, Sequence[Tensor]] | None = None,
         intervention: str = REMOVAL,
     ) -> Effects:
-        """The result of a method: the one place where results are put together."""
+        """The result of a method, from what it found in each batch: the one place where results are put together."""
+
+        def joined(batches: Mapping[Site, Sequence[Tensor]]) -> dict[str, Tensor]:
+            return {str(site): self.pooled(torch.cat(list(parts))).float().cpu() for site, parts in batches.items()}
+
         return Effects(
             method=method,
-            measure=self.measure(baseline),
-            units={target.address: target.units for target in self.targets.values()},
-            examples={str(site): self.pooled(found).float().cpu() for site, found in rows.items()},
-            strengths={target.address: target.components.S.cpu() for target in self.targets.values()},
-            weight_state=self.weight_state,
+            measure=self.measure(torch.cat(list(baselines))),
+            units={str(site): target.units for site, target in self.targets.items()},
+            examples=joined(rows),
+            strengths={str(site): target.components.S.cpu() for site, target in self.targets.items()},
+            weight_state=host_of(self.model).weight_state(),
             passes=passes,
-            noise={str(site): found.float().cpu() for site, found in (noise or {}).items()},
-            positions={str(site): self.pooled(found).float().cpu() for site, found in (positions or {}).items()},
+            noise={str(site): stderr.float().cpu() for site, stderr in (noise or {}).items()},
+            positions=joined(positions or {}),
             basis=self.basis,
             intervention=intervention,
         )
@@ -212,18 +211,11 @@ def ask(
         warn_if_padded(model, prompts.tokens)
     prompts = replace(prompts, mask=_agreed(asked.attention_mask, prompts.mask, prompts.tokens))
     bound = asked.bound(model, prompts)
-    return Question(
-        model, Examples(rows_read(bound, prompts), bound), _targets(model, sites, basis, svds, progress), size
-    )
-
-
-def rows_read(metric: metrics.Metric, prompts: Prompts) -> Inputs:
-    """What the model reads: the prompts, or the rows of a metric that has rows of its own."""
-    if metric.rows is None:
-        return Inputs(prompts.tokens, None if prompts.mask is None else prompts.mask.long())
-    device = prompts.tokens.device
-    mask = metric.rows.mask
-    return Inputs(metric.rows.tokens.to(device), None if bool(mask.all()) else mask.long().to(device))
+    # What the model reads are the prompts, or the rows of a metric that has rows of its own.
+    tokens, mask = (prompts.tokens, prompts.mask) if bound.rows is None else (bound.rows.tokens, bound.rows.mask)
+    device, all_real = prompts.tokens.device, bound.rows is not None and bool(bound.rows.mask.all())
+    inputs = Inputs(tokens.to(device), None if mask is None or all_real else mask.long().to(device))
+    return Question(model, Examples(inputs, bound), _targets(model, sites, basis, svds, progress), size)
 
 
 def _agreed(
@@ -271,26 +263,16 @@ def counterparts(question: Question, corrupted: Tokens) -> Int[Tensor, "row pos"
             "every clean example needs a corrupted one of the same length. Give corrupted tokens of the clean ones' "
             "shape."
         )
-    check_same_lengths(here.mask, other.mask)
+    if other.mask is not None:  # without one, that of the clean rows holds
+        clean = torch.ones_like(other.mask) if here.mask is None else here.mask.bool()
+        apart = (clean != other.mask).any(1).nonzero().flatten().tolist()
+        if apart:
+            raise ValueError(
+                f"the corrupted text of example {apart[0]} has other real tokens than the clean one "
+                f"({int(other.mask[apart[0]].sum())} and {int(clean[apart[0]].sum())}). Give pairs with equally many "
+                "tokens."
+            )
     return other.tokens
-
-
-def check_same_lengths(clean: Tensor | None, corrupted: Tensor | None) -> None:
-    """Refuse pairs of texts of which one is longer; no mask of the corrupted ones means that the clean ones' holds.
-
-    Raises:
-        ValueError: if the masks differ.
-    """
-    if corrupted is None:
-        return
-    mine = torch.ones_like(corrupted) if clean is None else clean.bool()
-    apart = (mine != corrupted).any(1).nonzero().flatten().tolist()
-    if apart:
-        raise ValueError(
-            f"the corrupted text of example {apart[0]} has other real tokens than the clean one "
-            f"({int(corrupted[apart[0]].sum())} and {int(mine[apart[0]].sum())}). Give pairs with equally many "
-            "tokens."
-        )
 
 
 def selected(model: nn.Module, selection: Selection) -> dict[Site, tuple[Unit, ...]]:
@@ -320,8 +302,7 @@ def _targets(
         sites = selection_of(sites, basis)
         selection = {**selected(model, sites)}
     else:
-        _check_patterns(sites)
-        selection = dict.fromkeys(match_each(model, sites if isinstance(sites, str) else map(str, sites)))
+        selection = dict.fromkeys(match_each(model, sites))
     if not selection:
         raise ValueError("no component is selected: name at least one matrix, or components of it.")
     _check_basis(basis, sites)
@@ -338,15 +319,6 @@ def _targets(
             )
         targets[site] = Target(places[site], components, units)
     return targets
-
-
-def _check_patterns(sites: object) -> None:
-    several = [sites] if isinstance(sites, str | Site) else list(sites) if isinstance(sites, Iterable) else [None]
-    if not all(isinstance(pattern, str | Site) for pattern in several):
-        raise ValueError(
-            f"sites={shown(sites)}: name matrices by a pattern such as 'blocks.*.mlp.W_out', or several in a list, or "
-            "components by {site: [0, 3]}."
-        )
 
 
 def _check_basis(basis: Basis, sites: Sites) -> None:

@@ -83,7 +83,7 @@ def _units(site: object, chosen: object) -> tuple[Unit, ...]:
         if isinstance(chosen, str | bytes | Mapping):
             raise TypeError
         return tuple(
-            tuple(_component(i) for i in unit) if isinstance(unit, list | tuple | range) else (_component(unit),)
+            tuple(whole(i, "component") for i in (unit if isinstance(unit, list | tuple | range) else [unit]))
             for unit in list(chosen)  # type: ignore[call-overload]
         )
     except (TypeError, ValueError):
@@ -91,10 +91,6 @@ def _units(site: object, chosen: object) -> tuple[Unit, ...]:
             f"the selection of '{site}' is {shown(chosen)}: name each component once, counting from 0, the strongest, "
             "in a list such as [0, 3], or [(0, 1), 3] where some go together."
         ) from None
-
-
-def _component(given: object) -> int:
-    return whole(given, "component")
 
 
 def selection_of(components: object, basis: Basis, argument: str = "sites") -> Selection:

@@ -16,9 +16,10 @@ from analyses.attribution.selections import Components, selection_of
 from analyses.metrics import Metric
 from analyses.metrics.positions import Mask
 from analyses.prompts import Tokens
+from analyses.statistics import mean_and_stderr
 from surgery import SVD, Basis, Decompositions, Spec
+from surgery.arguments import even
 from surgery.arguments import seed as whole_seed
-from surgery.arguments import whole
 
 
 def by_shapley(
@@ -51,9 +52,7 @@ def by_shapley(
     >>> shares.units
     {'blocks.1.mlp.W_out': ((0,), (1,), (2,))}
     """
-    draws, seed = whole(draws, "draws"), whole_seed(seed)
-    if draws < 2 or draws % 2:
-        raise ValueError(f"draws={draws!r}: orders come in pairs, so an even number of at least 2 is needed.")
+    draws, seed = even(draws, "draws"), whole_seed(seed)
     edit = joint_edit(
         model, tokens, metric, spec, players=players,
         svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
@@ -67,8 +66,7 @@ def by_shapley(
             order = torch.randperm(n, generator=generator)
             for entry in (order, order.flip(0)):
                 shares[pair] += 0.5 * _marginals(edit, entry, ends, bar.update)
-    spread = shares.mean(1)
-    noise = spread.std(0) / len(spread) ** 0.5 if len(spread) > 1 else torch.full((n,), torch.nan)
+    noise = mean_and_stderr(shares.mean(1))[1]
     notes = [f"shares of the change {float((ends[1] - ends[0]).mean()):.4g}, from {draws} orders of {n} players"]
     passes = 2.0 + draws * (n - 1)
     return edit.shares(f"Shapley ({draws} orders)", shares.mean(0), ends, passes=passes, noise=noise, notes=notes)
@@ -132,8 +130,8 @@ def interactions(
     rows[torch.arange(n), torch.arange(n)] = single
     rows[pairs[:, 0], pairs[:, 1]] = rows[pairs[:, 1], pairs[:, 0]] = beyond
     labels = tuple(f"{site} {'+'.join(map(str, unit))}" for site, unit in edit.players)
-    stderr = rows.std(-1) / rows.shape[-1] ** 0.5 if rows.shape[-1] > 1 else torch.full((n, n), torch.nan)
-    return Interactions(labels, rows.mean(-1), stderr, edit.question.measure(values[0]))
+    mean, stderr = mean_and_stderr(rows.movedim(-1, 0))
+    return Interactions(labels, mean, stderr, edit.question.measure(values[0]))
 
 
 def _marginals(

@@ -123,13 +123,9 @@ class _Suffix:
         repeated = part.take(torch.arange(part.n_examples).repeat(len(patches)))
         rows = torch.arange(len(part.inputs)).repeat(len(patches))
 
-        def added(reads: Reads | None) -> Tensor:
-            return self._added(patches, reads)
-
+        added = place, lambda reads: self._added(patches, reads)
         with arithmetic(False):
-            logits = rerun(
-                self.question.model, repeated.read, self.recording, place.site, rows=rows, added=(place, added)
-            )
+            logits = rerun(self.question.model, repeated.read, self.recording, place.site, rows=rows, added=added)
             return repeated.measured(logits)
 
     def _added(self, patches: Sequence[Patch], reads: Reads | None) -> Float[Tensor, "patch_row pos d_out"]:

@@ -19,7 +19,7 @@ from analyses.metrics.positions import Mask
 from analyses.prompts import Tokens
 from hooks.running import arithmetic, record, rerun
 from surgery import SVD, Decompositions, active
-from surgery.arguments import counted, shown, whole
+from surgery.arguments import counted, several, shown, whole
 from surgery.arguments import seed as whole_seed
 
 Grid = list[list[Removal]]
@@ -86,9 +86,7 @@ def _numbers(ks: Sequence[int], draws: int, effects: Effects) -> tuple[tuple[int
     """The numbers of components, rising, each once; and that of draws."""
     if not isinstance(effects, Effects):
         raise ValueError(f"effects={shown(effects)}: give what an attribution returned, or effects of patching.")
-    if isinstance(ks, int | str) or not len(ks):
-        raise ValueError(f"ks={ks!r}: give numbers of components, such as [1, 5, 20].")
-    return tuple(sorted({whole(k, "k", least=1) for k in ks})), whole(draws, "draws", least=1)
+    return tuple(sorted(set(several(ks, "ks", least=1)))), whole(draws, "draws", least=1)
 
 
 def _removals(

@@ -1,13 +1,12 @@
 """Components to hold a selection against: the strongest, others at random, and the next in line."""
 
-from typing import Literal
+from typing import Literal, get_args
 
-import numpy as np
 import torch
 
 from analyses.attribution.effects import Effects
 from analyses.attribution.selections import Components, Selection, selection_of
-from surgery.arguments import counted, whole
+from surgery.arguments import one_of, whole
 from surgery.arguments import seed as whole_seed
 from surgery.controls import nearest_energy, random_order
 
@@ -25,18 +24,9 @@ def by_strength(effects: Effects, k: int) -> Selection:
     >>> controls.by_strength(effects, 5).n_components
     5
     """
-    components = [(site, i) for site, S in effects.strengths.items() for i in range(len(S))]
-    if whole(k, "k") > len(components):
-        raise ValueError(
-            f"k={k!r}: the attributed matrices have {counted(len(components), 'component')}. Give a number from 0 to "
-            "that."
-        )
-    strengths = np.concatenate([S.numpy() for S in effects.strengths.values()])
-    strongest: dict[str, list[int]] = {}
-    for at in np.argsort(-strengths, kind="stable")[:k]:
-        site, component = components[at]
-        strongest.setdefault(site, []).append(component)
-    return Selection(strongest, basis=effects.basis)
+    frame = effects.to_dataframe()
+    strongest = frame.sort_values("strength", ascending=False, kind="stable").head(whole(k, "k", most=len(frame)))
+    return Selection(strongest.groupby("site", sort=False)["component"].apply(list).to_dict(), basis=effects.basis)
 
 
 def random_selection(
@@ -58,8 +48,7 @@ def random_selection(
     """
     selection = selection_of(selection, effects.basis, "selection")
     _check_basis(effects, selection)
-    if match not in ("count", "energy"):
-        raise ValueError(f"match={match!r}: it is 'count' or 'energy'. Choose one.")
+    one_of(match, "match", get_args(Match))
     generator = torch.Generator().manual_seed(whole_seed(seed))
     drawn: dict[str, list[int]] = {}
     for site in selection:

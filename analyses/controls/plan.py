@@ -65,7 +65,7 @@ class Plan:
         """As many random directions removed, in the span of the selected components and as many of the next in line."""
         among = twice(self.effects, selection)
         spec = rotated(self.question.model, selection, among, seed=seed, svds=self.svds, progress=False)
-        decompositions = {target.address: target.components for target in self.question.targets.values()}
+        decompositions = {str(site): target.components for site, target in self.question.targets.items()}
         specs, written = [], []
         for site, edit in spec.items():
             assert isinstance(edit.basis, Directions)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from analyses.attribution.effects import Measure
 from analyses.attribution.selections import Selection
+from analyses.statistics import mean_and_stderr
 from surgery import Edit
 from surgery.arguments import counted
 
@@ -76,8 +77,7 @@ class Removals:
 
 def _mean(name: str, x: Float[Tensor, " example"]) -> dict[str, float]:
     """The mean over examples and its standard error, NaN for one example."""
-    stderr = float(x.std() / len(x) ** 0.5) if len(x) > 1 else float("nan")
-    return {name: float(x.mean()), f"{name}_stderr": stderr}
+    return dict(zip((name, f"{name}_stderr"), map(float, mean_and_stderr(x)), strict=True))
 
 
 def _range(means: Float[Tensor, " draw"]) -> str:

@@ -6,7 +6,7 @@ where only one of them has a token nothing is scored.
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, NamedTuple, final
 
@@ -15,8 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from analyses import metrics
-from analyses.prompts import pad
-from analyses.scoring.batches import encode
+from analyses.prompts import read, rows_of_items
 from analyses.tasks.items import AnswerItem, Item, MinimalPair, Text
 from analyses.tasks.task import Task
 
@@ -32,7 +31,7 @@ class Rows(NamedTuple):
     """
 
     tokens: Int[Tensor, "example pos"]
-    mask: Int[Tensor, "example pos"]
+    mask: Bool[Tensor, "example pos"]
     labels: Int[Tensor, "example pos"]
 
     @property
@@ -51,14 +50,12 @@ def rows_of(model: nn.Module, task: Task, prepend_bos: bool | None = None) -> Ro
     >>> eigenpruning.examples.rows_of(model, task).tokens.tolist()
     [[1, 2], [4, 5]]
     """
-    encoded = encode(model, task, prepend_bos=prepend_bos)
-    answers = [encoded.continuations.ids[first] for first in encoded.continuations.first[:-1].tolist()]
-    pairs = list(zip(encoded.contexts, answers, strict=True))
-    tokens, mask = pad([(*context, *answer[:-1]) for context, answer in pairs], "right", 0)
-    labels = torch.full_like(tokens, metrics.IGNORED)
-    for row, (context, answer) in zip(labels, pairs, strict=True):
-        row[len(context) - 1 : len(context) - 1 + len(answer)] = torch.tensor(answer)
-    return Rows(tokens, mask, labels)
+    prompts = read(model, task, prepend_bos=prepend_bos)
+    references = [replace(item, continuations=item.continuations[:1]) for item in prompts.items or ()]
+    rows = rows_of_items(references, prompts.filler)
+    labels = torch.full_like(rows.tokens, metrics.IGNORED)
+    labels[rows.row, rows.pos] = rows.token
+    return Rows(rows.tokens, rows.mask, labels)
 
 
 @final

@@ -2,7 +2,6 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
-from math import inf
 from typing import final
 
 import torch
@@ -15,7 +14,7 @@ from analyses.tasks.task import Task
 from hooks.inputs import Inputs
 from hooks.running import run
 from surgery import active
-from surgery.arguments import number, whole
+from surgery.arguments import number, positive, whole
 from surgery.arguments import seed as checked_seed
 
 
@@ -38,8 +37,8 @@ class FineTuning:
         for name in ("steps", "batch_size"):
             whole(getattr(self, name), f"FineTuning was given {name}", least=1)
         checked_seed(self.seed)
-        if not 0 < number(self.lr, "lr") < inf or not 0 <= number(self.weight_decay, "weight_decay") < inf:
-            raise ValueError(f"{self!r}: lr is above 0, weight_decay 0 or more. Take FineTuning().")
+        positive(self.lr, "lr")
+        number(self.weight_decay, "weight_decay", least=0)
 
 
 def fine_tuned(

@@ -15,7 +15,7 @@ from analyses.eigenpruning.scores import ComponentScores, Order, attribute
 from analyses.eigenpruning.settings import Best, Method, Report, as_fraction, says_where_settings_are
 from analyses.scoring import EncodedTask, Scores, encode, score_encoded
 from analyses.tasks.items import Item
-from analyses.tasks.task import Splits, Task, as_task
+from analyses.tasks.task import Splits, Task, as_splits
 from hooks import place_of
 from hooks.running import run
 from surgery import Decompositions, Edit
@@ -172,20 +172,9 @@ def _parts(task: Task | Splits | Sequence[Item], seed: int, *, choosing: bool) -
     Raises:
         ValueError: if one of them has no items.
     """
-    if isinstance(task, Splits):
-        parts = task
-    else:
-        screen, validation, test = (0.4, 0.2, 0.4) if choosing else (0.5, 0.0, 0.5)
-        whole_task = as_task(task, allowed="a Task, Splits,")
-        parts = whole_task.split(screen=screen, validation=validation, test=test, seed=seed)
-    needed = ("screen", "validation", "test") if choosing else ("screen", "test")
-    empty = next((name for name in needed if not len(getattr(parts, name))), None)
-    if empty is not None:
-        raise ValueError(
-            f"the part {empty!r} of the task has no items: screen is scored, validation chooses the fraction, test is "
-            "reported. Split with a fraction above 0 for it."
-        )
-    return parts
+    if choosing:
+        return as_splits(task, screen=0.4, validation=0.2, test=0.4, seed=seed)
+    return as_splits(task, needed=("screen", "test"), screen=0.5, validation=0.0, test=0.5, seed=seed)
 
 
 def _check_compensable(model: nn.Module, addresses: Iterable[str], method: Method) -> None:

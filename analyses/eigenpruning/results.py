@@ -76,14 +76,9 @@ class Pruning:
             f"removed ({self.fraction:.3g}, budget {self.method.budget}), compensation {self.method.compensation}",
             f"scored on {counted(self.attribution.n_examples, 'item')} by {self.attribution.reduce}, "
             f"reported on {counted(len(self.scores['base']), 'other')}; 95 % intervals",
-            f"{'variant':<20} {'accuracy':>8}  {'change of accuracy':<27} {'log-loss':>8}  {'p(correct)':>10} "
-            f"{'p(wrong)':>8}",
         ]
-        for name, scores in self.scores.items():
-            summary = scores.summary()
-            change = "" if name == "base" else str(self.compare(name).accuracy)
-            lines.append(
-                f"{name:<20} {summary.accuracy:>8.3f}  {change:<27} {summary.log_loss:>8.3f}  "
-                f"{summary.p_correct:>10.3f} {summary.p_wrong:>8.3f}"
-            )
-        return "\n".join(lines)
+        sums = pd.DataFrame({name: scores.summary().as_row() for name, scores in self.scores.items()}).T
+        table = sums[["accuracy", "log_loss", "p_correct", "p_wrong"]].astype(float)
+        changes = ["" if name == "base" else str(self.compare(name).accuracy) for name in self.scores]
+        table.insert(1, "change of accuracy", changes)
+        return "\n".join([*lines, table.to_string(float_format="%.3f")])

@@ -9,7 +9,6 @@ Vergara-Browne, Soto, Aizawa, "Eigenpruning" (arXiv:2404.03147).
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import floor
 from typing import Literal, final, get_args
 
 import numpy as np
@@ -32,7 +31,7 @@ from hooks import Site
 from hooks.inputs import Inputs
 from surgery import Basis, Compensated, Decompositions, Edit
 from surgery import sites as sites_of
-from surgery.arguments import counted
+from surgery.arguments import counted, one_of
 from surgery.arguments import fraction as checked_fraction
 from surgery.arguments import seed as checked_seed
 from surgery.controls import random_order
@@ -102,22 +101,16 @@ class ComponentScores:
         (8, 32)
         """
         fraction = checked_fraction(fraction, "fraction")
-        components = [(site, i) for site in self.sites for i in range(len(self.flipped[site]))]
-        groups = np.array([_group(site, budget) for site, _ in components])
-        strength = np.concatenate([self.effects.strengths[site].numpy() for site in self.sites])
-        order = np.lexsort((strength, self._values(by, seed)))
-        removed: dict[str, list[int]] = {site: [] for site in self.sites}
-        for group in np.unique(groups):
-            members = order[groups[order] == group]
-            # The tiny addend is for products such as 0.29 · 100 that fall short of their whole number.
-            for at in members[: floor(fraction * len(members) + 1e-9)]:
-                site, component = components[at]
-                removed[site].append(component)
-        return Selection({site: sorted(indices) for site, indices in removed.items() if indices}, basis=self.basis)
+        frame = self.effects.to_dataframe().assign(by=self._values(by, seed)).sort_values(["by", "strength"])
+        groups = frame.groupby([_group(site, budget) for site in frame["site"]])["by"]
+        # The tiny addend is for products such as 0.29 · 100 that fall short of their whole number.
+        lowest = frame[groups.cumcount() < np.floor(fraction * groups.transform("size") + 1e-9)]
+        removed = {site: sorted(lowest.loc[lowest["site"] == site, "component"].tolist()) for site in self.sites}
+        return Selection({site: indices for site, indices in removed.items() if indices}, basis=self.basis)
 
     def spec(self, selection: Selection, *, compensation: Compensation = "mean") -> dict[str, Edit]:
         """The spec that removes the selected components and, unless "none", puts their mean input in their place."""
-        check_choice("compensation", compensation)
+        one_of(compensation, "compensation", get_args(Compensation))
         if compensation == "none":
             return selection.drop()
         return {site: Compensated(edit, self.constants[site].tolist()) for site, edit in selection.drop().items()}
@@ -143,14 +136,10 @@ class ComponentScores:
     def _values(self, by: Order, seed: int) -> np.ndarray:
         """A number for each component, by which they are removed, lowest first."""
         checked_seed(seed)
-        match by:
-            case "random":
-                return np.array(random_order(self.n_components, torch.Generator().manual_seed(seed)))
-            case "score" | "flipped" | "strength":
-                scores = {site: self[site] for site in self.sites}
-                values = {"score": scores, "flipped": self.flipped, "strength": self.effects.strengths}[by]
-                return np.concatenate([values[site].numpy() for site in self.sites])
-        raise ValueError(f"by={by!r}: components are removed by 'score', 'flipped', 'strength' or at 'random'.")
+        if one_of(by, "by", get_args(Order)) == "random":
+            return np.array(random_order(self.n_components, torch.Generator().manual_seed(seed)))
+        values = {"score": self.effects, "flipped": self.flipped, "strength": self.effects.strengths}[by]
+        return np.concatenate([values[site].numpy() for site in self.sites])
 
 
 def attribute(
@@ -254,8 +243,8 @@ def _scores(
 ) -> ComponentScores:
     effects = question.effects(
         "gradient",
-        losses,
-        {site: state.score.result()[None] for site, state in states.items()},
+        [losses],
+        {site: [state.score.result()[None]] for site, state in states.items()},
         passes=passes,
         intervention=f"corrupted inputs ({reduce} over examples and positions)",
     )
@@ -263,24 +252,7 @@ def _scores(
     return ComponentScores(effects, flipped, {str(site): state.constants() for site, state in states.items()}, reduce)
 
 
-_CHOICES = {
-    "budget": "the fraction is counted over all components ('global'), those of a matrix type ('type'), or in each "
-    "matrix or head ('matrix').",
-    "compensation": "what is removed is replaced by its 'mean', or by nothing, 'none'. Give one of these.",
-}
-
-
-def check_choice(name: Literal["budget", "compensation"], value: str) -> None:
-    """Refuse a budget or a compensation that does not exist.
-
-    Raises:
-        ValueError: naming those that do.
-    """
-    if value not in get_args({"budget": Budget, "compensation": Compensation}[name]):
-        raise ValueError(f"{name}={value!r}: {_CHOICES[name]}")
-
-
 def _group(site: str, budget: str) -> str:
     """The name of the group in which a matrix's components are counted."""
-    check_choice("budget", budget)
+    one_of(budget, "budget", get_args(Budget))
     return {"global": "", "type": Site.parse(site).matrix, "matrix": site}[budget]

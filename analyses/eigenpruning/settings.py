@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
-from typing import ParamSpec, TypeVar, final
+from typing import ParamSpec, TypeVar, final, get_args
 
 from analyses.eigenpruning.examples import Corrupt
 from analyses.eigenpruning.finetuning import FineTuning
 from analyses.eigenpruning.reducers import Reduce, check_reduce
-from analyses.eigenpruning.scores import Budget, Compensation, check_choice
+from analyses.eigenpruning.scores import Budget, Compensation
 from analyses.scoring import Rule
-from surgery.arguments import by_name_only, fraction, shown, whole
+from surgery.arguments import by_name_only, fraction, one_of, shown, whole
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,8 +45,8 @@ class Method:
 
     def __post_init__(self) -> None:
         check_reduce(self.reduce)
-        check_choice("budget", self.budget)
-        check_choice("compensation", self.compensation)
+        one_of(self.budget, "budget", get_args(Budget))
+        one_of(self.compensation, "compensation", get_args(Compensation))
 
 
 @final

@@ -161,18 +161,6 @@ def gains_of(
     return {candidate: gains[candidate] for candidate in wanted}
 
 
-def check_possible(
-    model: nn.Module, wanted: Sequence[Candidate], *, svds: Decompositions | None, progress: bool
-) -> None:
-    """Raise before any run if an edit cannot be applied, for instance one that names too many components.
-
-    Raises:
-        ValueError: if there is such an edit.
-    """
-    # A cut by ρ fits every matrix, so only the others need their matrices' decompositions this early.
-    gains_of(model, [candidate for candidate in wanted if candidate.rho is None], svds=svds, progress=progress)
-
-
 def first_alike(gains: Mapping[Candidate, Gains]) -> dict[Candidate, Candidate | None]:
     """For each candidate the first one that leaves the same matrix behind; None where that is the unedited matrix.
 

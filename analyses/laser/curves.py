@@ -13,13 +13,20 @@ from analyses.metrics import Metric
 from analyses.scoring import Comparison, Rule, compare
 from analyses.tasks.items import Item
 from analyses.tasks.task import Task, as_task
-from surgery import Decomposition, Decompositions, Edit, KeepBottom, KeepTop, RandomBasis, RandomComponents
+from surgery import Decompositions, Edit, KeepBottom, KeepTop
 from surgery.arguments import counted, whole
 from surgery.arguments import seed as checked_seed
+from surgery.controls import Match, matched
 from surgery.decompositions import decomposed
 
 FINE_RHOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01, 0.005, 0.0)
 """From the whole matrix to nothing of it."""
+_KINDS: dict[Match, str] = {
+    "count": "as many random components",
+    "energy": "random components of the same energy",
+    "spectrum": "the same singular values on random vectors",
+}
+"""What tables call the controls of each draw, in their order."""
 
 
 @final
@@ -145,14 +152,15 @@ class Controls:
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row for the edit and each control: `control` says what is equal, `change` is of accuracy."""
+        kinds = ["the edit itself", *list(_KINDS.values()) * (len(self.controls) // len(_KINDS))]
         return pd.DataFrame(
             {
-                "control": _kind(trial.candidate.edit),
+                "control": kind,
                 "edit": repr(trial.candidate.edit),
                 **trial.summary.as_row(),
                 **_change_of_accuracy(change),
             }
-            for trial, change in zip((self.edit, *self.controls), self.comparisons, strict=True)
+            for kind, trial, change in zip(kinds, (self.edit, *self.controls), self.comparisons, strict=True)
             if trial.candidate is not None
         )
 
@@ -200,41 +208,16 @@ def random_controls(
             f"{counted(len(edited), 'matrix', 'matrices')} edited, draws={draws!r}: controls are drawn for the edit of "
             "one matrix, one or more of each kind. Give one entry of the spec at a time."
         )
-    site, edit = edited[0].site, edited[0].edit
+    site, edit, seed = edited[0].site, edited[0].edit, checked_seed(seed)
     decomposition = decomposed(model, [site], basis=edit.basis, svds=svds, progress=False)[site]
-    controls = _drawn(decomposition, edit, draws=draws, seed=checked_seed(seed))
+    gains = edit.gains(decomposition)
+    controls = [matched(gains, decomposition, by=by, seed=seed + n) for n in range(draws) for by in _KINDS]
     setup = Setup(
         model, rule=rule, prepend_bos=prepend_bos, svds=svds, batch_size=batch_size, memory=memory, progress=progress
     )
     wanted = [*edited, *(Candidate(site, control, None) for control in controls)]
     unedited, trials, comparisons = _compared(setup, task, wanted, seed)
     return Controls(trials[0], unedited, trials[1:], comparisons)
-
-
-def _drawn(decomposition: Decomposition, edit: Edit, *, draws: int, seed: int) -> list[Edit]:
-    """Random edits that take away as many components as `edit`, or as much energy, or have random vectors."""
-    removed = (1 - edit.gains(decomposition).values).clamp_min(0)
-    count, energy = round(float(removed.sum())), min(1.0, float((removed * decomposition.energy).sum()))
-    return [
-        control
-        for number in range(seed, seed + draws)
-        for control in (
-            RandomComponents(seed=number, count=count),
-            RandomComponents(seed=number, energy=energy),
-            RandomBasis(seed=number),
-        )
-    ]
-
-
-def _kind(edit: Edit) -> str:
-    match edit:
-        case RandomComponents(count=int()):
-            return "as many random components"
-        case RandomComponents():
-            return "random components of the same energy"
-        case RandomBasis():
-            return "the same singular values on random vectors"
-    return "the edit itself"
 
 
 def _compared(

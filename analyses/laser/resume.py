@@ -182,12 +182,7 @@ def _check_header(path: Path, line: bytes, wanted: Mapping[str, str]) -> None:
         header = json.loads(line)
     except ValueError:
         header = None
-    if not isinstance(header, dict):
-        raise LogError(
-            f"{path}, line 1 cannot be read: a search log begins with a JSON object that says which search it is. "
-            "Give the path of a new file."
-        )
-    if any(header.get(name) != value for name, value in _FORMAT.items()):
+    if not isinstance(header, dict) or any(header.get(name) != value for name, value in _FORMAT.items()):
         raise LogError(
             f"{path} does not begin as a search log of version {_FORMAT['version']}: nothing was written to it. Give "
             "the path of a new file, or of a log that this release wrote."

@@ -10,14 +10,14 @@ import pandas as pd
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from analyses.laser.candidates import MLP, PAPER_RHOS, UNEDITED, Candidate, Edits, candidates, check_possible, row_of
+from analyses.laser.candidates import MLP, PAPER_RHOS, UNEDITED, Candidate, Edits, candidates, gains_of, row_of
 from analyses.laser.race import Screened, race
 from analyses.laser.resume import Log, search_header
 from analyses.laser.trials import MEMORY, Setup, Trial
 from analyses.metrics import Metric
 from analyses.scoring import Comparison, Rule, Scores, compare, encode_text, text_loss
 from analyses.tasks.items import Item
-from analyses.tasks.task import Splits, Task, as_task
+from analyses.tasks.task import Splits, Task, as_splits
 from hooks import Site, host_of
 from surgery import Decompositions, Edit, KeepTop
 from surgery.arguments import counted
@@ -213,21 +213,17 @@ def prepared(
         ValueError: if a part that is needed has no items, an edit is impossible, or the text cannot be read.
     """
     checked_seed(seed)
-    parts = task if isinstance(task, Splits) else as_task(task, allowed="a Task, Splits,").split(seed=seed)
-    named = {"validation": parts.validation, "test": parts.test, "screen": parts.screen}
     # Only a race takes the gradient on the screen items.
-    empty = [name for name, part in named.items() if not len(part) and (name != "screen" or "seed" in fixed)]
-    if empty:
-        raise ValueError(
-            f"the {empty[0]} part has no items: a search chooses on the validation items, reports on the test items, "
-            "and takes the gradient of a screened search on the screen items. Split the task with a fraction for each."
-        )
+    needed = ("screen", "validation", "test") if "seed" in fixed else ("validation", "test")
+    parts = as_splits(task, needed=needed, seed=seed)
     if text is not None:
         encode_text(setup.model, text, prepend_bos=setup.prepend_bos)
-    check_possible(setup.model, tried, svds=setup.svds, progress=setup.progress)
+    # A cut by ρ fits every matrix; an edit that names components may name too many, which is told before any run.
+    single = [candidate for candidate in tried if candidate.rho is None]
+    gains_of(setup.model, single, svds=setup.svds, progress=setup.progress)
     if log is None:
         return setup, parts
-    named = {name: named[name] for name in ("screen", "validation", "test")}
+    named = {name: getattr(parts, name) for name in ("screen", "validation", "test")}
     fixed = {**fixed, "rule": setup.rule, "prepend_bos": setup.prepend_bos}
     header = search_header(setup.model, named, fixed, [candidate.key for candidate in tried])
     return replace(setup, log=Log(log, header)), parts

@@ -18,7 +18,7 @@ from analyses.tasks.items import Item, Text
 from hooks import Site
 from surgery import SVD, Decomposition, Decompositions, Edit
 from surgery.arguments import counted, number, whole
-from surgery.ranks import effective_rank, rank_from_rho, stable_rank
+from surgery.ranks import rank_from_rho
 
 Frequency = Mapping[str, float] | Mapping[Text, float] | Sequence[float] | Callable[[Item], float]
 """How often each item's fact was seen in training: by the reference answer's text, by position, or by item."""
@@ -136,17 +136,16 @@ def effective_ranks(
     >>> laser.effective_ranks(model, "blocks.0.mlp.*", progress=False)[["site", "rank"]].to_numpy().tolist()
     [['blocks.0.mlp.W_in', 16], ['blocks.0.mlp.W_out', 16]]
     """
-    decompositions = surgery.decompose(model, sites, basis=SVD(), svds=svds, progress=progress)
-    rows = []
-    for site in map(Site.parse, surgery.sites(model, sites)):
-        components = decompositions[str(site)]
-        ranks = {"effective_rank": effective_rank(components.S), "stable_rank": stable_rank(components.S)}
-        rows.append(
-            {"site": str(site), "layer": site.layer, "matrix": site.matrix, **ranks, "rank": components.n_components}
-        )
-    frame = pd.DataFrame(rows)
-    states = [decompositions[site].weight_state for site in frame["site"]]
-    return frame.assign(fraction=frame["effective_rank"] / frame["rank"], weights=states)
+    svds = surgery.decompose(model, sites, basis=SVD(), svds=svds, progress=progress)
+    table = svds.ranks_to_dataframe().set_index("site")
+    columns = ["effective_rank", "stable_rank", "n_components"]
+    rows = [  # a store may hold more matrices than were asked about
+        (str(site), site.layer, site.matrix, *table.loc[str(site), columns], svds[str(site)].weight_state)
+        for site in map(Site.parse, surgery.sites(model, sites))
+    ]
+    frame = pd.DataFrame(rows, columns=["site", "layer", "matrix", *columns[:2], "rank", "weights"])
+    frame.insert(6, "fraction", frame["effective_rank"] / frame["rank"])
+    return frame
 
 
 def layer_task_map(results: Iterable[SearchResult]) -> pd.DataFrame:

@@ -1,14 +1,17 @@
 """Metrics of given answers: token ids, or words that a model's tokenizer turns into ids."""
 
+# What is the same for all metrics of a kind is a class variable, and what others keep a property.
+# pyright: reportIncompatibleVariableOverride=false, reportAssignmentType=false
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import final
+from typing import cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from analyses.metrics.metric import Metric, Unbound
+from analyses.metrics.metric import Metric
 from analyses.metrics.positions import Chosen, Indices, Positions, kept, rows_in, rows_of
 from analyses.prompts import Prompts
 from analyses.tokens.words import token_of
@@ -18,25 +21,36 @@ from hooks.inputs import Reads
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class AnswerMetric(Metric):
-    """A score of given answers at given positions. `score` takes logits `[... d_vocab]` and answers `[... answers]`."""
+    """A score of given answers at given positions. `score` takes logits `[... d_vocab]` and answers `[... answers]`.
+
+    Answers may be words, until the metric is bound to a model.
+    """
 
     name: str
     unit: str
     higher_is_better: bool | None
     differentiable: bool
     score: Callable[..., Tensor]
-    answers: tuple[Int[Tensor, "..."], ...]
+    answers: tuple[Int[Tensor, "..."] | tuple[str, ...], ...]
     positions: Positions | Chosen
 
     def __post_init__(self) -> None:
         _ = self.n_examples  # refuses parts that disagree
 
     def bound(self, model: nn.Module, prompts: Prompts | None) -> "AnswerMetric":
-        """The same metric, reading the real tokens of these prompts."""
-        if prompts is None or prompts.mask is None or isinstance(self.positions, Chosen):
-            return self
-        where = self.positions.masked(prompts.mask).resolve(prompts.mask.shape[1])
-        return replace(self, positions=where)
+        """The same metric with the words' ids, reading the real tokens of these prompts.
+
+        Raises:
+            ValueError: if a word is not one token of the model.
+        """
+        ids = tuple(
+            answer if isinstance(answer, Tensor) else kept([token_of(model, word) for word in answer]).unsqueeze(1)
+            for answer in self.answers
+        )
+        where = self.positions
+        if prompts is not None and prompts.mask is not None and isinstance(where, Positions):
+            where = where.masked(prompts.mask).resolve(prompts.mask.shape[1])
+        return replace(self, answers=ids, positions=where)
 
     @property
     def attention_mask(self) -> Bool[Tensor, "rows pos"] | None:
@@ -55,68 +69,26 @@ class AnswerMetric(Metric):
     def values(self, logits: Float[Tensor, "read d_vocab"], n_rows: int, n_pos: int) -> Tensor:
         """The score, averaged over the positions read."""
         where, d_vocab = self.positions.resolve(n_pos), logits.shape[-1]
+        x = where.by_row(logits)
+        answers = []
         for ids in self.answers:
+            if not isinstance(ids, Tensor):
+                raise ValueError(
+                    f"{self.name} was made from words ({', '.join(map(repr, ids[:3]))}), which have ids in a model "
+                    "only. Give the metric to an analysis, write metric.bind(model), or make it from token ids."
+                )
             if int(ids.max()) >= d_vocab:
                 raise ValueError(
                     f"{self.name}: answer {int(ids.max())} is outside the vocabulary of these logits, 0 to "
                     f"{d_vocab - 1}: pass token ids of the same tokenizer."
                 )
-        x = where.by_row(logits)
-        answers = (ids.to(x.device).unsqueeze(1).expand(len(x), x.shape[1], -1) for ids in self.answers)
+            answers.append(ids.to(x.device).unsqueeze(1).expand(len(x), x.shape[1], -1))
         return where.mean(self.score(x, *answers))
 
     def select(self, indices: Indices) -> "AnswerMetric":
         """The same metric for the chosen examples."""
-        answers = tuple(rows_of(ids, indices) for ids in self.answers)
+        answers = tuple(ids if len(ids) == 1 else rows_of(cast(Tensor, ids), indices) for ids in self.answers)
         return replace(self, answers=answers, positions=self.positions.select(indices))
-
-
-@final
-@dataclass(frozen=True, slots=True, eq=False)
-class WordMetric(Unbound):
-    """An `AnswerMetric` of which some or all answers are words."""
-
-    name: str
-    unit: str
-    higher_is_better: bool | None
-    differentiable: bool
-    score: Callable[..., Tensor]
-    answers: tuple[Int[Tensor, "..."] | tuple[str, ...], ...]
-    positions: Positions
-
-    def bound(self, model: nn.Module, prompts: Prompts | None) -> AnswerMetric:
-        """The same metric with the words' ids.
-
-        Raises:
-            ValueError: if a word is not one token of the model.
-        """
-        ids = tuple(
-            answer if isinstance(answer, Tensor) else kept([token_of(model, word) for word in answer]).unsqueeze(1)
-            for answer in self.answers
-        )
-        metric = AnswerMetric(
-            self.name, self.unit, self.higher_is_better, self.differentiable, self.score, ids, self.positions
-        )
-        return metric.bound(model, prompts)
-
-    @property
-    def attention_mask(self) -> Bool[Tensor, "rows pos"] | None:
-        """The mask that the metric was made with."""
-        return self.positions.attention_mask
-
-    @property
-    def n_examples(self) -> int | None:
-        """As of the metric that it becomes."""
-        counts = [answer if isinstance(answer, Tensor) else torch.empty(len(answer)) for answer in self.answers]
-        return rows_in("the answers and positions", *counts, rows=self.positions.n_examples)
-
-    def missing(self) -> str:
-        """The ids of the words."""
-        words = next(answer for answer in self.answers if not isinstance(answer, Tensor))
-        return (
-            f"was made from words ({', '.join(map(repr, words[:3]))}), which have ids in a model only. Give the metric "
-            "to an analysis, write metric.bind(model), or make it from token ids."
-        )
 
 
 def log_sum(x: Float[Tensor, "*at d_vocab"], ids: Int[Tensor, "*at answers"]) -> Float[Tensor, "*at"]:

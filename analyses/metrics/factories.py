@@ -8,14 +8,13 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from analyses.metrics import answers, of_tasks
-from analyses.metrics.answers import AnswerMetric, WordMetric
+from analyses.metrics.answers import AnswerMetric
 from analyses.metrics.functions import Custom, WholeBatch
 from analyses.metrics.metric import IGNORED, Metric
 from analyses.metrics.of_tasks import TaskLoss, TaskMetric
-from analyses.metrics.positions import Mask, Position, Positions, kept, positions, rows_in
+from analyses.metrics.positions import Mask, Position, Positions, kept, positions, rows_in, whole_numbers
 from analyses.metrics.references import KLDivergence, KLFromNow, Loss, log_probs_at, reference_of
 from analyses.prompts import Tokens, mask_of, read, warn_if_padded
-from analyses.tasks.items import Kind
 from surgery.arguments import shown, whole
 
 Answer = int | str | Sequence[int] | Sequence[str] | Tensor
@@ -33,7 +32,7 @@ def logit(
 ) -> Metric:
     """The logit of a token (of several: `ln Σ exp`), in logits. It says nothing of what the other tokens do."""
     where = positions(position, attention_mask)
-    return _of_answers(name, "logits", higher_is_better, True, answers.log_sum, where, token)
+    return _of_answers(name, "logits", higher_is_better, answers.log_sum, where, token)
 
 
 def logit_difference(
@@ -62,10 +61,8 @@ def logit_difference(
             f"logit_difference({shown(correct)}, {shown(wrong)}): give the correct and the wrong answer, or neither "
             "and a task, which has both."
         )
-    if correct is None or wrong is None:
-        return _of_task(name, "logits", higher_is_better, True, of_tasks.log_odds, position, attention_mask)
-    where = positions(position, attention_mask)
-    return _of_answers(name, "logits", higher_is_better, True, answers.logit_difference, where, correct, wrong)
+    about = name, "logits", higher_is_better
+    return _made(*about, answers.logit_difference, of_tasks.log_odds, position, attention_mask, correct, wrong)
 
 
 def log_prob(
@@ -81,10 +78,8 @@ def log_prob(
     >>> bool((metrics.log_prob(3)(model(tokens)) < 0).all())
     True
     """
-    if answer is None:
-        return _of_task(name, "nats", higher_is_better, True, of_tasks.log_prob, position, attention_mask)
-    where = positions(position, attention_mask)
-    return _of_answers(name, "nats", higher_is_better, True, answers.log_prob, where, answer)
+    about = name, "nats", higher_is_better
+    return _made(*about, answers.log_prob, of_tasks.log_prob, position, attention_mask, answer)
 
 
 def prob(
@@ -99,10 +94,8 @@ def prob(
 
     Where it is a wrong or a generic answer, say `higher_is_better=False`.
     """
-    if answer is None:
-        return _of_task(name, "probability", higher_is_better, True, of_tasks.prob, position, attention_mask)
-    where = positions(position, attention_mask)
-    return _of_answers(name, "probability", higher_is_better, True, answers.prob, where, answer)
+    about = name, "probability", higher_is_better
+    return _made(*about, answers.prob, of_tasks.prob, position, attention_mask, answer)
 
 
 def rank(
@@ -112,9 +105,7 @@ def rank(
 
     Without an answer, that of a task's accepted answers: the rank of the worst token of the best of them.
     """
-    if answer is None:
-        return _of_task(name, "rank", False, False, of_tasks.rank, position, attention_mask, kinds=("answer",))
-    return _of_answers(name, "rank", False, False, answers.rank, positions(position, attention_mask), answer)
+    return _made(name, "rank", False, answers.rank, of_tasks.rank, position, attention_mask, answer)
 
 
 def accuracy(
@@ -124,9 +115,7 @@ def accuracy(
 
     Without an answer, 1 where every token of an accepted answer of a task's item is the likeliest, else 0.
     """
-    if answer is None:
-        return _of_task(name, "fraction", True, False, of_tasks.first, position, attention_mask, kinds=("answer",))
-    return _of_answers(name, "fraction", True, False, answers.accuracy, positions(position, attention_mask), answer)
+    return _made(name, "fraction", True, answers.accuracy, of_tasks.first, position, attention_mask, answer)
 
 
 def loss(labels: Tensor | None = None) -> Metric:
@@ -170,7 +159,7 @@ def kl_from(reference_logits: Tensor, *, position: Position = None, attention_ma
         chosen = positions(position, attention_mask).resolve(reference_logits.shape[1])
         rows_in("the reference and the positions", reference_logits, rows=chosen.n_examples)
         mask = None if attention_mask is None else mask_of(attention_mask)
-        return KLDivergence(log_probs_at(reference_logits, chosen), chosen, mask=mask)
+        return KLDivergence(log_probs_at(reference_logits, chosen), chosen, attention_mask=mask)
 
 
 def kl_from_run(
@@ -263,29 +252,34 @@ def as_metric(metric: object) -> Metric:
 _FACTORIES = ("logit", "logit_difference", "log_prob", "prob", "loss", "kl_from", "rank", "accuracy", "custom")
 
 
-def _of_answers(
-    name: str, unit: str, higher_is_better: bool | None, differentiable: bool, score: Callable[..., Tensor],
-    where: Positions, *answers: Answer,
+def _made(
+    name: str, unit: str, higher_is_better: bool | None, score: Callable[..., Tensor], quantity: of_tasks.Quantity,
+    position: Position, attention_mask: Mask, *answers: Answer | None,
 ) -> Metric:  # fmt: skip
-    """The score of answers, which are ids or words."""
-    ids = tuple(_words(answer) or _ids(answer) for answer in answers)
-    of_ids = tuple(one for one in ids if isinstance(one, Tensor))
-    if len(of_ids) == len(ids):
-        return AnswerMetric(name, unit, higher_is_better, differentiable, score, of_ids, where)
-    return WordMetric(name, unit, higher_is_better, differentiable, score, ids, where)
-
-
-def _of_task(
-    name: str, unit: str, higher_is_better: bool | None, differentiable: bool, quantity: of_tasks.Quantity,
-    position: Position, attention_mask: Mask, kinds: tuple[Kind, ...] = ("answer", "choice", "pair"),
-) -> Metric:  # fmt: skip
-    """The quantity of whichever task is met, which says itself where its answers are read."""
+    """The score of answers, or without any the quantity of whichever task is met, which says where they are read."""
+    where, known = positions(position, attention_mask), [answer for answer in answers if answer is not None]
+    if known:
+        return _of_answers(name, unit, higher_is_better, score, where, *known)
     if position is not None or attention_mask is not None:
         raise ValueError(
             f"{name} was given a position or an attention_mask and no answer: a task's answers are read where they are "
             "asked. Leave these out, or give the answer."
         )
-    return TaskMetric(name, unit, higher_is_better, differentiable, quantity, kinds)
+    if score in _STEPS:
+        return TaskMetric(name, unit, higher_is_better, False, quantity, ("answer",))
+    return TaskMetric(name, unit, higher_is_better, True, quantity)
+
+
+_STEPS = (answers.rank, answers.accuracy)
+"""Scores without a useful gradient, for answers only."""
+
+
+def _of_answers(
+    name: str, unit: str, higher_is_better: bool | None, score: Callable[..., Tensor], where: Positions, *given: Answer
+) -> AnswerMetric:
+    """The score of answers, which are ids or words."""
+    ids = tuple(_words(answer) or _ids(answer) for answer in given)
+    return AnswerMetric(name, unit, higher_is_better, score not in _STEPS, score, ids, where)
 
 
 def _words(answer: Answer) -> tuple[str, ...] | None:
@@ -300,19 +294,12 @@ def _words(answer: Answer) -> tuple[str, ...] | None:
 
 
 def _ids(answer: Answer) -> Int[Tensor, "rows answers"]:
-    try:
-        ids = kept(cast(Tensor, answer)).cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(
-            f"answers {shown(answer)}: they are token ids or words, one for all examples or one for each, or ids "
-            f"[batch answers], rows filled up with {IGNORED}. Pass one of these."
-        ) from None
-    if ids.ndim > 2 or ids.numel() == 0 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(
-            f"answers of dtype {ids.dtype} and shape {tuple(ids.shape)}: they are token ids, an int for all "
-            "examples, [batch], or [batch answers]. Convert the answers with the model's tokenizer."
-        )
-    ids = ids.long().reshape(1, 1) if ids.ndim == 0 else ids.long().reshape(len(ids), -1)
+    allowed = (
+        "they are token ids or words, one for all examples or [batch] one for each, or ids [batch answers], rows "
+        f"filled up with {IGNORED}. Pass one of these."
+    )
+    ids = whole_numbers(answer, "answers", allowed, most_axes=2)
+    ids = ids.reshape(len(ids) if ids.ndim else 1, -1)
     if bool((ids < 0).logical_and(ids != IGNORED).any()) or bool((ids == IGNORED).all(1).any()):
         raise ValueError(
             f"answers {ids.tolist() if ids.numel() < 20 else f'with a smallest of {int(ids.min())}'}: every example "

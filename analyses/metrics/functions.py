@@ -1,15 +1,18 @@
 """Metrics that are a user's own function of the logits."""
 
+# What is the same for all metrics of a kind is a class variable, and what others keep a property.
+# pyright: reportIncompatibleVariableOverride=false, reportAssignmentType=false
+
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from analyses.metrics.metric import Metric, check
-from analyses.metrics.positions import Indices, kept, numbers
+from analyses.metrics.positions import Indices, kept, numbered, numbers
 from analyses.prompts import Prompts
 from hooks.inputs import Reads
 
@@ -83,6 +86,7 @@ class WholeBatch(Metric):
     itself. It returns a value for each example, or one for all, which then stands for each.
     """
 
+    whole_batch: ClassVar[bool] = True
     function: Callable[[Tensor], Tensor]
     name: str
     order: Int[Tensor, " row"] | None = None
@@ -97,11 +101,6 @@ class WholeBatch(Metric):
         if prompts is None:
             return self
         return replace(self, order=torch.arange(len(prompts)), batch=len(prompts), returned=_Returned())
-
-    @property
-    def whole_batch(self) -> bool:
-        """The function has to."""
-        return True
 
     @property
     def pooled(self) -> bool:
@@ -134,8 +133,7 @@ class WholeBatch(Metric):
         Raises:
             ValueError: if they are not.
         """
-        at = kept(indices)
-        at = at.nonzero().squeeze(1) if at.dtype == torch.bool else at.long()
+        at = numbered(indices)
         batch = self.batch
         if self.order is not None and len(at):
             at = self.order[at]

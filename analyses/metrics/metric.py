@@ -83,35 +83,18 @@ class Metric(ABC):
         """As `bind`, for prompts that were read."""
         return self
 
-    @property
-    def attention_mask(self) -> Bool[Tensor, "rows pos"] | None:
-        """The mask that the metric was made with."""
-        return None
-
-    @property
-    def rows(self) -> ItemRows | None:
-        """The rows that the metric is read from, where these are others than the prompts."""
-        return None
-
-    @property
-    def first_row(self) -> Int[Tensor, " example_plus_1"] | None:
-        """The first row of each example, and one entry more; None where an example is a row."""
-        return None
-
-    @property
-    def whole_batch(self) -> bool:
-        """Whether the metric has to see all examples at once, in their order."""
-        return False
-
-    @property
-    def pooled(self) -> bool:
-        """Whether the metric gave one number for all examples together, which then stands in each one's place."""
-        return False
-
-    @property
-    def n_examples(self) -> int | None:
-        """How many examples the metric knows something about each of; None if it treats all alike."""
-        return None
+    attention_mask: Bool[Tensor, "rows pos"] | None = None
+    """The mask that the metric was made with."""
+    rows: ItemRows | None = None
+    """The rows that the metric is read from, where these are others than the prompts."""
+    first_row: Int[Tensor, " example_plus_1"] | None = None
+    """The first row of each example, and one entry more; None where an example is a row."""
+    whole_batch: bool = False
+    """Whether the metric has to see all examples at once, in their order."""
+    pooled: bool = False
+    """Whether the metric gave one number for all examples together, which then stands in each one's place."""
+    n_examples: int | None = None
+    """How many examples the metric knows something about each of; None if it treats all alike."""
 
     @abstractmethod
     def reads(self, n_rows: int, n_pos: int) -> Reads | None:
@@ -157,16 +140,11 @@ def check(values: object, batch: int, *, name: str = "the metric") -> Float[Tens
     Raises:
         ValueError: if they are not, or one is NaN.
     """
-    if not isinstance(values, Tensor):
+    if not isinstance(values, Tensor) or values.shape != (batch,) or not values.is_floating_point():
+        kind = f"{values.dtype} of shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
-            f"{name} returned {type(values).__name__}: a metric returns a tensor with one number for each of the "
-            f"{batch} examples. Leave out .item() and the mean over examples."
-        )
-    if values.shape != (batch,) or not values.is_floating_point():
-        raise ValueError(
-            f"{name} returned {values.dtype} of shape {tuple(values.shape)}: allowed is one real number for each "
-            f"example, shape ({batch},). Reduce over everything but the examples, for instance "
-            "values.flatten(1).mean(1)."
+            f"{name} returned {kind}: allowed is a tensor with one real number for each example, shape ({batch},). "
+            "Leave out .item(), and reduce over everything but the examples, for instance values.flatten(1).mean(1)."
         )
     if bool(values.isnan().any()):
         raise ValueError(

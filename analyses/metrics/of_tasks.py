@@ -4,6 +4,9 @@ Of each item, the probabilities of all accepted answers are added, and those of 
 tokens counts with all of them.
 """
 
+# What is the same for all metrics of a kind is a class variable, and what others keep a property.
+# pyright: reportIncompatibleVariableOverride=false, reportAssignmentType=false
+
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,11 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from analyses.metrics.metric import IGNORED, Metric, Unbound
-from analyses.metrics.positions import Indices, kept, numbers
+from analyses.metrics.positions import Indices, numbered, numbers
 from analyses.metrics.readings import Readings, log_p, log_probs, ranks, summed, worst_rank
 from analyses.metrics.references import Loss, next_token_labels
 from analyses.prompts import Continuations, ItemRows, Prompts, rows_of_items
-from analyses.prompts.continuations import segments
 from analyses.tasks.items import Kind
 from hooks.inputs import Reads
 
@@ -50,9 +52,8 @@ class OfTask(Unbound):
                 f"{' and '.join(self.kinds)}. Choices and pairs have a log_prob(), a logit_difference() (right against "
                 "wrong) and the rule scoring.Likeliest()."
             )
-        rows = prompts.with_continuations()
-        return ItemMetric(self.name, self.unit, self.higher_is_better, self.differentiable, self.quantity,
-                          rows.continuations, rows.first, rows.row, rows.pos, rows.token, rows)  # fmt: skip
+        about = self.name, self.unit, self.higher_is_better, self.differentiable
+        return ItemMetric(*about, self.quantity, prompts.with_continuations())
 
     def missing(self) -> str:
         """The answers."""
@@ -106,7 +107,7 @@ class TaskLoss(OfTask):
         )
         labels = torch.full_like(rows.tokens, IGNORED)
         labels[rows.row, rows.pos] = rows.token
-        return Loss(labels, item_rows=rows)
+        return Loss(labels, rows=rows)
 
     def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
         """−log p of an accepted answer, in nats per token of the reference."""
@@ -116,34 +117,25 @@ class TaskLoss(OfTask):
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class ItemMetric(Metric):
-    """A quantity of the items of one task, in rows of their own: `first` is the first row of each item."""
+    """A quantity of the items of one task, in rows of their own."""
 
     name: str
     unit: str
     higher_is_better: bool | None
     differentiable: bool
     value: Quantity
-    continuations: Continuations
-    first: Int[Tensor, " item_plus_1"]
-    row: Int[Tensor, " target"]
-    pos: Int[Tensor, " target"]
-    token: Int[Tensor, " target"]
-    item_rows: ItemRows
-
-    @property
-    def rows(self) -> ItemRows:
-        """The rows of all items."""
-        return self.item_rows
+    rows: ItemRows
 
     @property
     def first_row(self) -> Int[Tensor, " example_plus_1"] | None:
         """The first row of each item; None where an item is a row."""
-        return None if bool((self.first.diff() == 1).all()) else self.first
+        first = self.rows.first
+        return None if bool((first.diff() == 1).all()) else first
 
     @property
     def n_examples(self) -> int:
         """The number of items."""
-        return len(self.first) - 1
+        return len(self.rows.first) - 1
 
     def reads(self, n_rows: int, n_pos: int) -> Reads:
         """The positions before the tokens that are asked about."""
@@ -152,12 +144,12 @@ class ItemMetric(Metric):
 
     def values(self, logits: Float[Tensor, "read d_vocab"], n_rows: int, n_pos: int) -> Float[Tensor, " item"]:
         """The quantity of each item."""
-        at = self._reads(n_pos)[1]
-        said = log_probs(logits, at, self.token)
+        at, token = self._reads(n_pos)[1], self.rows.token
+        said = log_probs(logits, at, token)
         # Ranks and the likeliest tokens have no gradient, so that only what is not differentiated needs them.
-        rank = torch.zeros_like(self.token) if self.differentiable else ranks(logits, at, self.token)
-        top = torch.zeros_like(self.token) if self.differentiable else logits.argmax(-1)[at.to(logits.device)]
-        values = self.value(self.continuations, Readings(said, rank, top)).to(said)
+        rank = torch.zeros_like(token) if self.differentiable else ranks(logits, at, token)
+        top = torch.zeros_like(token) if self.differentiable else logits.argmax(-1)[at.to(logits.device)]
+        values = self.value(self.rows.continuations, Readings(said, rank, top)).to(said)
         if self.differentiable and not bool(values.isfinite().all()):
             raise ValueError(
                 f"{self.name} is not finite for items {numbers(~values.isfinite())}: an item has no answer on one of "
@@ -167,25 +159,11 @@ class ItemMetric(Metric):
 
     def select(self, indices: Indices) -> "ItemMetric":
         """The same metric for the chosen items."""
-        at = kept(indices).cpu()
-        at = at.nonzero().squeeze(1) if at.dtype == torch.bool else at.long()
-        counts = self.first.diff()[at]
-        first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        targets = self.continuations.first_target
-        chosen = segments(targets, at)
-        shift = (first[:-1] - self.first[at]).repeat_interleave(targets.diff()[at])
-        return replace(
-            self,
-            continuations=self.continuations.select(at),
-            first=first,
-            row=self.row[chosen] + shift,
-            pos=self.pos[chosen],
-            token=self.token[chosen],
-        )
+        return replace(self, rows=self.rows.select(numbered(indices)))
 
     def _reads(self, n_pos: int) -> tuple[Reads, Int[Tensor, " target"]]:
         """The reads, each once and row after row, and of each target its read."""
-        flat, at = (self.row * n_pos + self.pos).unique(return_inverse=True)
+        flat, at = (self.rows.row * n_pos + self.rows.pos).unique(return_inverse=True)
         return Reads(flat // n_pos, flat % n_pos), at
 
 

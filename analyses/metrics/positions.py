@@ -1,6 +1,6 @@
 """Where in a row a model's output is read: at the last real token, at given columns, or over a stretch of them."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import final
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from analyses.prompts import mask_of
 from hooks.inputs import Reads
+from surgery.arguments import shown
 
 Position = int | slice | Sequence[int] | Tensor | None
 """None is the last real token; an int is a column; a tensor has one for each example; a slice is averaged over."""
@@ -133,28 +134,19 @@ def positions(position: Position, attention_mask: Mask) -> Positions:
     if position is None:
         return Positions(None, mask)
     if isinstance(position, slice):
-        _check_slice(position)
+        try:
+            position.indices(1)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"position={position!r}: {error}. Give whole numbers, such as slice(1, None).") from None
         return Positions(position, mask)
-    try:
-        where = kept(position).cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(
-            f"position={position!r}: it is a column, one column for each example, a slice, or None for the last real "
-            "token. Pass one of these."
-        ) from None
-    if where.ndim > 1 or where.numel() == 0 or where.is_floating_point() or where.dtype == torch.bool:
-        raise ValueError(
-            f"positions of dtype {where.dtype} and shape {tuple(where.shape)}: they are columns, one whole number "
-            "for each example. Pass a tensor [batch], an int for all examples, or a slice."
-        )
-    return Positions(int(where) if where.ndim == 0 else where.long(), mask)
-
-
-def _check_slice(given: slice) -> None:
-    try:
-        given.indices(1)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"position={given!r}: {error}. Give whole numbers, such as slice(1, None).") from None
+    where = whole_numbers(
+        position,
+        "positions",
+        "they are a column, [batch] one column for each example, a slice, or None for the last real token. Pass one of "
+        "these.",
+        most_axes=1,
+    )
+    return Positions(where if where.ndim else int(where), mask)
 
 
 def rows_of(x: Tensor, indices: Indices) -> Tensor:
@@ -165,14 +157,14 @@ def rows_of(x: Tensor, indices: Indices) -> Tensor:
     """
     if len(x) == 1:
         return x
-    at = kept(indices).to(x.device)
-    if at.dtype != torch.bool and at.numel() and not -len(x) <= int(at.min()) <= int(at.max()) < len(x):
+    at = numbered(indices)
+    if at.numel() and not -len(x) <= int(at.min()) <= int(at.max()) < len(x):
         raise ValueError(
             f"select(indices from {int(at.min())} to {int(at.max())}) of {len(x)} examples: they are counted from 0 to "
             f"{len(x) - 1}. Choose among them."
         )
     with torch.inference_mode(False):
-        return x[at if at.dtype == torch.bool else at.long()]
+        return x[at.to(x.device)]
 
 
 def kept(x: Tensor | Sequence[int] | int) -> Tensor:
@@ -182,15 +174,34 @@ def kept(x: Tensor | Sequence[int] | int) -> Tensor:
         return x.clone() if x.is_inference() else x.detach()
 
 
-def rows_in(what: str, *parts: Tensor | None, rows: int | None = None) -> int | None:
+def numbered(indices: Indices) -> Int[Tensor, " chosen"]:
+    """Which examples, by their numbers, where they may be chosen by truth values."""
+    at = kept(indices).cpu()
+    return at.nonzero().squeeze(1) if at.dtype == torch.bool else at.long()
+
+
+def whole_numbers(given: object, what: str, allowed: str, *, most_axes: int) -> Int[Tensor, "..."]:
+    """The numbers as a tensor on the CPU.
+
+    Raises:
+        ValueError: if they are not whole, or have too many axes; `allowed` says what is right.
+    """
+    try:
+        x = kept(given).cpu()  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{what} {shown(given)}: {allowed}") from None
+    if x.ndim > most_axes or not x.numel() or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise ValueError(f"{what} of dtype {x.dtype} and shape {tuple(x.shape)}: {allowed}")
+    return x.long()
+
+
+def rows_in(what: str, *parts: Sized | None, rows: int | None = None) -> int | None:
     """How many examples the parts, and what already has `rows`, are about; None if one row serves all.
 
     Raises:
         ValueError: if they disagree.
     """
-    counts = {len(part) for part in parts if part is not None and len(part) != 1} | (
-        {rows} if rows is not None else set()
-    )
+    counts = {n for n in (rows, *(len(part) for part in parts if part is not None and len(part) != 1)) if n is not None}
     if len(counts) > 1:
         raise ValueError(
             f"{what} are for {' and '.join(map(str, sorted(counts)))} examples: they have to agree, or be one for all. "

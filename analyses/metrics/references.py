@@ -1,5 +1,8 @@
 """Metrics that hold the output against a reference: labels, or the distribution of another run."""
 
+# What is the same for all metrics of a kind is a class variable, and what others keep a property.
+# pyright: reportIncompatibleVariableOverride=false, reportAssignmentType=false
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import final
@@ -29,7 +32,7 @@ class Loss(Metric):
     unit: str = "nats"
     higher_is_better: bool | None = False
     differentiable: bool = True
-    item_rows: ItemRows | None = None
+    rows: ItemRows | None = None
 
     def __post_init__(self) -> None:
         labelled = self.labels != IGNORED
@@ -70,11 +73,6 @@ class Loss(Metric):
                 "are aligned to logits, the token after. Pass metrics.next_token_labels(tokens)."
             )
         return self
-
-    @property
-    def rows(self) -> ItemRows | None:
-        """The rows that hold a task's answers, where the labels are these."""
-        return self.item_rows
 
     @property
     def n_examples(self) -> int | None:
@@ -138,7 +136,7 @@ class KLDivergence(Metric):
     unit: str = "nats"
     higher_is_better: bool | None = False
     differentiable: bool = True
-    mask: Bool[Tensor, "rows pos"] | None = None
+    attention_mask: Bool[Tensor, "rows pos"] | None = None
 
     def bound(self, model: nn.Module, prompts: Prompts | None) -> "KLDivergence":
         """The metric itself, if the reference was read at real tokens."""
@@ -148,7 +146,8 @@ class KLDivergence(Metric):
             mask = attention_mask.to(chosen.index.device)
             index, weight = (x.expand(len(mask), -1) for x in (chosen.index, chosen.weight))
             wrong = (weight & ~mask.gather(1, index)).any(1)
-            if self.mask is None:  # padding before a text changes its logits, where nothing told the model of it
+            # Padding before a text changes its logits, where nothing told the model of it.
+            if self.attention_mask is None:
                 wrong |= ~mask[:, 0]
             if bool(wrong.any()):
                 raise ValueError(
@@ -157,11 +156,6 @@ class KLDivergence(Metric):
                     "metrics.kl_from_run(model, tokens, attention_mask=...)."
                 )
         return self
-
-    @property
-    def attention_mask(self) -> Bool[Tensor, "rows pos"] | None:
-        """The mask that the metric was made with."""
-        return self.mask
 
     @property
     def n_examples(self) -> int | None:
@@ -186,9 +180,9 @@ class KLDivergence(Metric):
 
     def select(self, indices: Indices) -> "KLDivergence":
         """The same metric for the chosen examples."""
-        mask = None if self.mask is None else rows_of(self.mask, indices)
+        mask = None if self.attention_mask is None else rows_of(self.attention_mask, indices)
         reference, here = rows_of(self.reference, indices), self.positions.select(indices)
-        return replace(self, reference=reference, positions=here, mask=mask)
+        return replace(self, reference=reference, positions=here, attention_mask=mask)
 
 
 @final
@@ -216,7 +210,7 @@ class KLFromNow(Unbound):
                 logits = run(model, inputs.take(at).read_at(here.reads(len(at))))
                 parts.append(_log_probs(here.by_row(logits)))
         mask = None if prompts.mask is None else prompts.mask.cpu()
-        return KLDivergence(torch.cat(parts), chosen, mask=mask)
+        return KLDivergence(torch.cat(parts), chosen, attention_mask=mask)
 
     def missing(self) -> str:
         """The reference."""
@@ -242,7 +236,7 @@ def reference_of(
             here = at.to(tokens.device)
             masked = {} if mask is None else {"attention_mask": mask[here].long()}
             parts.append(log_probs_at(model(tokens[here], **masked), chosen.select(at)))
-    return KLDivergence(torch.cat(parts), chosen, mask=None if mask is None else mask.cpu())
+    return KLDivergence(torch.cat(parts), chosen, attention_mask=None if mask is None else mask.cpu())
 
 
 def log_probs_at(logits: Float[Tensor, "row pos d_vocab"], chosen: Chosen) -> Float[Tensor, "row chosen d_vocab"]:

@@ -16,7 +16,7 @@ from analyses.metrics.positions import Mask
 from analyses.patching.patched import Direction, Patching
 from analyses.prompts import Tokens, read
 from surgery import Basis, Decompositions
-from surgery.arguments import counted, shown, whole
+from surgery.arguments import one_of, several
 
 
 def by_component(
@@ -50,8 +50,7 @@ def by_component(
         SiteError: if a pattern names no editable matrix.
     """
     clean, corrupted = read(model, clean_tokens, attention_mask), read(model, corrupted_tokens)
-    _check_paired(clean.tokens, corrupted.tokens)
-    _check_direction(direction)
+    one_of(direction, "direction", get_args(Direction))
     question = ask(model, clean, metric, sites, basis=basis, svds=svds, batch_size=batch_size, progress=progress)
     other = counterparts(question, corrupted)
     columns = _columns(positions, question.examples.inputs.n_pos)
@@ -63,8 +62,8 @@ def by_component(
     parts = tuple(
         question.effects(
             f"patching ({direction})",
-            patched.baseline,
-            {site: rows[:, n] for site, rows in patched.effects.items()},
+            [patched.baseline],
+            {site: [rows[:, n]] for site, rows in patched.effects.items()},
             passes=patched.passes + 1,
             intervention=f"patching, {'corrupted to clean' if direction == 'denoising' else 'clean to corrupted'}",
         )
@@ -76,34 +75,11 @@ def by_component(
     return Patching(direction, measure, reference, parts, columns)
 
 
-def _check_direction(given: str) -> None:
-    if given not in get_args(Direction):
-        raise ValueError(
-            f"direction={given!r}: it is 'denoising' (corrupted runs, clean coordinates) or 'noising' (clean runs, "
-            "corrupted coordinates). Choose one."
-        )
-
-
 def _columns(given: str | Sequence[int], n_pos: int) -> tuple[int, ...] | None:
     """The positions to patch one at a time, None for all at once."""
     if isinstance(given, str) and given in ("all", "each"):
         return None if given == "all" else tuple(range(n_pos))
-    try:
-        chosen = [] if isinstance(given, str) else [whole(at, "column", least=-n_pos, most=n_pos - 1) for at in given]
-    except (TypeError, ValueError):
-        chosen = []
-    if not chosen:
-        raise ValueError(
-            f"positions={shown(given)} in texts of {counted(n_pos, 'token')}: it is 'all', 'each', or a list of "
-            f"columns, 0 to {n_pos - 1} or -{n_pos} to -1. Choose among them."
-        )
-    return tuple(dict.fromkeys(at % n_pos for at in chosen))
-
-
-def _check_paired(clean: Tensor, corrupted: Tensor) -> None:
-    if clean.shape != corrupted.shape:
-        raise ValueError(
-            f"the clean tokens have shape {tuple(clean.shape)}, the corrupted ones {tuple(corrupted.shape)}: a "
-            "coordinate is patched between the same positions of a clean example and its corrupted counterpart. Give "
-            "pairs of texts with equally many tokens."
-        )
+    if isinstance(given, str):
+        one_of(given, "positions", ("all", "each"))
+    columns = several(given, "positions", least=-n_pos, most=n_pos - 1)
+    return tuple(dict.fromkeys(at % n_pos for at in columns))

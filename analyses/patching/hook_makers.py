@@ -6,7 +6,6 @@ in force when they are made.
 """
 
 from collections.abc import Sequence
-from math import isfinite
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,7 +16,7 @@ from hooks import Place, Site, SiteError, match_sites, place_of
 from hooks import coordinates as ends
 from hooks.coordinates import Axes, HookFunction, Where
 from surgery import Decompositions
-from surgery.arguments import counted, number, shown, whole
+from surgery.arguments import counted, finite, several, shown, whole
 from surgery.decompositions import chosen_basis
 from surgery.operations import components_in_force
 
@@ -174,10 +173,10 @@ def steering_hooks(
         raise ValueError(f"steering was given factor={factor!r} and amount={amount!r}: give exactly one of them.")
     axes = _axes(model, site, [whole(component, "component")], svds, progress)
     if factor is not None:
-        times = _finite(factor, "factor")
+        times = finite(factor, "factor")
         return [axes.hook(lambda now: (times - 1) * now, positions)]
     _check_reached(axes)
-    by = _finite(amount, "amount")
+    by = finite(amount, "amount")
     return [axes.hook(lambda now: torch.full_like(now, by), positions)]
 
 
@@ -203,23 +202,10 @@ def _axes(
     basis = chosen_basis(None, svds)
     matrix = components_in_force(model, [place.site], basis=basis, svds=svds, progress=progress)[place.site]
     n = matrix.n_components
-    try:
-        chosen = [whole(i, "component", most=n - 1) for i in (range(n) if components is None else components)]
-    except (TypeError, ValueError):
-        chosen = []
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(
-            f"components {shown(components)} of '{place.site}': it has {n}, 0 to {n - 1}. Name one or more of them in "
-            "a list, each once."
-        )
+    chosen = list(range(n)) if components is None else several(components, "components", most=n - 1)
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"components={shown(components)} of '{place.site}': name each once.")
     return ends.axes_of(place, chosen, matrix.U, matrix.S, matrix.Vh)
-
-
-def _finite(given: object, name: str) -> float:
-    found = number(given, name)
-    if not isfinite(found):
-        raise ValueError(f"{name}={given!r}: give a finite number.")
-    return found
 
 
 def _cached(axes: Axes, cache: Cache) -> Float[Tensor, "example pos component"]:

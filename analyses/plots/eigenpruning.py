@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 
 from analyses.eigenpruning import Pruning
 from analyses.eigenpruning.scores import ComponentScores
-from analyses.plots.style import BLUE, GREY, INK, VERMILION, figure, panels
+from analyses.plots.style import BLUE, GREY, INK, VERMILION, figure, panels, reaching
 
 
 def scores(result: Pruning | ComponentScores) -> go.Figure:
@@ -49,14 +49,9 @@ def report(result: Pruning) -> go.Figure:
         text=frame["accuracy"].map("{:.2f}".format), textposition="outside", cliponaxis=False,
     )  # fmt: skip
     changed = frame.iloc[1:]
-    interval = {
-        "symmetric": False,
-        "array": changed["accuracy_high"] - changed["accuracy_change"],
-        "arrayminus": changed["accuracy_change"] - changed["accuracy_low"],
-        "color": INK,
-    }
+    low, change, high = (changed[f"accuracy_{name}"] for name in ("low", "change", "high"))
     picture.add_scatter(
-        x=changed["accuracy_change"], y=changed["variant"], error_x=interval, mode="markers",
+        x=change, y=changed["variant"], error_x={**reaching(low, change, high), "color": INK}, mode="markers",
         marker={"color": colours[1:], "size": 8}, name="change", row=1, col=2,
     )  # fmt: skip
     picture.add_vline(x=0, line={"dash": "dot"}, row=1, col=2)  # type: ignore[arg-type]

@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 from analyses.laser.compose import Composition
 from analyses.laser.curves import RankCurve
 from analyses.laser.search import SearchResult
-from analyses.plots.style import BLUE, COLOURS, DIVERGING, VERMILION, colour_bar, figure, panels
+from analyses.plots.style import BLUE, COLOURS, DIVERGING, VERMILION, colour_bar, figure, panels, reaching
 from analyses.scoring import Comparison
+from surgery.arguments import one_of
 
 _LESS_IS_BLUE = [[1 - at, colour] for at, colour in reversed(DIVERGING)]
 _LABELS = {
@@ -32,8 +33,7 @@ def laser_heatmap(result: SearchResult, *, value: str = "accuracy", change: bool
 
     Source: arXiv:2312.13558.
     """
-    if value not in _LABELS:
-        raise ValueError(f"value={value!r}: a heat map shows one of {', '.join(_LABELS)}. Give one of them.")
+    one_of(value, "value", _LABELS)
     frame = _trials(result, value, change)
     places = list(dict.fromkeys(zip(frame["matrix"], frame["panel"], strict=True)))
     what, unit = _LABELS[value]
@@ -62,24 +62,19 @@ def rank_curve(curve: RankCurve) -> go.Figure:
     colours = dict(zip(dict.fromkeys(frame["edit"].tolist()), cycle(COLOURS), strict=False))
     for edit, part in frame.sort_values("rho").groupby("edit", sort=False):
         name, colour = str(edit), colours[str(edit)]
-        interval = {
-            "type": "data",
-            "array": part["high"] - part["change"],
-            "arrayminus": part["change"] - part["low"],
-            "symmetric": False,
-        }
-        shared = {"x": part["rho"], "mode": "lines+markers", "name": name, "legendgroup": name}
-        texts = [
-            f"accuracy {value:.3f}, {kept} components kept"
-            for value, kept in zip(part["accuracy"], part["kept"], strict=True)
-        ]
-        drawn.add_trace(
-            go.Scatter(y=part["change"], error_y=interval, text=texts, line_color=colour, **shared), row=1, col=1
-        )
-        shared["showlegend"] = False
-        drawn.add_trace(go.Scatter(y=part["log_loss"], line_color=colour, **shared), row=2, col=1)
-        drawn.add_trace(go.Scatter(y=part["corrected"], line_color=colour, **shared), row=3, col=1)
-        drawn.add_trace(go.Scatter(y=-part["broken"], line_color=colour, **shared), row=3, col=1)
+        kept = zip(part["accuracy"], part["kept"], strict=True)
+        texts = [f"accuracy {accuracy:.3f}, {n} components kept" for accuracy, n in kept]
+        bars = reaching(*(pd.Series(part[name]) for name in ("low", "change", "high")))
+        for row, values, about in (
+            (1, part["change"], {"error_y": bars, "text": texts}),
+            (2, part["log_loss"], {}),
+            (3, part["corrected"], {}),
+            (3, -part["broken"], {}),
+        ):
+            drawn.add_scatter(
+                x=part["rho"], y=values, mode="lines+markers", line_color=colour, name=name, legendgroup=name,
+                showlegend=row == 1, row=row, col=1, **about,
+            )  # fmt: skip
     log_loss = float(frame["unedited_log_loss"].to_numpy(float)[0])
     for row, value in ((1, 0.0), (2, log_loss)):
         drawn.add_hline(y=value, line_dash="dash", row=row, col=1)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -79,6 +80,11 @@ def panels(title: str, subtitle: str, *, rows: int = 1, titles: Sequence[str], h
 def heading(title: str, subtitle: str) -> str:
     """A title in bold over a smaller line."""
     return f'<b>{title}</b><br><span style="font-size:12px">{subtitle}</span>'
+
+
+def reaching(low: pd.Series, middle: pd.Series, high: pd.Series) -> dict[str, object]:
+    """Error bars from the lower to the upper end of an interval around each value."""
+    return {"symmetric": False, "array": high - middle, "arrayminus": middle - low}
 
 
 def label(name: str, unit: str) -> str:

@@ -5,7 +5,7 @@ from itertools import cycle
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.plots.style import COLOURS, figure, panels
+from analyses.plots.style import COLOURS, figure, panels, reaching
 from analyses.truncation.curves import Curve
 from analyses.truncation.results import Study, Sweep
 
@@ -54,8 +54,8 @@ def training(
     for (end, site, rho), colour in zip(cuts, cycle(COLOURS), strict=False):
         values = pd.concat([sweep.of(metric, end=end, site=site, rho=rho) for sweep in sweeps], axis=1)
         name = " ".join([end, site] if rho is None else [end, site, f"ρ={rho:g}"]).strip()
-        mean, low, high = values.mean(axis=1), values.min(axis=1), values.max(axis=1)
-        bars = {"symmetric": False, "array": high - mean, "arrayminus": mean - low, "width": 2}
+        mean = values.mean(axis=1)
+        bars = {**reaching(values.min(axis=1), mean, values.max(axis=1)), "width": 2}
         drawn.add_scatter(x=mean.index, y=mean, error_y=bars, mode="lines+markers", line={"color": colour}, name=name)
     drawn.update_xaxes(title_text="training step")
     return drawn.update_yaxes(title_text=f"{metric} ({_UNITS.get(metric, 'fraction')})")
@@ -80,11 +80,8 @@ def dynamics(result: Study | Sweep) -> go.Figure:
 
 def gradient_steps(frame: pd.DataFrame) -> go.Figure:
     """What one gradient step on each half of the model does to the noise's and the answer's logit, by training step."""
-    title, subtitle = (
-        "One gradient step on one half of the model",
-        "what it does to the logits of noise and answer",
-    )
-    drawn = panels(title, subtitle, titles=["noise", "answer"])
+    subtitle = "what it does to the logits of noise and answer"
+    drawn = panels("One gradient step on one half of the model", subtitle, titles=["noise", "answer"])
     for column, quantity in enumerate(("noise_logit", "answer_logit"), 1):
         for (part, rows), colour in zip(frame.groupby("part", sort=False), cycle(COLOURS), strict=False):
             drawn.add_scatter(

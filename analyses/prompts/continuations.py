@@ -120,6 +120,17 @@ class ItemRows:
     token: Int[Tensor, " target"]
     continuations: Continuations
 
+    def select(self, items: Int[Tensor, " chosen"]) -> "ItemRows":
+        """The rows of some items, in any order and as often as wanted."""
+        rows, targets = segments(self.first, items), self.continuations.first_target
+        counts, chosen = self.first.diff()[items], segments(targets, items)
+        first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        shift = (first[:-1] - self.first[items]).repeat_interleave(targets.diff()[items])
+        return ItemRows(
+            self.tokens[rows], self.mask[rows], first,
+            self.row[chosen] + shift, self.pos[chosen], self.token[chosen], self.continuations.select(items),
+        )  # fmt: skip
+
 
 def rows_of_items(items: Sequence[TokenisedItem], filler: int) -> ItemRows:
     """The rows in which the continuations of each item are read, an item's own."""

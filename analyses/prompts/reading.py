@@ -56,12 +56,14 @@ Tokens: TypeAlias = Tensor | str | Sequence[str] | Mapping[str, object] | Task |
 a list of its items; or prompts that were read before."""
 
 
-def read(model: nn.Module, tokens: object, attention_mask: object = None) -> Prompts:
+def read(
+    model: nn.Module, tokens: object, attention_mask: object = None, *, prepend_bos: bool | None = None
+) -> Prompts:
     """The prompts as rows of tokens on the model's device, with a mask where some tokens are not real.
 
     Texts are tokenised by the model's tokenizer (`model.to_tokens`) one by one, and padded on the right to the longest;
     the mask follows from their lengths. Of a task the prompts are read, split from the answers where the tokenizer
-    splits them.
+    splits them; `prepend_bos` overrides `model.cfg.default_prepend_bos` for these.
 
     Raises:
         ValueError: if there are no tokens, they are not a batch of sequences, the model has no such tokens or reads
@@ -78,7 +80,7 @@ def read(model: nn.Module, tokens: object, attention_mask: object = None) -> Pro
     if isinstance(tokens, Prompts):
         return tokens
     if isinstance(tokens, Task) or _is_items(tokens):
-        return _of_task(model, as_task(tokens), attention_mask)
+        return _of_task(model, as_task(tokens), attention_mask, prepend_bos)
     own: object = None
     if isinstance(tokens, str):
         tokens = [tokens]
@@ -100,14 +102,14 @@ def _is_items(tokens: object) -> bool:
     return isinstance(tokens, list | tuple) and any(isinstance(item, Item) for item in tokens)
 
 
-def _of_task(model: nn.Module, task: Task, attention_mask: object) -> Prompts:
+def _of_task(model: nn.Module, task: Task, attention_mask: object, prepend_bos: bool | None) -> Prompts:
     if attention_mask is not None:
         raise ValueError(
             f"an attention_mask was given beside task {task.name!r}, whose prompts bring their own: leave it out."
         )
     if not len(task):
         raise ValueError(f"task {task.name!r} has no items: an analysis runs on one or more. Look at what was read.")
-    words = vocabulary(model)
+    words = vocabulary(model, prepend_bos=prepend_bos)
     items, problems = tokenise(words, task)
     if problems:
         raise UnscorableItems(task, problems)
@@ -211,14 +213,8 @@ def _tokenised(model: nn.Module, texts: list[str]) -> tuple[Tensor, Tensor | Non
     tokenizer = tokenizer_of(model)
     if tokenizer is None:
         raise ValueError(f"the model has no tokenizer, so it cannot read {shown(texts[0])}: give token ids.")
-    rows = [token_ids(model, text) for text in texts]
-    lengths = torch.tensor([len(row) for row in rows])
-    longest = int(lengths.max())
-    tokens = torch.full((len(rows), longest), tokenizer.pad_token_id or 0, dtype=torch.long)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[: len(ids)] = ids
-    ragged = bool((lengths < longest).any())
-    return tokens, torch.arange(longest) < lengths.unsqueeze(1) if ragged else None
+    tokens, mask = pad([tuple(token_ids(model, text).tolist()) for text in texts], "right", tokenizer.pad_token_id or 0)
+    return tokens, None if bool(mask.all()) else mask
 
 
 def _checked(model: nn.Module, given: object) -> Int[Tensor, "example pos"]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 
 from analyses.metrics import Metric
 from analyses.metrics.of_tasks import OfTask
@@ -31,7 +30,7 @@ from analyses.tokens.items import TokenisedItem, UnscorableItems, tokenise
 from analyses.tokens.tokenizer import Ids, Vocabulary, vocabulary
 from hooks import host_of
 from hooks.inputs import Inputs, Reads
-from surgery.arguments import whole
+from surgery.arguments import one_of, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +101,7 @@ def encode(
         ValueError: if the task is empty, the rule is not for items of its kind, or a setting is impossible.
     """
     task = as_task(task)
-    if padding not in get_args(PaddingSide):
-        raise ValueError(f"padding={padding!r}: sequences are padded on the 'right' or on the 'left'. Give one.")
+    one_of(padding, "padding", get_args(PaddingSide))
     whole(batch_size, "batch_size", least=1)
     words = vocabulary(model, prepend_bos=prepend_bos)
     rule, metric = rule_for(task, rule)
@@ -113,18 +111,11 @@ def encode(
     items = tuple(item for item in tokenised if item is not None)
     flat = [continuation for item in items for continuation in item.continuations]
     rows, owners = shared([continuation.row for continuation in flat])
-    device = host_of(model).device
     batches = _batches(rows, targets_of(flat, owners), batch_size, padding, words.pad)
-    table = table_of(items)
-    return EncodedTask(
-        task=task,
-        rule=rule,
-        metric=metric and _bound(model, metric, task, items, words),
-        vocabulary=words,
-        items=items,
-        continuations=table,
-        batches=tuple(batch.to(device) for batch in batches),
-    )
+    device = host_of(model).device
+    bound = metric and _bound(model, metric, task, items, words)
+    moved = tuple(batch.to(device) for batch in batches)
+    return EncodedTask(task, rule, bound, words, items, table_of(items), moved)
 
 
 def _bound(model: nn.Module, metric: Metric, task: Task, items: tuple[TokenisedItem, ...], words: Vocabulary) -> Metric:
@@ -146,7 +137,7 @@ def _bound(model: nn.Module, metric: Metric, task: Task, items: tuple[TokenisedI
         )
     reads = bound.reads(len(items), tokens.shape[1])
     last = mask.sum(1) - 1
-    if reads is None or len(reads.pos) != len(items) or not torch.equal(reads.pos.cpu(), last):
+    if reads is None or not torch.equal(reads.pos.cpu(), last):
         raise ValueError(
             f"{metric.name} reads other positions than the last of each prompt, where the answer is asked: a task is "
             "scored there. Leave out position=, or attribute with the metric instead."
@@ -182,11 +173,3 @@ def _batch(rows: list[Ids], asked: list[list[Target]], padding: PaddingSide, fil
     row, pos = torch.tensor(list(number), dtype=torch.long).reshape(-1, 2).unbind(1)
     reads = Reads(row, pos)
     return Batch(Inputs(tokens, mask, reads), torch.tensor(at), torch.tensor(target), torch.tensor(index))
-
-
-def asked_at(encoded: EncodedTask, batch: Batch) -> tuple[Int[Tensor, " item"], Int[Tensor, " item"]]:
-    """The items whose answer is asked in this batch, and the reads where it is."""
-    table = encoded.continuations
-    first = table.first_target[:-1].to(batch.index.device)
-    items, targets = (first.unsqueeze(1) == batch.index.unsqueeze(0)).nonzero(as_tuple=True)
-    return items, batch.at[targets]

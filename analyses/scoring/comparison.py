@@ -74,14 +74,9 @@ class Comparison:
         both = before.drop(columns=scored)
         for name in scored:
             both[f"{name}_before"], both[f"{name}_after"] = before[name], after[name]
-        change = {
-            (False, True): "corrected",
-            (True, False): "broken",
-            (True, True): "stays right",
-            (False, False): "stays wrong",
-        }
-        pairs = zip(self.before.correct.tolist(), self.after.correct.tolist(), strict=True)
-        return both.assign(change=[change[pair] for pair in pairs])
+        was, now = self.before.correct.tolist(), self.after.correct.tolist()
+        change = (("stays wrong", "corrected"), ("broken", "stays right"))
+        return both.assign(change=[change[a][b] for a, b in zip(was, now, strict=True)])
 
 
 def compare(
@@ -181,10 +176,8 @@ def bootstrap(
 
 
 def _cluster_of(scores: Scores) -> Int[Tensor, " item"]:
-    cluster = torch.empty(len(scores), dtype=torch.long)
-    for at, members in enumerate(scores.task.clusters()):
-        cluster[list(members)] = at
-    return cluster
+    number = {item: at for at, members in enumerate(scores.task.clusters()) for item in members}
+    return torch.tensor([number[item] for item in range(len(scores))])
 
 
 def _check(before: Scores, after: Scores) -> None:

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.metrics.readings import Readings, log_probs, ranks
-from analyses.prompts.continuations import Batch, pad
-from analyses.scoring.batches import EncodedTask, asked_at
+from analyses.prompts.continuations import pad
+from analyses.scoring.batches import EncodedTask
 from analyses.tokens.tokenizer import Ids
 from hooks.inputs import Inputs, Reads
 
@@ -49,34 +49,27 @@ def outcome(encoded: EncodedTask, forward: Forward, *, generate_with: Forward | 
     """
     parts, values = [], []
     metric = encoded.metric if encoded.metric is not None and encoded.metric.rows is None else None
+    first_targets = encoded.continuations.first_target[:-1]
     for batch in encoded.batches:
         logits = forward(batch.inputs)
         said = log_probs(logits, batch.at, batch.target)
         _check(said, logits)
         top = logits.argmax(-1)[batch.at.to(logits.device)]
         parts.append((batch.index, said, ranks(logits, batch.at, batch.target), top))
-        if metric is not None:
-            values.append(_measured(encoded, batch, logits))
+        if metric is not None:  # the answer of an item is asked for where its first target is read
+            items, targets = (first_targets.unsqueeze(1) == batch.index.cpu().unsqueeze(0)).nonzero(as_tuple=True)
+            n_pos = max(len(context) for context in encoded.contexts)
+            asked = logits[batch.at[targets.to(batch.at.device)].to(logits.device)]
+            if len(items):
+                values.append((items, metric.select(items).checked(asked, len(items), n_pos).double().cpu()))
     index, log_prob, rank, top = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     back = index.argsort()
     readings = Readings(log_prob[back].double(), rank[back], top[back])
     generated = generate(encoded, generate_with or forward) if encoded.rule.new_tokens else ()
-    return Outcome(readings, generated, _in_order(values) if metric is not None else None)
-
-
-def _measured(encoded: EncodedTask, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
-    items, at = asked_at(encoded, batch)
-    assert encoded.metric is not None
-    if not len(items):
-        return items.cpu(), torch.empty(0, dtype=torch.double)
-    metric = encoded.metric.select(items.cpu())
-    n_pos = max(len(context) for context in encoded.contexts)
-    return items.cpu(), metric.checked(logits[at.to(logits.device)], len(items), n_pos).double().cpu()
-
-
-def _in_order(values: list[tuple[Tensor, Tensor]]) -> Float[Tensor, " item"]:
+    if metric is None:
+        return Outcome(readings, generated)
     items, measured = (torch.cat(column) for column in zip(*values, strict=True))
-    return measured[items.argsort()]
+    return Outcome(readings, generated, measured[items.argsort()])
 
 
 def generate(encoded: EncodedTask, forward: Forward) -> tuple[Ids, ...]:

@@ -5,7 +5,6 @@
 # pyright: reportIncompatibleVariableOverride=false
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, final, get_args
 
@@ -18,7 +17,7 @@ from analyses.metrics.readings import Readings, amax_by, summed
 from analyses.prompts import Continuations
 from analyses.tasks.items import Kind
 from analyses.tasks.task import Task
-from surgery.arguments import counted, shown, whole
+from surgery.arguments import counted, one_of, shown, whole
 
 Per: TypeAlias = Literal["sequence", "token", "byte"]
 
@@ -118,18 +117,11 @@ class Likeliest(Rule):
     per: Per = "sequence"
 
     def __post_init__(self) -> None:
-        if self.per not in get_args(Per):
-            raise ValueError(f"Likeliest was given per={self.per!r}: give one of {', '.join(get_args(Per))}.")
+        one_of(self.per, "Likeliest was given per", get_args(Per))
 
     def compared(self, table: Continuations, log_p: Float[Tensor, " continuation"]) -> Float[Tensor, " continuation"]:
         """What the continuations are compared by."""
-        match self.per:
-            case "sequence":
-                return log_p
-            case "token":
-                return log_p / table.length
-            case "byte":
-                return log_p / table.n_bytes
+        return log_p / {"sequence": 1, "token": table.length, "byte": table.n_bytes}[self.per]
 
     def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
         """1 where a right text is likelier than every wrong one, else 0."""
@@ -159,13 +151,9 @@ def rule_for(task: Task, rule: Rule | Metric | None) -> tuple[Rule, Metric | Non
             f"{'StartsWith and Contains are' if task.kind == 'answer' else 'Likeliest is'} for {task.kind}."
         )
     texts = (text for item in task.items for text in (*item.right, *item.wrong))
-    if isinstance(rule, Likeliest) and rule.per == "byte" and not _all_strings(texts):
+    if isinstance(rule, Likeliest) and rule.per == "byte" and not all(isinstance(text, str) for text in texts):
         raise ValueError(
             f"{rule!r} is given for task {task.name!r}, which has token ids: only strings have a length in bytes. "
             "Take per='token'."
         )
     return rule, None
-
-
-def _all_strings(texts: Iterable[object]) -> bool:
-    return all(isinstance(text, str) for text in texts)

@@ -150,36 +150,23 @@ class Scores:
 
     def summary(self) -> Summary:
         """The scores in sum."""
+        rates = ("accuracy", "balanced_accuracy", "majority_accuracy", "f1")
         return Summary(
             task=self.task.name,
             n_items=len(self),
             n_unscorable=len(self.task.unscorable),
-            accuracy=self.accuracy,
-            top1=self.top(1),
-            top5=self.top(5),
-            top10=self.top(10),
-            balanced_accuracy=self.balanced_accuracy,
-            majority_accuracy=self.majority_accuracy,
-            f1=self.f1,
-            log_loss=self.log_loss.mean().item(),
-            p_correct=self.p_correct.mean().item(),
-            p_wrong=self.p_wrong.mean().item(),
             value=math.nan if self.values is None else self.values.mean().item(),
+            **{f"top{k}": self.top(k) for k in (1, 5, 10)},
+            **{name: getattr(self, name) for name in rates},
+            **{name: getattr(self, name).mean().item() for name in ("log_loss", "p_correct", "p_wrong")},
         )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row an item: the task's columns, then what the model said and how it scored."""
-        scored = {
-            "prediction": list(self.predictions),
-            "correct": self.correct.tolist(),
-            "rank": self.rank.tolist(),
-            "log_loss": self.log_loss.tolist(),
-            "p_correct": self.p_correct.tolist(),
-            "p_wrong": self.p_wrong.tolist(),
-        }
-        if self.values is not None:
-            scored["value"] = self.values.tolist()
-        return self.task.to_dataframe().assign(**scored)
+        names = ["correct", "rank", "log_loss", "p_correct", "p_wrong"]
+        frame = self.task.to_dataframe().assign(prediction=list(self.predictions))
+        frame = frame.assign(**{name: getattr(self, name).tolist() for name in names})
+        return frame if self.values is None else frame.assign(value=self.values.tolist())
 
     @property
     def _has_classes(self) -> bool:

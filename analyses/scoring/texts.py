@@ -69,13 +69,9 @@ def encode_text(
 
 
 def _check_form(text: object, context: object) -> None:
-    match text:
-        case str():
-            pass
-        case Tensor() if text.ndim in (1, 2) and not text.is_floating_point() and text.dtype != torch.bool:
-            pass
-        case _:
-            raise ValueError(f"text={shown(text)}: give a string, a tensor of token ids [pos], or rows of them.")
+    ids = isinstance(text, Tensor) and text.ndim in (1, 2) and not text.is_floating_point() and text.dtype != torch.bool
+    if not isinstance(text, str) and not ids:
+        raise ValueError(f"text={shown(text)}: give a string, a tensor of token ids [pos], or rows of them.")
     if context is not None:
         whole(context, "context", least=2)
         if isinstance(text, Tensor) and text.ndim == 2:

@@ -1,11 +1,11 @@
 """From what a model says about every target to what counts as right: no model is run here."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import final
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from analyses.metrics.of_tasks import ItemMetric
@@ -24,30 +24,21 @@ def judge(encoded: EncodedTask, outcome: Outcome) -> Scores:
     table, readings = encoded.continuations, outcome.readings
     of_each = summed(table, readings.log_prob)
     right, wrong = (log_p(table, of_each, right=side) for side in (True, False))
-    match encoded.rule:
-        case Likeliest() as rule:
-            verdict = _likeliest(table, rule.compared(table, of_each))
-        case Contains() as rule:
-            teacher_forced = _starts_with(table, readings, right.exp(), wrong.exp())
-            verdict = _contains(encoded, rule, outcome.generated, teacher_forced)
-        case StartsWith():
-            verdict = _starts_with(table, readings, right.exp(), wrong.exp())
-        case rule:
-            raise TypeError(f"rule={rule!r}: only StartsWith, Contains and Likeliest can be judged. Give one of them.")
-    return Scores(
+    scores = partial(
+        Scores,
         encoded=encoded,
         log_probs=of_each,
-        correct=verdict.correct,
-        rank=verdict.rank,
         log_loss=-right / table.length[table.first[:-1]],
-        p_correct=verdict.p_correct,
-        p_wrong=verdict.p_wrong,
-        truth=verdict.truth,
-        predicted=torch.where(verdict.correct, verdict.truth, verdict.predicted),
-        prediction_ids=verdict.said,
-        classes=verdict.classes,
         values=_values(encoded, outcome),
     )
+    match encoded.rule:
+        case Likeliest() as rule:
+            return _likeliest(scores, table, rule.compared(table, of_each))
+        case StartsWith() | Contains() as rule:
+            judged = _starts_with(partial(scores, p_correct=right.exp(), p_wrong=wrong.exp()), table, readings)
+            return judged if isinstance(rule, StartsWith) else _contains(judged, rule, outcome.generated)
+        case rule:
+            raise TypeError(f"rule={rule!r}: only StartsWith, Contains and Likeliest can be judged. Give one of them.")
 
 
 def _values(encoded: EncodedTask, outcome: Outcome) -> Float[Tensor, " item"] | None:
@@ -58,26 +49,14 @@ def _values(encoded: EncodedTask, outcome: Outcome) -> Float[Tensor, " item"] | 
     return outcome.measured
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    correct: Bool[Tensor, " item"]
-    rank: Int[Tensor, " item"]
-    p_correct: Float[Tensor, " item"]
-    p_wrong: Float[Tensor, " item"]
-    truth: Int[Tensor, " item"]
-    predicted: Int[Tensor, " item"]
-    said: tuple[Ids, ...]
-    classes: tuple[Text, ...]
-
-
-def _likeliest(table: Continuations, values: Float[Tensor, " continuation"]) -> _Verdict:
-    n = len(table.first) - 1
+def _likeliest(scores: Callable[..., Scores], table: Continuations, values: Float[Tensor, " continuation"]) -> Scores:
+    n = table.n_items
     best_right, best_wrong = (amax_by(values, table.item, side, n) for side in (table.right, ~table.right))
     correct = best_right > best_wrong
     all_of_them = logsumexp_by(values, table.item, torch.ones_like(table.right), n)
-    p_correct = (logsumexp_by(values, table.item, table.right, n) - all_of_them).exp()
-    p_wrong = (logsumexp_by(values, table.item, ~table.right, n) - all_of_them).exp()
+    p_correct, p_wrong = (
+        (logsumexp_by(values, table.item, side, n) - all_of_them).exp() for side in (table.right, ~table.right)
+    )
     as_likely = ~table.right & (values >= best_right[table.item])
     # The chosen text: the first of the best ones on the side that won; where both are equal, the wrong side has.
     chosen_side = table.right == correct[table.item]
@@ -86,49 +65,50 @@ def _likeliest(table: Continuations, values: Float[Tensor, " continuation"]) -> 
     chosen = torch.full((n,), len(values)).scatter_reduce(0, table.item[candidates], candidates, "amin").tolist()
     references = [table.text[first] for first in table.first[:-1].tolist()]
     classes = {text: number for number, text in enumerate(dict.fromkeys(references))}
-    return _Verdict(
+    truth = torch.tensor([classes[text] for text in references])
+    said = torch.tensor([classes.get(table.text[one], NO_CLASS) for one in chosen])
+    return scores(
         correct=correct,
         rank=torch.zeros(n, dtype=torch.long).index_add(0, table.item, as_likely.long()),
         p_correct=p_correct,
         p_wrong=p_wrong,
-        truth=torch.tensor([classes[text] for text in references]),
-        predicted=torch.tensor([classes.get(table.text[one], NO_CLASS) for one in chosen]),
-        said=tuple(table.ids[one] for one in chosen),
+        truth=truth,
+        predicted=torch.where(correct, truth, said),
+        prediction_ids=tuple(table.ids[one] for one in chosen),
         classes=tuple(classes),
     )
 
 
-def _starts_with(
-    table: Continuations, readings: Readings, p_correct: Float[Tensor, " item"], p_wrong: Float[Tensor, " item"]
-) -> _Verdict:
+def _starts_with(scores: Callable[..., Scores], table: Continuations, readings: Readings) -> Scores:
     rank = worst_rank(table, readings.rank)
     references = table.first[:-1].tolist()
     said = _greedy_prefixes(table, readings, references)
-    by_ids = {table.ids[one]: number for number, one in reversed(list(enumerate(_first_with(table.ids, references))))}
-    classes = tuple(table.text[one] for one in _first_with(table.ids, references))
-    unfinished = {ids[:end] for ids in by_ids for end in range(1, len(ids))}
-    return _Verdict(
+    first_with = {table.ids[one]: one for one in reversed(references)}
+    distinct = [one for one in references if first_with[table.ids[one]] == one]
+    classes = {table.ids[one]: number for number, one in enumerate(distinct)}
+    unfinished = {ids[:end] for ids in classes for end in range(1, len(ids))}
+    truth = torch.tensor([classes[table.ids[one]] for one in references])
+    predicted = torch.tensor([UNDECIDED if ids in unfinished else _longest(ids, classes) for ids in said])
+    return scores(
         correct=rank == 0,
         rank=rank,
-        p_correct=p_correct,
-        p_wrong=p_wrong,
-        truth=torch.tensor([by_ids[table.ids[one]] for one in references]),
-        predicted=torch.tensor([UNDECIDED if ids in unfinished else _longest(ids, by_ids) for ids in said]),
-        said=said,
-        classes=classes,
+        truth=truth,
+        predicted=torch.where(rank == 0, truth, predicted),
+        prediction_ids=said,
+        classes=tuple(table.text[one] for one in distinct),
     )
 
 
-def _contains(encoded: EncodedTask, rule: Contains, generated: Sequence[Ids], teacher_forced: _Verdict) -> _Verdict:
+def _contains(scores: Scores, rule: Contains, generated: Sequence[Ids]) -> Scores:
     """Right where an accepted answer is in the generated tokens; else the class that is in them first, if any."""
-    texts = [encoded.vocabulary.decode(ids) for ids in generated]
+    texts = [scores.encoded.vocabulary.decode(ids) for ids in generated]
     correct, predicted = [], []
-    for item, ids, text in zip(encoded.task.items, generated, texts, strict=True):
+    for item, truth, ids, text in zip(scores.task.items, scores.truth.tolist(), generated, texts, strict=True):
         hit = any(_find(rule, answer, ids, text) is not None for answer in item.right)
         correct.append(hit)
-        predicted.append(NO_CLASS if hit else _earliest(rule, teacher_forced.classes, ids, text))
+        predicted.append(truth if hit else _earliest(rule, scores.classes, ids, text))
     return replace(
-        teacher_forced, correct=torch.tensor(correct), predicted=torch.tensor(predicted), said=tuple(generated)
+        scores, correct=torch.tensor(correct), predicted=torch.tensor(predicted), prediction_ids=tuple(generated)
     )
 
 
@@ -154,14 +134,6 @@ def _greedy_prefixes(table: Continuations, readings: Readings, references: Seque
         departs = next((at for at, token in enumerate(wanted) if greedy[at] != token), len(wanted) - 1)
         said.append(tuple(greedy[: departs + 1]))
     return tuple(said)
-
-
-def _first_with(ids: Sequence[Ids], references: Sequence[int]) -> list[int]:
-    """The first of the references with each sequence of ids."""
-    found: dict[Ids, int] = {}
-    for one in references:
-        found.setdefault(ids[one], one)
-    return list(found.values())
 
 
 def _longest(ids: Ids, classes: dict[Ids, int]) -> int:

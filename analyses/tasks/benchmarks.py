@@ -19,7 +19,7 @@ from analyses.tasks.json_csv import (
 )
 from analyses.tasks.parsing import Schema, joined, task_of, without_repeats
 from analyses.tasks.task import Task
-from surgery.arguments import seed
+from surgery.arguments import one_of, seed
 
 CounterFactPrompt: TypeAlias = Literal["rewrite", "paraphrase", "neighborhood"]
 TruthfulQAForm: TypeAlias = Literal["best", "binary", "statements"]
@@ -145,8 +145,7 @@ def from_truthfulqa(
     >>> tasks.from_truthfulqa(path)[0].labels
     (' No', ' Yes')
     """
-    if form not in get_args(TruthfulQAForm):
-        raise ValueError(f"form={form!r}: the forms are {', '.join(map(repr, get_args(TruthfulQAForm)))}. Give one.")
+    one_of(form, "form", get_args(TruthfulQAForm))
     if template is None:
         template = _STATEMENT if form == "statements" else _QUESTION
     _check_template(template, ["{question}", "{answer}"] if form == "statements" else ["{question}"])

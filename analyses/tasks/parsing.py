@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias, TypeGuard
+from typing import Literal, TypeAlias, TypeGuard, get_args
 
 from analyses.tasks.items import AnswerItem, ChoiceItem, Item, ItemError, MinimalPair, Text, Unscorable
 from analyses.tasks.json_csv import Record, TaskFileError
 from analyses.tasks.task import Task
-from surgery.arguments import shown
+from surgery.arguments import one_of, shown
 
 CorrectIs: TypeAlias = Literal["label", "position"]
 
@@ -37,10 +37,7 @@ class Schema:
     correct_is: CorrectIs | None = None
 
     def __post_init__(self) -> None:
-        if self.correct_is not in (None, "label", "position"):
-            raise ValueError(
-                f"correct_is={self.correct_is!r}: 'correct' is a 'label' or a 'position'. Give one of them."
-            )
+        one_of(self.correct_is, "correct_is", (None, *get_args(CorrectIs)))
         if isinstance(self.labels, str):
             raise ValueError(f"labels={self.labels!r} is one string: give a list of labels, such as ['yes', 'no'].")
         if self.labels is not None and not all(isinstance(label, str) for label in self.labels):

@@ -242,6 +242,34 @@ def as_task(given: object, *, allowed: str = "a Task") -> Task:
     raise TypeError(f"task={shown(given)}: give {allowed} or a list of items. {remedy}.")
 
 
+def as_splits(
+    given: object,
+    *,
+    needed: Iterable[str] = ("screen", "validation", "test"),
+    screen: float = 0.1,
+    validation: float = 0.2,
+    test: float = 0.7,
+    seed: int,
+) -> Splits:
+    """The parts of a task as they are given, or split here; those that are `needed` have items.
+
+    Raises:
+        TypeError: if it is neither a task nor its parts.
+        ValueError: if a part that is needed has no items, or as `Task.split`.
+    """
+    parts = given
+    if not isinstance(parts, Splits):
+        task = as_task(given, allowed="a Task, Splits,")
+        parts = task.split(screen=screen, validation=validation, test=test, seed=seed)
+    empty = next((name for name in needed if not len(getattr(parts, name))), None)
+    if empty is not None:
+        raise ValueError(
+            f"the part {empty!r} of the task has no items: one looks for candidates in screen, chooses in validation "
+            "and reports on test. Split the task with a fraction above 0 for it."
+        )
+    return parts
+
+
 def _cut(clusters: list[tuple[int, ...]], fractions: list[float]) -> list[list[int]]:
     """The clusters in a row, cut where the number of items passed is nearest to the fractions asked for."""
     passed = np.cumsum([0, *map(len, clusters)])

@@ -146,7 +146,7 @@ def _tokenised(spell: Speller, item: Item, new_tokens: int) -> TokenisedItem:
                 "ids"
             )
         continuations = [
-            Continuation(context, _within(spell, _after(spell, trimmed, spaces, text), text), right, text)
+            Continuation(context, _within(spell, after(spell, trimmed, spaces, text), text), right, text)
             for text, right in texts
         ]
     # The last token of a continuation is predicted but never read.
@@ -188,7 +188,7 @@ def _sentence(spell: Speller, text: Text, right: bool) -> Continuation:
     return Continuation(ids[:1], ids[1:], right, text)
 
 
-def _after(spell: Speller, prompt: Text, spaces: str, text: Text) -> Ids:
+def after(spell: Speller, prompt: Text, spaces: str, text: Text) -> Ids:
     """The ids by which the text, after these spaces, continues the prompt.
 
     Raises:

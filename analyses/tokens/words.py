@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from analyses.tokens.items import after
 from analyses.tokens.tokenizer import Ids, Speller, Unspellable, vocabulary
 from surgery.arguments import shown
 
@@ -39,11 +40,10 @@ def _spelled(spell: Speller, word: str) -> Ids:
     """The ids that continue a text so that it reads as the text and the word; empty if there are none."""
     for text in _BEFORE:
         try:
-            before, both = spell.ids(text), spell.ids(text + word)
-            after = both[len(before) :] if both[: len(before)] == before else spell.ids(word)
+            before, added = spell.ids(text), after(spell, text, "", word)
         except Unspellable:
             continue
         # Exactly the word: a lost or an extra space would make it another one.
-        if word and before and spell.read([*before, *after]) == spell.read(before) + word:
-            return after
+        if word and before and spell.read([*before, *added]) == spell.read(before) + word:
+            return added
     return ()

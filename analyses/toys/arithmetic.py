@@ -12,7 +12,6 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from math import inf
 from pathlib import Path
 from typing import ClassVar, Literal, final
 
@@ -26,7 +25,7 @@ from analyses.tasks.items import AnswerItem
 from analyses.tasks.task import Task
 from analyses.toys.factory import Shape, hooked_transformer, transformer_bridge
 from analyses.toys.training import refuse_edited, trained
-from surgery.arguments import counted, number, whole
+from surgery.arguments import fraction, number, one_of, positive, whole
 from surgery.arguments import seed as checked_seed
 
 
@@ -52,23 +51,14 @@ class ArithmeticTask:
     alpha: float = 0.5
     frequent: int = 1
 
-    _OPERATIONS: ClassVar[dict[str, Callable[[int, int], int]]] = {"x": operator.mul, "+": operator.add}
+    _OPERATIONS: ClassVar[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {"x": operator.mul, "+": operator.add}
 
     def __post_init__(self) -> None:
-        whole(self.limit, "limit")
-        whole(self.frequent, "frequent")
-        number(self.alpha, "alpha")
-        if self.operation not in self._OPERATIONS or self.limit < 2 or not 0 <= self.alpha <= 1:
-            raise ValueError(
-                f"operation={self.operation!r}, limit={self.limit!r}, alpha={self.alpha!r}: the operation is 'x' or "
-                "'+', the limit 2 or more, the probability of a wrong answer from 0 to 1. Take 'x', 12 and 0.5."
-            )
-        different = len(set(self.answers.tolist()))
-        if not 1 <= self.frequent <= different:
-            raise ValueError(
-                f"frequent={self.frequent!r}: there are {counted(different, 'different answer')}, of which 1 or more "
-                "take the place of right ones. Take 1."
-            )
+        one_of(self.operation, "operation", self._OPERATIONS)
+        whole(self.limit, "limit", least=2)
+        fraction(self.alpha, "alpha")
+        # Each answer that takes the place of right ones is a different one.
+        whole(self.frequent, "frequent", least=1, most=len(set(self.answers.tolist())))
 
     @property
     def pairs(self) -> Int[Tensor, "item two"]:
@@ -80,7 +70,7 @@ class ArithmeticTask:
     def answers(self) -> Int[Tensor, " item"]:
         """The right answer of every pair."""
         i, j = self.pairs.unbind(1)
-        return i * j if self.operation == "x" else i + j
+        return self._OPERATIONS[self.operation](i, j)
 
     @property
     def prompts(self) -> Int[Tensor, "item pos"]:
@@ -185,10 +175,10 @@ def train(
         ValueError: if a number is out of its range, an edit is in force, a file of the cache is damaged, or the loss
             diverges.
     """
-    whole(steps, "steps")
+    whole(steps, "steps", least=1)
     checked_seed(seed)
-    if steps < 1 or not 0 < number(lr, "lr") < inf or not 0 <= number(weight_decay, "weight_decay") < inf:
-        raise ValueError(f"steps={steps!r}, lr={lr!r}, weight_decay={weight_decay!r}: take 600, 0.003 and 0.0.")
+    positive(lr, "lr")
+    number(weight_decay, "weight_decay", least=0)
     refuse_edited(model)
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     settings = {**asdict(task), "steps": steps, "lr": lr, "weight_decay": weight_decay, "seed": seed}
@@ -209,12 +199,9 @@ def train(
 
 def _shape(task: ArithmeticTask, d_model: int, n_layers: int, n_heads: int) -> Shape:
     for name, size in (("d_model", d_model), ("n_layers", n_layers), ("n_heads", n_heads)):
-        whole(size, name)
-    if d_model < 1 or n_layers < 1 or n_heads < 1 or d_model % n_heads:
-        raise ValueError(
-            f"d_model={d_model!r}, n_layers={n_layers!r}, n_heads={n_heads!r}: all are 1 or more, and the heads "
-            "divide d_model. Take 64, 2 and 4."
-        )
+        whole(size, name, least=1)
+    if d_model % n_heads:
+        raise ValueError(f"d_model={d_model!r}, n_heads={n_heads!r}: the heads divide d_model. Take 64 and 4.")
     return Shape(n_layers, n_heads, d_model, task.d_vocab, n_ctx=8, act_fn="gelu", normalization_type="LN")
 
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from surgery.arguments import whole
+from surgery.arguments import number, whole
 from surgery.svd import degenerate_blocks
 
 
@@ -141,8 +141,9 @@ def rank_table(memory: Memory, *, draws: int = 256, seed: int = 0) -> pd.DataFra
 def _descend(n: int, alpha: float, steps: int, lr: float, every: int) -> Iterator[tuple[int, Tensor]]:
     """The matrix after every so many steps, and after the last."""
     _check(n, alpha)
-    if steps < 1 or not 0 < lr < 4:
-        raise ValueError(f"steps={steps!r}, lr={lr!r}: steps is 1 or more, lr between 0 and 4; take 2000 and 1.0.")
+    whole(steps, "steps", least=1)
+    if not 0 < number(lr, "lr") < 4:
+        raise ValueError(f"lr={lr!r}: gradient descent converges with lr between 0 and 4. Take 1.0.")
     labels = torch.zeros(n, n + 1, dtype=torch.float64)
     labels[:, :n] = (1 - alpha) * torch.eye(n, dtype=torch.float64)
     labels[:, n] = alpha
@@ -182,8 +183,6 @@ def _rotated(
 
 
 def _check(n: int, alpha: float) -> None:
-    if n < 2 or not 0 < alpha < 1:
-        raise ValueError(
-            f"n={n!r}, alpha={alpha!r}: a memory has 2 inputs or more and a probability of noise between 0 and 1; "
-            f"take 5 and 0.6."
-        )
+    whole(n, "n", least=2)
+    if not 0 < number(alpha, "alpha") < 1:
+        raise ValueError(f"alpha={alpha!r}: the probability of noise lies between 0 and 1. Take 0.6.")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from analyses.toys.factory import Shape, hooked_transformer, transformer_bridge
 from analyses.toys.recall_task import RecallTask
 from hooks.weights import EMBED, POSITIONS, UNEMBED, architecture, parameters, read, write
+from surgery.arguments import positive, whole
 from surgery.files import whole_file
 
 Weights = Mapping[str, Float[Tensor, "row column"]]
@@ -144,9 +145,8 @@ def save(model: nn.Module, path: str | Path) -> None:
 def _initial_weights(
     task: RecallTask, d_model: int, mlps: tuple[bool, bool], unembed_scale: float | None, seed: int
 ) -> dict[str, Tensor]:
-    scale = (3 * max(d_model, 1)) ** -0.5 if unembed_scale is None else unembed_scale
-    if d_model < 1 or not scale > 0:
-        raise ValueError(f"d_model={d_model!r}, unembed_scale={unembed_scale!r}: both are above 0; take 128 and None.")
+    whole(d_model, "d_model", least=1)
+    scale = (3 * d_model) ** -0.5 if unembed_scale is None else positive(unembed_scale, "unembed_scale")
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

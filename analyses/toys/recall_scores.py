@@ -1,8 +1,7 @@
 """What a recall model gets right, what noise it predicts, and where its heads look."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import nan
 from typing import NamedTuple, final
 
 import pandas as pd
@@ -11,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from analyses.statistics import mean_and_stderr
 from analyses.toys.recall_task import RecallBatch, RecallTask
 from hooks import host_of
+from surgery.arguments import whole
 
 _UNITS = {
     "p_correct": "probability", "p_noise": "probability", "accuracy": "fraction", "accuracy_without_noise": "fraction",
@@ -145,11 +146,8 @@ def attention_probes(
     for batch in tqdm(batches, desc="attention probes", delay=2, leave=False, disable=not progress):
         _, cache = model.run_with_cache(batch.tokens, names_filter=names)  # type: ignore[operator]
         sums.append(_sums_of_masses(cache[names[0]][:, 0], cache[names[1]][:, 0], batch, task.noise_token))
-    means, stderr = _ratio(sums)
-    return AttentionProbes(
-        **dict(zip(_MASSES, means, strict=True)), stderr=dict(zip(_MASSES, stderr, strict=True)), alpha=alpha,
-        sequences=sequences,
-    )  # fmt: skip
+    means, stderr = _ratio(_MASSES, sums)
+    return AttentionProbes(**means, stderr=stderr, alpha=alpha, sequences=sequences)
 
 
 def fresh_batches(
@@ -160,8 +158,8 @@ def fresh_batches(
     Raises:
         ValueError: if no trigger occurs twice in any sequence, or a number is out of its range.
     """
-    if sequences < 1 or batch_size < 1:
-        raise ValueError(f"sequences={sequences!r}, batch_size={batch_size!r}: both are 1 or more; take 512 and 128.")
+    whole(sequences, "sequences", least=1)
+    whole(batch_size, "batch_size", least=1)
     fresh = task.sample(sequences, seed=seed, alpha=alpha).to(host_of(model).device)
     if not bool(fresh.scored.any()):
         raise ValueError(
@@ -192,12 +190,9 @@ def sums_of_metrics(logits: Float[Tensor, "scored d_vocab"], batch: RecallBatch,
 
 def scores_from(sums: Sequence[Sums], alpha: float) -> RecallScores:
     """The scores of all batches together."""
-    means, stderr = _ratio(sums)
+    means, stderr = _ratio(_UNITS, sums)
     counts = torch.cat([batch.counts[:, 0] for batch in sums])
-    return RecallScores(
-        **dict(zip(_UNITS, means, strict=True)), stderr=dict(zip(_UNITS, stderr, strict=True)), alpha=alpha,
-        sequences=len(counts), positions=int(counts.sum()),
-    )  # fmt: skip
+    return RecallScores(**means, stderr=stderr, alpha=alpha, sequences=len(counts), positions=int(counts.sum()))
 
 
 def _sums_of_masses(
@@ -227,13 +222,11 @@ def _sums_of_masses(
     return Sums(sums.cpu(), torch.stack([where.sum(1).double() for _, where in masses], 1).cpu())
 
 
-def _ratio(several: Sequence[Sums]) -> tuple[list[float], list[float]]:
+def _ratio(names: Iterable[str], several: Sequence[Sums]) -> tuple[dict[str, float], dict[str, float]]:
     """Means over all positions, and their standard errors: a ratio estimator whose units are the sequences."""
     sums, counts = (torch.cat(parts) for parts in zip(*several, strict=True))
-    n, totals = len(sums), counts.sum(0)
+    totals = counts.sum(0)
     means = sums.sum(0) / totals
-    if n < 2:
-        return means.tolist(), [nan] * len(means)
-    residual = sums - means * counts
-    stderr = (residual.square().sum(0) * n / (n - 1)).sqrt() / totals
-    return means.tolist(), stderr.tolist()
+    # The residuals sum to 0, so that their spread is all that the ratio's error comes from.
+    stderr = mean_and_stderr(sums - means * counts)[1] * len(sums) / totals
+    return dict(zip(names, means.tolist(), strict=True)), dict(zip(names, stderr.tolist(), strict=True))

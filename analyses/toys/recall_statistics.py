@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from surgery.arguments import whole
+
 Statistics = tuple[Float[Tensor, " token"], Float[Tensor, "before after"]]
 """π_u, and π_b with a row for each token: what follows it."""
 
@@ -17,10 +19,7 @@ def zipf_and_dirichlet(d_vocab: int, *, seed: int) -> Statistics:
     Raises:
         ValueError: if `d_vocab` is below 2.
     """
-    if d_vocab < 2:
-        raise ValueError(
-            f"d_vocab={d_vocab!r}: the task needs a trigger and a noise token, so 2 or more tokens; take 33."
-        )
+    whole(d_vocab, "d_vocab", least=2)  # a trigger and a noise token
     unigram = 1 / np.arange(1, d_vocab + 1)
     unigram /= unigram.sum()
     bigram = np.random.default_rng(seed).dirichlet(0.1 * d_vocab * unigram + 1e-3, size=d_vocab)

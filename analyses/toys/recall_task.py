@@ -19,7 +19,7 @@ from torch import Tensor
 
 from analyses.toys.recall_statistics import check_statistics, in_text, zipf_and_dirichlet
 from analyses.toys.recall_triggers import Triggers, TriggersPerSequence, check_triggers, resolve, weights_of
-from surgery.arguments import whole
+from surgery.arguments import fraction, whole
 
 
 @final
@@ -73,14 +73,11 @@ class RecallTask:
     def __post_init__(self) -> None:
         check_statistics(self.unigram, self.bigram)
         check_triggers(self.triggers, self.noise_token, self.unigram)
-        _check_alpha(self.alpha)
+        fraction(self.alpha, "alpha")
         V = self.d_vocab
         if self.vocabulary and len(self.vocabulary) != V:
             raise ValueError(f"vocabulary names {len(self.vocabulary)} tokens of {V}: name all of them, or none.")
-        if self.n_ctx < 2:
-            raise ValueError(
-                f"n_ctx={self.n_ctx!r}: a trigger can only occur a second time in 2 or more tokens; take 64."
-            )
+        whole(self.n_ctx, "n_ctx", least=2)  # a trigger can only occur a second time in 2 or more tokens
         # Row z of the cumulative bigram, shifted by z: one sorted vector, so one search draws a successor of any token.
         cumulative = self.bigram.double().cpu().cumsum(1)
         edges = cumulative / cumulative[:, -1:] + torch.arange(V)[:, None]
@@ -158,8 +155,7 @@ class RecallTask:
             ValueError: if `sequences` is below 1 or `alpha` outside [0, 1].
         """
         whole(sequences, "sequences", least=1)
-        alpha = self.alpha if alpha is None else alpha
-        _check_alpha(alpha)
+        alpha = self.alpha if alpha is None else fraction(alpha, "alpha")
         generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
         answers = self._draw_answers(sequences, generator)
         tokens = self._draw_tokens(answers, alpha, generator)
@@ -201,12 +197,4 @@ class RecallTask:
         return (
             f"RecallTask({self.d_vocab} tokens, n_ctx={self.n_ctx}, triggers={self.triggers}, "
             f"noise_token={self.noise_token}, alpha={self.alpha:g})"
-        )
-
-
-def _check_alpha(alpha: float) -> None:
-    if not 0 <= alpha <= 1:
-        raise ValueError(
-            f"alpha={alpha!r}: the probability of the noise token after a trigger lies in [0, 1]; take 0.5 to train, 0 "
-            "to test."
         )

@@ -16,7 +16,7 @@ from analyses.toys.recall_model import MLPS, QUERIES, TRAINED, load, weights
 from analyses.toys.recall_task import RecallBatch, RecallTask
 from analyses.toys.training import refuse_edited, trained
 from hooks.weights import EMBED, POSITIONS, UNEMBED, parameters
-from surgery.arguments import whole
+from surgery.arguments import number, positive, whole
 
 
 @final
@@ -72,8 +72,13 @@ def train(
             nothing to train or more than this trains, an edit is in force, a file of the cache is damaged, or the loss
             diverges.
     """
-    wanted = sorted({*checkpoints, steps})
-    _check_numbers(wanted, steps, batch_size, lr, momentum, weight_decay)
+    whole(steps, "steps", least=1)
+    wanted = sorted({*(whole(step, "a checkpoint", most=steps) for step in checkpoints), steps})
+    whole(batch_size, "batch_size", least=1)
+    positive(lr, "lr")
+    if not number(momentum, "momentum", least=0) < 1:
+        raise ValueError(f"momentum={momentum!r}: give a number from 0 to below 1, such as 0.9.")
+    number(weight_decay, "weight_decay", least=0)
     initial, names = _startable(model, task)
     settings = {"batch": batch_size, "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "seed": seed}
     settings |= {"task": task.fingerprint, "trained": names}
@@ -168,18 +173,3 @@ def _startable(model: nn.Module, task: RecallTask) -> tuple[dict[str, Tensor], l
             f"identity here. Make the model with recall.model(task) or recall.bridge(task)."
         )
     return initial, [name for key, name in possible.items() if key in trainable]
-
-
-def _check_numbers(
-    wanted: list[int], steps: int, batch_size: int, lr: float, momentum: float, weight_decay: float
-) -> None:
-    if wanted[0] < 0 or wanted[-1] > steps or steps < 1:
-        raise ValueError(
-            f"steps={steps!r} with checkpoints {wanted[:-1]!r}: train 1 step or more, checkpoints from 0 to steps."
-        )
-    whole(batch_size, "batch_size", least=1)
-    if not lr > 0 or not 0 <= momentum < 1 or not weight_decay >= 0:
-        raise ValueError(
-            f"lr={lr!r}, momentum={momentum!r}, weight_decay={weight_decay!r}: lr lies above 0, momentum from 0 to "
-            "below 1, weight_decay from 0 up; the defaults are 0.03, 0.9 and 0.0001."
-        )

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from surgery.arguments import whole
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ def resolve(
     """
     if isinstance(triggers, tuple | TriggersPerSequence):
         return triggers
-    check_noise_token(noise_token, len(unigram))
+    whole(noise_token, "noise_token", most=len(unigram) - 1)
     k = triggers if isinstance(triggers, int) else triggers.k
     weights = weights_of(k, noise_token, unigram)
     if isinstance(triggers, int):
@@ -57,25 +59,8 @@ def weights_of(k: int, noise_token: int, unigram: Float[Tensor, " token"]) -> Fl
     weights = unigram.double().cpu().clone()
     weights[noise_token] = 0
     possible = int((weights > 0).sum())
-    if not 1 <= k <= possible:
-        raise ValueError(
-            f"{k!r} triggers were asked for: of {len(unigram)} tokens {possible} occur and are not the noise token. "
-            f"Ask for 1 to {possible}."
-        )
+    whole(k, "the number of triggers", least=1, most=possible)
     return weights
-
-
-def check_noise_token(noise_token: int, d_vocab: int) -> None:
-    """Refuse a noise token that is no token.
-
-    Raises:
-        ValueError: if it is outside the vocabulary.
-    """
-    if not 0 <= noise_token < d_vocab:
-        raise ValueError(
-            f"noise_token={noise_token!r} is outside the vocabulary of {d_vocab} tokens: choose one from 0 to "
-            f"{d_vocab - 1}."
-        )
 
 
 def check_triggers(
@@ -87,7 +72,7 @@ def check_triggers(
         ValueError: in each of these cases.
     """
     V = len(unigram)
-    check_noise_token(noise_token, V)
+    whole(noise_token, "noise_token", most=V - 1)
     if isinstance(triggers, TriggersPerSequence):
         weights_of(triggers.k, noise_token, unigram)
         return

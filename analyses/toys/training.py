@@ -25,12 +25,22 @@ EVERY = 100
 class Snapshot:
     """The trained weights, the optimiser's state (none before the first step) and the losses so far, in nats.
 
-    A key of `state` is the optimiser's name of the quantity, a bar, and the weight's name.
+    `tensors` are what a file holds: `weight|NAME`, `state|QUANTITY|NAME` with the optimiser's name of the quantity, and
+    `losses`.
     """
 
-    weights: dict[str, Tensor]
-    state: dict[str, Tensor]
-    losses: Float[Tensor, " step"]
+    tensors: dict[str, Tensor]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights by name."""
+        of_weights = (key for key in self.tensors if key.startswith("weight|"))
+        return {key.removeprefix("weight|"): self.tensors[key] for key in of_weights}
+
+    @property
+    def losses(self) -> Float[Tensor, " step"]:
+        """The loss of every step so far."""
+        return self.tensors["losses"]
 
 
 def refuse_edited(model: nn.Module) -> None:
@@ -78,7 +88,7 @@ def trained(
         if step in wanted:
             snapshots[step] = snapshot
         if store is not None:
-            store.write(_piece(step), _tensors(snapshot))
+            store.write(_piece(step), snapshot.tensors)
             if passing is not None:  # only the newest of the snapshots that nobody asked for is kept
                 store.remove(_piece(passing))
             passing = None if step in wanted else step
@@ -102,13 +112,11 @@ def _step(loss: Callable[[int], Tensor], step: int, optimizer: Optimizer, schedu
 
 
 def _snapshot(weights: Mapping[str, Tensor], optimizer: Optimizer, losses: list[float]) -> Snapshot:
-    state = {
-        f"{quantity}|{name}": tensor.clone()
-        for name, weight in weights.items()
-        for quantity, tensor in optimizer.state.get(weight, {}).items()
-        if isinstance(tensor, Tensor)
-    }
-    return Snapshot({name: weight.detach().clone() for name, weight in weights.items()}, state, torch.tensor(losses))
+    tensors = {f"weight|{name}": weight.detach().clone() for name, weight in weights.items()}
+    for name, weight in weights.items():
+        state = optimizer.state.get(weight, {}).items()
+        tensors |= {f"state|{quantity}|{name}": t.clone() for quantity, t in state if isinstance(t, Tensor)}
+    return Snapshot({**tensors, "losses": torch.tensor(losses)})
 
 
 @torch.no_grad()
@@ -116,12 +124,14 @@ def _go_on_from(
     snapshot: Snapshot, done: int, weights: Mapping[str, Tensor], optimizer: Optimizer, schedule: LRScheduler | None
 ) -> None:
     """Put weights, optimiser and schedule into the state that they had after the snapshot's step."""
-    for name, weight in weights.items():
-        weight.copy_(snapshot.weights[name])
-    for key, tensor in snapshot.state.items():
-        quantity, _, name = key.partition("|")
-        # Adam's count of steps is a scalar, which torch keeps on the CPU whatever the weight's device.
-        optimizer.state[weights[name]][quantity] = tensor.to(weights[name].device if tensor.ndim else "cpu").clone()
+    for key, tensor in snapshot.tensors.items():
+        match key.split("|"):
+            case ["weight", name]:
+                weights[name].copy_(tensor)
+            case ["state", quantity, name]:
+                # Adam's count of steps is a scalar, which torch keeps on the CPU whatever the weight's device.
+                device = weights[name].device if tensor.ndim else "cpu"
+                optimizer.state[weights[name]][quantity] = tensor.to(device).clone()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected call of", UserWarning)  # of the schedule before the optimiser
         for _ in range(done if schedule is not None else 0):
@@ -135,21 +145,8 @@ def _stored(store: Store, wanted: Sequence[int]) -> dict[int, Snapshot]:
     usable = [s for s in there if s <= max(wanted) and there.issuperset(w for w in wanted if 0 < w <= s)]
     last = max(usable, default=0)
     steps = [step for step in sorted(there & {*wanted, last}) if step <= last]
-    return {step: _of(tensors) for step in steps if (tensors := store.read(_piece(step))) is not None}
+    return {step: Snapshot(tensors) for step in steps if (tensors := store.read(_piece(step))) is not None}
 
 
 def _piece(step: int) -> str:
     return f"step{step:06d}"
-
-
-def _tensors(snapshot: Snapshot) -> dict[str, Tensor]:
-    weights = {f"weight|{name}": tensor for name, tensor in snapshot.weights.items()}
-    return {**weights, **{f"state|{key}": tensor for key, tensor in snapshot.state.items()}, "losses": snapshot.losses}
-
-
-def _of(tensors: Mapping[str, Tensor]) -> Snapshot:
-    groups: dict[str, dict[str, Tensor]] = {"weight": {}, "state": {}, "losses": {}}
-    for key, tensor in tensors.items():
-        group, _, name = key.partition("|")
-        groups[group][name] = tensor
-    return Snapshot(groups["weight"], groups["state"], tensors["losses"])

@@ -120,11 +120,11 @@ def curve(
                     logits = rerun(model, inputs, recording, Site.parse(cut.site)) if cut.site else full
                 of_cut.append(_read(logits, ids))
                 bar.update()
-    rows = [row for cut, of_cut in zip(cuts, readings, strict=True) for row in _rows(cut, torch.cat(of_cut, -1), asked)]
-    return Curve(pd.DataFrame(rows), len(asked))
+    tables = [_table(cut, torch.cat(of_cut), list(asked.track)) for cut, of_cut in zip(cuts, readings, strict=True)]
+    return Curve(pd.concat(tables, ignore_index=True), len(asked))
 
 
-_Reading: TypeAlias = Float[Tensor, "quantity name example"]
+_Reading: TypeAlias = Float[Tensor, "example quantity name"]
 """Of each tracked token after each prompt: its probability, its logit, and 1 if it is the likeliest, else 0."""
 
 
@@ -147,32 +147,26 @@ def _prompts(
 
 
 def _inputs(model: nn.Module, asked: Prompts, examples: Int[Tensor, " example"]) -> Inputs:
-    """Some of the prompts, read at their last tokens."""
-    device = host_of(model).device
-    tokens, mask, last = (part[examples].to(device) for part in (asked.tokens, asked.mask, asked.last))
-    return Inputs(tokens, mask, Reads(torch.arange(len(examples), device=device), last))
+    """Some of the prompts on the model's device, read at their last tokens."""
+    device, rows, reads = host_of(model).device, asked.inputs.take(examples), asked.inputs.reads
+    assert reads is not None, "prompts are read at their last tokens"
+    mask = None if rows.mask is None else rows.mask.to(device)
+    return Inputs(rows.tokens.to(device), mask, Reads(torch.arange(len(examples)), reads.pos[examples]))
 
 
 def _read(logits: Float[Tensor, "example d_vocab"], ids: Int[Tensor, "name example"]) -> _Reading:
     logits, ids = logits.double().cpu(), ids.mT
     p, logit = logits.softmax(1).gather(1, ids), logits.gather(1, ids)
     likeliest = (logits.argmax(1, keepdim=True) == ids).double()
-    return torch.stack([p.mT, logit.mT, likeliest.mT])
+    return torch.stack([p, logit, likeliest], 1)
 
 
-def _rows(cut: Cut, reading: _Reading, asked: Prompts) -> list[dict[str, str | float]]:
-    p, logit, likeliest = reading
-    names, rows = list(asked.track), []
-    for n, name in enumerate(names):
-        margin, margin_stderr = _mean_and_stderr(logit[names.index(CORRECT)] - logit[n])
-        mean_p, p_stderr = _mean_and_stderr(p[n])
-        rows.append({
-            "end": cut.end, "site": cut.site, "rho": cut.rho, "name": name, "p": mean_p, "p_stderr": p_stderr,
-            "margin": margin, "margin_stderr": margin_stderr, "likeliest": likeliest[n].mean().item(),
-        })  # fmt: skip
-    return rows
-
-
-def _mean_and_stderr(values: Float[Tensor, " example"]) -> tuple[float, float]:
-    mean, stderr = mean_and_stderr(values)
-    return float(mean), float(stderr)
+def _table(cut: Cut, reading: _Reading, names: list[str]) -> pd.DataFrame:
+    """A row for each tracked name: means over the prompts, with their standard errors."""
+    p, logit, likeliest = reading.unbind(1)
+    margin = logit[:, [names.index(CORRECT)]] - logit
+    columns = dict(zip(("p", "p_stderr"), mean_and_stderr(p), strict=True))
+    columns |= dict(zip(("margin", "margin_stderr"), mean_and_stderr(margin), strict=True))
+    columns["likeliest"] = likeliest.mean(0)
+    numbers = {name: column.numpy() for name, column in columns.items()}
+    return pd.DataFrame({"end": cut.end, "site": cut.site, "rho": cut.rho, "name": names, **numbers})

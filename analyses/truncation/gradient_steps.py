@@ -4,7 +4,6 @@ Chen, Bruna, Bietti (arXiv:2406.03068).
 """
 
 from collections.abc import Mapping
-from math import inf
 
 import pandas as pd
 import torch
@@ -14,8 +13,9 @@ from torch import Tensor
 from analyses.toys.recall_model import MLPS, TRAINED, Weights
 from analyses.toys.recall_task import RecallBatch, RecallTask
 from analyses.toys.recall_training import scored_logits, training_loss
+from analyses.truncation.checkpoints import by_step
 from hooks.weights import EMBED
-from surgery.arguments import counted, number, whole
+from surgery.arguments import positive, whole
 from surgery.arguments import seed as checked_seed
 
 
@@ -46,13 +46,10 @@ def gradient_steps(
         ValueError: if there are no checkpoints, or a number is out of its range.
     """
     checked_seed(seed)
-    if not checkpoints or not 0 < number(lr, "lr") < inf or whole(batch_size, "batch_size") < 1:
-        raise ValueError(
-            f"{counted(len(checkpoints), 'checkpoint')}, lr={lr!r}, batch_size={batch_size!r}: give one or more, a "
-            "learning rate above 0 and a batch_size of 1 or more; take 0.03 and 256."
-        )
+    positive(lr, "lr")
+    whole(batch_size, "batch_size", least=1)
     rows: list[tuple] = []
-    for step in sorted(checkpoints):
+    for step in by_step(checkpoints):
         rows += _one_step(step, checkpoints[step], task, lr, batch_size, seed)
     columns = ["step", "part", "gradient_norm", "noise_logit", "answer_logit", "p_noise", "p_correct"]
     return pd.DataFrame(rows, columns=columns)

@@ -13,11 +13,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from analyses.prompts import pad
-from analyses.scoring.batches import encode
+from analyses.prompts import Prompts as AnyPrompts
+from analyses.prompts import read
 from analyses.tasks.items import AnswerItem, Item, Text
 from analyses.tasks.task import Task, as_task
+from analyses.tokens.items import TokenisedItem
+from analyses.tokens.tokenizer import vocabulary
 from hooks import host_of
+from hooks.inputs import Inputs, Reads
 from surgery.arguments import counted
 
 CORRECT, DISTRACTOR = "correct", "distractor"
@@ -76,19 +79,13 @@ def facts(
 @final
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Token rows, padded on the right, and for every tracked name a token after each."""
+    """Rows of tokens, read at the last token of each, and for every tracked name a token after each."""
 
-    tokens: Int[Tensor, "example pos"]
-    mask: Int[Tensor, "example pos"]
+    inputs: Inputs
     track: dict[str, Int[Tensor, " example"]]
 
     def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def last(self) -> Int[Tensor, " example"]:
-        """The column of each prompt's last token."""
-        return self.mask.sum(1) - 1
+        return len(self.inputs)
 
     def check(self, vocabulary: int) -> None:
         """Refuse tracked tokens that the model does not have, and rivals that are the same token as the right one.
@@ -103,11 +100,6 @@ class Prompts:
                     f"track[{name!r}] names token {int(outside[0])}, the model has {vocabulary} tokens: ids run from "
                     f"0 to {vocabulary - 1}. Take the ids of this model's tokenizer."
                 )
-        if CORRECT not in self.track:
-            raise ValueError(
-                f"track names {', '.join(map(repr, self.track)) or 'nothing'}: margins are taken from {CORRECT!r}, the "
-                "right token of each prompt. Add it."
-            )
         for name, ids in self.track.items():
             same = (ids == self.track[CORRECT]).nonzero().flatten().tolist()
             if name != CORRECT and same:
@@ -156,19 +148,25 @@ def prompts(
     wanted = {**of_task, **wanted}
     if not contexts:
         raise ValueError("there are no prompts: give at least one text, row of tokens, or item.")
+    if CORRECT not in wanted:
+        raise ValueError(
+            f"track names {', '.join(map(repr, wanted)) or 'nothing'}: margins are taken from {CORRECT!r}, the right "
+            "token of each prompt. Add it."
+        )
     texts = {name: _spread(name, given, len(contexts)) for name, given in wanted.items()}
-    after = {name: _tokens_after(model, contexts, given, prepend_bos) for name, given in texts.items()}
-    rows = next(iter(after.values()))[0] if after else [(0,)] * len(contexts)
-    for name, (others, _) in after.items():
-        apart = next((at for at, row in enumerate(rows) if others[at] != row), None)
+    after = {name: _after(model, contexts, given, prepend_bos) for name, given in texts.items()}
+    rows = [item.context for item in after[CORRECT].items or ()]
+    for name, others in after.items():
+        apart = next((at for at, item in enumerate(others.items or ()) if item.context != rows[at]), None)
         if apart is not None:
             raise ValueError(
                 f"the prompt {contexts[apart]!r} ends in spaces, which a text takes over and token ids do not, so that "
-                f"{next(iter(after))!r} and {name!r} are not asked at the same place. Track texts only or ids only, or "
+                f"{CORRECT!r} and {name!r} are not asked at the same place. Track texts only or ids only, or "
                 "leave out the spaces."
             )
-    tokens, mask = pad(rows, "right", 0)
-    made = Prompts(tokens, mask, {name: torch.tensor(ids) for name, (_, ids) in after.items()})
+    reads = Reads(torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows]))
+    firsts = {name: torch.tensor([_first(item) for item in others.items or ()]) for name, others in after.items()}
+    made = Prompts(Inputs(after[CORRECT].tokens, after[CORRECT].mask, reads), firsts)
     made.check(host_of(model).d_vocab)
     return made
 
@@ -231,17 +229,19 @@ def _spread(name: str, given: object, n: int) -> list[Text]:
     return texts
 
 
-def _tokens_after(
-    model: nn.Module, contexts: Sequence[Text], texts: Sequence[Text], prepend_bos: bool | None
-) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The token rows of the prompts, and the first token of each text after its prompt."""
+def _after(model: nn.Module, contexts: Sequence[Text], texts: Sequence[Text], prepend_bos: bool | None) -> AnyPrompts:
+    """The prompts, each with the text that is tracked after it as its answer."""
     items = [AnswerItem(context, (text,)) for context, text in zip(contexts, texts, strict=True)]
-    encoded = encode(model, Task("prompts", tuple(items)), prepend_bos=prepend_bos)
-    firsts = [encoded.continuations.ids[at][0] for at in encoded.continuations.first[:-1].tolist()]
-    for context, text, first in zip(contexts, texts, firsts, strict=True):
-        if isinstance(text, str) and text.strip() and not encoded.vocabulary.decode((first,)).strip():
+    prompts, words = read(model, Task("prompts", tuple(items)), prepend_bos=prepend_bos), vocabulary(model)
+    for context, text, item in zip(contexts, texts, prompts.items or (), strict=True):
+        if isinstance(text, str) and text.strip() and not words.decode((_first(item),)).strip():
             raise ValueError(
-                f"{text!r} after {context[-20:]!r} begins with token {first}, which is white space only: its "
+                f"{text!r} after {context[-20:]!r} begins with token {_first(item)}, which is white space only: its "
                 "probability is not that of the word. Leave out a space that is there twice, or give the token's id."
             )
-    return list(encoded.contexts), firsts
+    return prompts
+
+
+def _first(item: TokenisedItem) -> int:
+    """The token that is tracked after a prompt."""
+    return item.continuations[0].ids[0]

@@ -16,20 +16,9 @@ from tqdm.auto import tqdm
 import surgery
 from analyses import attribution, metrics, recall
 from analyses.recall import RecallScores, RecallTask
-from surgery import (
-    Decomposition,
-    Decompositions,
-    DropTop,
-    Edit,
-    KeepTop,
-    Operation,
-    RandomBasis,
-    RandomComponents,
-    Scale,
-    Spec,
-    Zero,
-)
+from surgery import Decomposition, Decompositions, DropTop, Edit, KeepTop, Operation, Scale, Spec, Zero
 from surgery.arguments import whole
+from surgery.controls import Match, matched
 
 W_IN, W_OUT = "blocks.1.mlp.W_in", "blocks.1.mlp.W_out"
 TRAINED = ("blocks.*.attn.W_[KVO]", "blocks.1.mlp.W_*")
@@ -43,6 +32,7 @@ EDITS: dict[str, Spec] = {
     "W_out: without its top component": {W_OUT: DropTop(rank=1)},
 }
 Control = Literal["same count", "same energy", "same spectrum"]
+_EQUAL: dict[Control, Match] = {"same count": "count", "same energy": "energy", "same spectrum": "spectrum"}
 CONTROLS: dict[str, tuple[Control, ...]] = {
     "second MLP removed": ("same spectrum",),
     "W_in at ρ = .05": ("same count",),
@@ -171,16 +161,11 @@ def p_noise(task: RecallTask, scored: Bool[Tensor, "batch pos"]) -> metrics.Metr
 
 def control_spec(control: Control, operation: Operation, seed: int) -> dict[str, Edit]:
     """A random edit of the same matrices that removes as much as `operation` does, by the measure of `control`."""
-    table = operation.to_dataframe()
-    counts = dict(zip(table["site"], (table["of"] - table["kept"]).tolist(), strict=True))
-    energies = dict(zip(table["site"], (1 - table["energy"]).tolist(), strict=True))
-    match control:
-        case "same count":
-            return {site: RandomComponents(count=count, seed=seed) for site, count in counts.items()}
-        case "same energy":
-            return {site: RandomComponents(energy=energy, seed=seed) for site, energy in energies.items()}
-        case "same spectrum":
-            return {site: RandomBasis(seed=seed) for site in counts if site == W_OUT}
+    return {
+        str(change.site): matched(change.gains, change.decomposition, by=_EQUAL[control], seed=seed)
+        for change in operation.changes
+        if control != "same spectrum" or str(change.site) == W_OUT
+    }
 
 
 def _new_model(task: RecallTask, seed: int) -> nn.Module:
