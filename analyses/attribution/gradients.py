@@ -84,6 +84,14 @@ def by_gradient(
     )
 
 
+def _inputs_at(
+    question: Question, other: Int[Tensor, "row pos"], chosen: Int[Tensor, " example"]
+) -> dict[Site, Tensor]:
+    """What every target multiplies on the counterparts of some examples."""
+    rows = question.examples.rows_of(chosen)
+    return inputs_of(question, Inputs(other[rows.to(other.device)], question.examples.take(chosen).inputs.mask))
+
+
 def _check_positions(question: Question) -> None:
     if question.examples.owner is not None:
         raise ValueError(

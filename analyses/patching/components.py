@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from analyses.attribution.ablations import Resampled
-from analyses.attribution.question import ask, counterparts, prompts_for
+from analyses.attribution.question import ask, counterparts
 from analyses.attribution.selections import Sites
 from analyses.attribution.single_removals import measure_each
-from analyses.metrics import Metric, as_metric
+from analyses.metrics import Metric
 from analyses.metrics.positions import Mask
 from analyses.patching.patched import Direction, Patching
 from analyses.prompts import Tokens
@@ -54,8 +54,6 @@ def by_component(
     >>> patched["blocks.0.mlp.W_out"].shape
     torch.Size([16])
     """
-    metric = as_metric(metric)
-    clean, corrupted = prompts_for(model, clean_tokens, metric, attention_mask), read(model, corrupted_tokens)
     one_of(direction, "direction", get_args(Direction))
     question = ask(
         model, clean_tokens, metric, sites,
