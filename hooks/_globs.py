@@ -174,8 +174,11 @@ class Glob:
                 tokens.append(char)
                 depth += {"{": 1, "}": -1}.get(char, 0)
             else:
-                before = tokens.pop() if tokens and isinstance(tokens[-1], _Text) else ""
-                tokens.append(_Text(before + char))
+                last = tokens[-1] if tokens else None
+                if isinstance(last, _Text):
+                    tokens[-1] = _Text(last + char)
+                else:
+                    tokens.append(_Text(char))
         if depth:
             raise SiteError(f"{self._pattern!r} has a '{{' that is never closed: write alternatives as {{in,out}}.")
         return tokens

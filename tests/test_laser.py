@@ -129,7 +129,7 @@ def test_a_candidate_that_changes_nothing_scores_as_the_unedited_model_to_the_la
     whole = [one for one in result.trials if one.candidate.rho == 1]
     assert len(whole) == 4
     for one in whole:
-        assert torch.equal(one.readings.log_prob, result.unedited.readings.log_prob)
+        assert torch.equal(one.outcome.readings.log_prob, result.unedited.outcome.readings.log_prob)
 
 
 def test_where_nothing_helps_nothing_is_chosen() -> None:

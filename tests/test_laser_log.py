@@ -21,7 +21,7 @@ from analyses import laser
 from analyses.laser.candidates import Family
 from analyses.laser.resume import Log, LogError, line_of, model_fingerprint, packed, unpacked
 from analyses.laser.trials import Bench, Trial
-from analyses.scoring import Readings
+from analyses.scoring import Outcome, Readings
 from surgery import KeepTop
 
 RHOS = (0.8, 0.3, 0.1)
@@ -112,7 +112,7 @@ def test_a_last_line_that_was_cut_short_is_dropped(cut: int) -> None:
         log = Log(path, {"task": "a"})
         for key in ("one", "two"):
             readings = Readings(torch.rand(30).double(), torch.arange(30), torch.arange(30))
-            log.put(key, {"said": packed(readings, ())})
+            log.put(key, {"said": packed(Outcome(readings))})
         data = path.read_bytes()
         last = data[:-1].rfind(b"\n") + 1
         path.write_bytes(data[: max(last, len(data) - cut)])
@@ -130,8 +130,10 @@ def test_a_last_line_that_was_cut_short_is_dropped(cut: int) -> None:
 def test_an_outcome_comes_back_from_its_line_to_the_last_bit(values: list[float], said: list[tuple[int, ...]]) -> None:
     numbers = torch.tensor(values, dtype=torch.double)
     whole = torch.arange(len(values)) * 7919
-    line = packed(Readings(numbers, whole, whole + 1), tuple(said))
-    back, generated = unpacked(json.loads(json.dumps(line)))
+    line = packed(Outcome(Readings(numbers, whole, whole + 1), tuple(said), numbers / 2))
+    again = unpacked(json.loads(json.dumps(line)))
+    back, generated = again.readings, again.generated
+    assert torch.equal(again.measured, numbers / 2)
     assert torch.equal(back.log_prob, numbers) and torch.equal(back.rank, whole)
     assert torch.equal(back.top, whole + 1) and generated == tuple(said)
 
@@ -232,8 +234,8 @@ def whole_log(tmp_path_factory: pytest.TempPathFactory) -> tuple[laser.SearchRes
 def other_column(line: bytes) -> bytes:
     """The line with other log-probabilities of the same length."""
     entry = json.loads(line)
-    column, _ = unpacked(entry["said"])
-    said = packed(Readings(column.log_prob + 1, column.rank, column.top), ())
+    column = unpacked(entry["said"]).readings
+    said = packed(Outcome(Readings(column.log_prob + 1, column.rank, column.top)))
     return json.dumps({**entry, "said": {**entry["said"], "log_prob": said["log_prob"]}}).encode() + b"\n"
 
 
@@ -271,11 +273,11 @@ def test_a_column_of_another_length_is_refused(
     _, lines = whole_log
     entry = json.loads(lines[3])
     entry.pop("check")
-    column, _ = unpacked(entry["said"])
-    short = packed(Readings(column.log_prob[1:], column.rank[1:], column.top[1:]), ())
+    column = unpacked(entry["said"]).readings
+    short = packed(Outcome(Readings(column.log_prob[1:], column.rank[1:], column.top[1:])))
     log = tmp_path / "log"
     log.write_bytes(b"".join([*lines[:3], line_of({**entry, "said": short}).encode(), *lines[4:]]))
-    with pytest.raises(LogError, match=r"its columns have \[\d+, \d+, \d+, 0\] entries, and this search reads"):
+    with pytest.raises(LogError, match=r"its columns have \[\d+, \d+, \d+, 0, 0\] entries, and this search reads"):
         search(log)
 
 
