@@ -88,6 +88,10 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> dict[str, edits
     Raises:
         SpecFileError: if the file is damaged, of another format or version, or made for other weights.
         SiteError: if the model has no such matrices.
+
+    >>> surgery.save({"blocks.0.mlp.W_out": surgery.KeepTop(rank=2)}, "spec.json")
+    >>> surgery.load("spec.json")
+    {'blocks.0.mlp.W_out': KeepTop(rank=2)}
     """
     document = _read(Path(path))
     spec = {pattern: _decoded(entry, path, pattern) for pattern, entry in document["edits"].items()}

@@ -112,10 +112,8 @@ def test_bad_input_is_refused():
             ask({})
         with pytest.raises(ValueError, match=r"W_out' is edited in HaarBasis.*, whose components do not sum to it"):
             ask({OUT: RandomBasis(0)})
-        with pytest.raises(
-            ValueError, match=r"W_out' is edited in RowBlocks.*in that basis, or give svds=Decompositions"
-        ):
-            ask({OUT: Drop([0], basis=RowBlocks(4))})
+        with pytest.raises(ValueError, match=r"is edited in RowBlocks.*, another matrix in SVD\(\): shares are those"):
+            ask({KEY: Drop([0]), OUT: Drop([0], basis=RowBlocks(4))})
         with pytest.raises(ValueError, match=r"players names component 2 of 'blocks.1.mlp.W_out'.*does not change"):
             ask({OUT: Drop([0])}, players=Selection({OUT: [0, 2]}))
         with pytest.raises(ValueError, match=r"players names component 0 of 'blocks.0.attn.W_K'"):

@@ -53,9 +53,9 @@ def test_the_columns_read_are_those_described(position: Position, mask: Tensor |
     examples = range(4 if mask is None else len(mask))
     assert [read(position, mask, e) for e in examples] == [columns_of(position, mask, e) for e in examples]
     chosen = positions(position, mask).resolve(N_POS)
-    rows, read = len(examples), {e: set(columns_of(position, mask, e)) for e in examples}
-    reads = chosen.reads(rows)
-    assert {e: {int(p) for r, p in zip(*reads, strict=True) if r == e} for e in examples} == read
+    columns = {e: set(columns_of(position, mask, e)) for e in examples}
+    reads = chosen.reads(len(examples))
+    assert {e: {int(p) for r, p in zip(*reads, strict=True) if r == e} for e in examples} == columns
 
 
 @pytest.mark.parametrize(("position", "mask"), CASES, ids=str)

@@ -15,10 +15,11 @@ from analyses.attribution.curvature import by_curvature
 from analyses.attribution.effects import Effects, Shares
 from analyses.attribution.gradients import by_gradient
 from analyses.attribution.paths import by_path
+from analyses.attribution.question import prompts_for
 from analyses.attribution.selections import Sites
 from analyses.metrics import Metric, as_metric
 from analyses.metrics.positions import Mask
-from analyses.prompts import Tokens, read, warn_if_padded
+from analyses.prompts import Tokens
 from surgery import Basis, Decompositions, Edit
 from surgery.arguments import whole
 
@@ -87,9 +88,7 @@ def screen(
     metric = as_metric(metric)
     candidates, choose = whole(candidates, "candidates", least=1), whole(choose, "choose")
     draws = (16 if metric.unit == "nats" else 0) if draws is None else whole(draws, "draws")
-    prompts = read(model, tokens, attention_mask)
-    if metric.attention_mask is None and prompts.mask is None and prompts.items is None:
-        warn_if_padded(model, prompts.tokens)
+    prompts = prompts_for(model, tokens, metric, attention_mask)
     start = perf_counter()
     estimate = partial(by_curvature, draws=draws, seed=seed) if draws else by_gradient
     estimated = estimate(

@@ -78,6 +78,11 @@ def by_curvature(
     Raises:
         ValueError: if the metric is not differentiable, `draws` is not even and positive, or as `ask`.
         SiteError: if a pattern names no editable matrix.
+
+    >>> loss = metrics.loss(metrics.next_token_labels(tokens))
+    >>> effects = attribution.by_curvature(model, tokens, loss, "blocks.0.mlp.W_out", draws=4, progress=False)
+    >>> effects.method
+    'curvature (4 probes), drawn towards the Fisher (4 draws)'
     """
     draws = even(draws, "draws")
     question = ask(
@@ -166,6 +171,10 @@ def by_fisher(
     Raises:
         ValueError: if `draws` is not positive, or as `ask`.
         SiteError: if a pattern names no editable matrix.
+
+    >>> labels = metrics.next_token_labels(tokens)
+    >>> attribution.by_fisher(model, tokens, labels, "blocks.0.mlp.W_out", progress=False).passes
+    10.0
     """
     draws, seed = whole(draws, "draws", least=1), whole_seed(seed)
     if not isinstance(labels, Tensor | Loss | TaskLoss):

@@ -6,12 +6,13 @@ output. To first order, removing it changes the metric by `−∂m/∂γ_i`.
 
 from collections.abc import Callable
 
+from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from analyses.attribution.effects import REMOVAL, Effects
 from analyses.attribution.passes import backward, check_differentiable, inputs_of, units_of
-from analyses.attribution.question import ask, counterparts
+from analyses.attribution.question import Question, ask, counterparts
 from analyses.attribution.selections import Sites
 from analyses.metrics import Metric
 from analyses.metrics.positions import Mask
@@ -58,11 +59,8 @@ def by_gradient(
     )  # fmt: skip
     check_differentiable(question)
     other = None if corrupted is None else counterparts(question, corrupted)
-    if keep_positions and question.examples.owner is not None:
-        raise ValueError(
-            "keep_positions=True with items that are read in several rows of tokens, which share no positions: leave "
-            "it out, or attribute one text an item."
-        )
+    if keep_positions:
+        _check_positions(question)
     baselines: list[Tensor] = []
     rows: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
     by_position: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
@@ -70,10 +68,7 @@ def by_gradient(
         part = question.examples.take(chosen)
         pass_ = backward(question, part)
         baselines.append(pass_.values)
-        reference = None
-        if other is not None:
-            corrupted_rows = other[question.examples.rows_of(chosen).to(other.device)]
-            reference = inputs_of(question, Inputs(corrupted_rows, part.inputs.mask))
+        reference = None if other is None else _inputs_at(question, other, chosen)
         for site, target in question.targets.items():
             score = pass_.score(target, None if reference is None else reference[site])
             rows[site].append(part.summed(units_of(target, score.sum(1))).cpu())
@@ -87,3 +82,19 @@ def by_gradient(
         positions=by_position if keep_positions else None,
         intervention=REMOVAL if other is None else "patching, clean to corrupted",
     )
+
+
+def _inputs_at(
+    question: Question, other: Int[Tensor, "row pos"], chosen: Int[Tensor, " example"]
+) -> dict[Site, Tensor]:
+    """What every target multiplies on the counterparts of some examples."""
+    rows = question.examples.rows_of(chosen)
+    return inputs_of(question, Inputs(other[rows.to(other.device)], question.examples.take(chosen).inputs.mask))
+
+
+def _check_positions(question: Question) -> None:
+    if question.examples.owner is not None:
+        raise ValueError(
+            "keep_positions=True with items that are read in several rows of tokens, which share no positions: leave "
+            "it out, or attribute one text an item."
+        )

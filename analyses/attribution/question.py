@@ -198,17 +198,14 @@ def ask(
         SiteError: if a pattern names no editable matrix.
     """
     check_deterministic(model)
-    prompts = tokens if isinstance(tokens, Prompts) else read(model, tokens, attention_mask)
     asked = metrics.as_metric(metric)
+    prompts = prompts_for(model, tokens, asked, attention_mask)
     if asked.n_examples not in (None, len(prompts)):
         raise ValueError(
             f"the metric was made for {counted(asked.n_examples, 'example')}, the tokens are {len(prompts)}: give it "
             "one answer an example, or one for all (several for one example are a row, [[3, 5]])."
         )
     size = None if batch_size is None else whole(batch_size, "batch_size", least=1)
-    says_nothing = asked.attention_mask is None and prompts.mask is None and prompts.items is None
-    if says_nothing and not isinstance(tokens, Prompts):  # whoever read them has warned
-        warn_if_padded(model, prompts.tokens)
     prompts = replace(prompts, mask=_agreed(asked.attention_mask, prompts.mask, prompts.tokens))
     bound = asked.bound(model, prompts)
     # What the model reads are the prompts, or the rows of a metric that has rows of its own.
@@ -216,6 +213,20 @@ def ask(
     device, all_real = prompts.tokens.device, bound.rows is not None and bool(bound.rows.mask.all())
     inputs = Inputs(tokens.to(device), None if mask is None or all_real else mask.long().to(device))
     return Question(model, Examples(inputs, bound), _targets(model, sites, basis, svds, progress), size)
+
+
+def prompts_for(model: nn.Module, tokens: Tokens, metric: metrics.Metric, attention_mask: Mask = None) -> Prompts:
+    """The prompts, with a warning of padding of which neither they nor the metric say anything; as read before, silent.
+
+    Raises:
+        ValueError: as `analyses.prompts.read`.
+    """
+    if isinstance(tokens, Prompts):
+        return tokens
+    prompts = read(model, tokens, attention_mask)
+    if metric.attention_mask is None and prompts.mask is None and prompts.items is None:
+        warn_if_padded(model, prompts.tokens)
+    return prompts
 
 
 def _agreed(

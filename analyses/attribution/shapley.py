@@ -106,6 +106,11 @@ def interactions(
 
     Raises:
         ValueError: if fewer than two units are selected, or as `ask`.
+
+    >>> selection = {"blocks.1.mlp.W_out": [0, 1]}
+    >>> pairs = attribution.interactions(model, tokens, metrics.logit(3), selection, progress=False)
+    >>> pairs.labels
+    ('blocks.1.mlp.W_out 0', 'blocks.1.mlp.W_out 1')
     """
     selection = selection_of(selection, basis or SVD(), "selection")
     edit = joint_edit(

@@ -104,7 +104,7 @@ class ComponentScores:
         frame = self.effects.to_dataframe().assign(by=self._values(by, seed)).sort_values(["by", "strength"])
         groups = frame.groupby([_group(site, budget) for site in frame["site"]])["by"]
         # The tiny addend is for products such as 0.29 · 100 that fall short of their whole number.
-        lowest = frame[groups.cumcount() < np.floor(fraction * groups.transform("size") + 1e-9)]
+        lowest = frame[groups.cumcount() < np.floor(fraction * groups.transform("size").to_numpy() + 1e-9)]
         removed = {site: sorted(lowest.loc[lowest["site"] == site, "component"].tolist()) for site in self.sites}
         return Selection({site: indices for site, indices in removed.items() if indices}, basis=self.basis)
 

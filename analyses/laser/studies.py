@@ -144,6 +144,7 @@ def effective_ranks(
         for site in map(Site.parse, surgery.sites(model, sites))
     ]
     frame = pd.DataFrame(rows, columns=["site", "layer", "matrix", *columns[:2], "rank", "weights"])
+    frame = frame.astype({"rank": int})
     frame.insert(6, "fraction", frame["effective_rank"] / frame["rank"])
     return frame
 

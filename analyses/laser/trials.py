@@ -26,7 +26,6 @@ from hooks.recording import Recording
 from hooks.running import nbytes, record, rerun, run
 from surgery import Decompositions, Edit, Operation
 from surgery.arguments import whole
-from surgery.decompositions import store_for
 
 MEMORY = 2 * 2**30
 """The budget in bytes: recordings of earlier layers take at most so much, a pass about a quarter of it."""
@@ -173,7 +172,9 @@ class Setup:
 
     def under(self, spec: Mapping[str, Edit]) -> Operation:
         """The model under a spec, until the operation is undone."""
-        store = store_for((edit.basis for edit in spec.values()), self.svds)
+        # One store serves a search whose edits are in several bases: it is left out where none is in its own.
+        bases = [edit.basis for edit in spec.values()]
+        store = self.svds if self.svds is not None and self.svds.basis in bases else None
         return surgery.apply(self.model, spec, svds=store, progress=False)
 
     def cost(self, candidates: Iterable[Candidate]) -> int:

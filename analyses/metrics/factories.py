@@ -30,7 +30,11 @@ def logit(
     name: str = "logit",
     higher_is_better: bool | None = None,
 ) -> Metric:
-    """The logit of a token (of several: `ln Σ exp`), in logits. It says nothing of what the other tokens do."""
+    """The logit of a token (of several: `ln Σ exp`), in logits. It says nothing of what the other tokens do.
+
+    >>> torch.equal(metrics.logit(3)(model(tokens)), model(tokens)[:, -1, 3])
+    True
+    """
     where = positions(position, attention_mask)
     return _of_answers(name, "logits", higher_is_better, answers.log_sum, where, token)
 
@@ -93,6 +97,10 @@ def prob(
     """The probability of the answer; without one, that of a task's accepted answers, item by item.
 
     Where it is a wrong or a generic answer, say `higher_is_better=False`.
+
+    >>> both = metrics.prob([[3, 5]])(model(tokens))  # their probabilities are added
+    >>> torch.allclose(both, metrics.prob(3)(model(tokens)) + metrics.prob(5)(model(tokens)))
+    True
     """
     about = name, "probability", higher_is_better
     return _made(*about, answers.prob, of_tasks.prob, position, attention_mask, answer)
@@ -104,6 +112,10 @@ def rank(
     """How many tokens come before the answer (the best of several), 0 at the top; among equals, the lower id first.
 
     Without an answer, that of a task's accepted answers: the rank of the worst token of the best of them.
+
+    >>> likeliest = model(tokens)[:, -1].argmax(-1)
+    >>> metrics.rank(likeliest)(model(tokens)).tolist()
+    [0.0, 0.0, 0.0]
     """
     return _made(name, "rank", False, answers.rank, of_tasks.rank, position, attention_mask, answer)
 
@@ -114,6 +126,10 @@ def accuracy(
     """1 where the answer (one of several) has the largest logit, else 0: `rank` 0.
 
     Without an answer, 1 where every token of an accepted answer of a task's item is the likeliest, else 0.
+
+    >>> likeliest = model(tokens)[:, -1].argmax(-1)
+    >>> metrics.accuracy(likeliest)(model(tokens)).tolist()
+    [1.0, 1.0, 1.0]
     """
     return _made(name, "fraction", True, answers.accuracy, of_tasks.first, position, attention_mask, answer)
 
@@ -149,6 +165,11 @@ def kl_from(reference_logits: Tensor, *, position: Position = None, attention_ma
 
     Raises:
         ValueError: if the reference is not logits [batch pos d_vocab], or is NaN where it is read.
+
+    >>> metric = metrics.kl_from(model(tokens))
+    >>> with surgery.apply(model, {"*.W_out": surgery.KeepTop(rank=1)}, progress=False):
+    ...     bool((metric(model(tokens)) > 0).all())
+    True
     """
     if reference_logits.ndim != 3 or 0 in reference_logits.shape or not reference_logits.is_floating_point():
         raise ValueError(
@@ -216,6 +237,12 @@ def custom(
 
     Raises:
         ValueError: if the tensors have different numbers of rows.
+
+    >>> def of_answer(logits, answers):
+    ...     return logits[:, -1].gather(1, answers.unsqueeze(1)).squeeze(1)
+    >>> metric = metrics.custom(of_answer, torch.tensor([3, 4, 5]), name="mine", unit="logits", higher_is_better=True)
+    >>> metric.select([2, 0])(model(tokens[[2, 0]])).shape
+    torch.Size([2])
     """
     rows = sorted({len(x) for x in per_example})
     if len(rows) > 1:

@@ -116,6 +116,9 @@ def next_token_labels(tokens: Int[Tensor, "batch pos"], attention_mask: Mask = N
 
     Raises:
         ValueError: if the mask is not one of 0 and 1 for these tokens.
+
+    >>> metrics.next_token_labels(torch.tensor([[1, 2, 3]])).tolist()
+    [[2, 3, -100]]
     """
     labels = torch.full_like(tokens, IGNORED, dtype=torch.long)
     labels[:, :-1] = tokens[:, 1:]

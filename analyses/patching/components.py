@@ -14,7 +14,7 @@ from analyses.attribution.single_removals import measure_each
 from analyses.metrics import Metric
 from analyses.metrics.positions import Mask
 from analyses.patching.patched import Direction, Patching
-from analyses.prompts import Tokens, read
+from analyses.prompts import Tokens
 from surgery import Basis, Decompositions
 from surgery.arguments import one_of, several
 
@@ -48,11 +48,18 @@ def by_component(
         ValueError: if clean and corrupted differ in number or length, `direction` or `positions` is something else, the
             metric gives the wrong shape or NaN, or as `ask`.
         SiteError: if a pattern names no editable matrix.
+
+    >>> other = tokens.flip(0)
+    >>> patched = patching.by_component(model, tokens, other, metrics.logit(3), "blocks.0.mlp.W_out", progress=False)
+    >>> patched["blocks.0.mlp.W_out"].shape
+    torch.Size([16])
     """
-    clean, corrupted = read(model, clean_tokens, attention_mask), read(model, corrupted_tokens)
     one_of(direction, "direction", get_args(Direction))
-    question = ask(model, clean, metric, sites, basis=basis, svds=svds, batch_size=batch_size, progress=progress)
-    other = counterparts(question, corrupted)
+    question = ask(
+        model, clean_tokens, metric, sites,
+        basis=basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+    other = counterparts(question, corrupted_tokens)
     columns = _columns(positions, question.examples.inputs.n_pos)
     if direction == "denoising":  # the corrupted rows run, and take the clean ones' coordinates
         question, other = question.on(other), question.examples.inputs.tokens

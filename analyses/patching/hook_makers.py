@@ -38,6 +38,9 @@ def hook_point(model: nn.Module, site: str | Site) -> str:
 
     Raises:
         SiteError: if there is no such matrix, or this model, as it is set up now, does not show its end.
+
+    >>> patching.hook_point(model, "blocks.0.mlp.W_out"), patching.hook_point(model, "blocks.1.attn.W_Q")
+    ('blocks.0.mlp.hook_post', 'blocks.1.attn.hook_q')
     """
     return ends.hook_point(_place(model, site))
 
@@ -56,6 +59,10 @@ def coordinates(
     Raises:
         ValueError: if the cache does not hold `hook_point(model, site)`, or a component does not exist.
         SiteError: as `hook_point`.
+
+    >>> _, cache = model.run_with_cache(tokens)
+    >>> patching.coordinates(model, "blocks.0.mlp.W_out", cache, components=[0, 3], progress=False).shape
+    torch.Size([3, 8, 2])
     """
     return _cached(_axes(model, site, components, svds, progress), cache)
 
@@ -79,6 +86,11 @@ def fwd_hooks(
         ValueError: if the source lacks the activation or has another shape, or a component does not exist or is too
             weak to be set; when the hook runs, if the run has another number of examples or positions.
         SiteError: as `hook_point`.
+
+    >>> _, cache = model.run_with_cache(tokens.flip(0))
+    >>> hooks = patching.fwd_hooks(model, "blocks.0.mlp.W_out", [0, 1], cache, positions=-1, progress=False)
+    >>> model.run_with_hooks(tokens, fwd_hooks=hooks).shape
+    torch.Size([3, 8, 40])
     """
     axes = _axes(model, site, components, svds, progress)
     if isinstance(source, Tensor):
@@ -125,6 +137,13 @@ def scaling_hooks(
     Raises:
         ValueError: if the columns do not fit, or a component does not exist; when the hook runs, if the rows do not.
         SiteError: as `hook_point`.
+
+    >>> gains = torch.zeros(3, 1)  # takes component 2 out of each example
+    >>> hooks = patching.scaling_hooks(model, "blocks.0.mlp.W_out", gains, components=[2], progress=False)
+    >>> with surgery.apply(model, {"blocks.0.mlp.W_out": surgery.Drop([2])}, progress=False):
+    ...     dropped = model(tokens)
+    >>> torch.allclose(model.run_with_hooks(tokens, fwd_hooks=hooks), dropped, atol=1e-5)
+    True
     """
     axes = _axes(model, site, components, svds, progress)
     if not isinstance(gains, Tensor):
@@ -168,6 +187,10 @@ def steering_hooks(
         ValueError: unless exactly one of the two is given, or if the component does not exist or, for an amount, is too
             weak to be set.
         SiteError: as `hook_point`.
+
+    >>> hooks = patching.steering_hooks(model, "blocks.1.mlp.W_out", 0, amount=4.0, positions=-1, progress=False)
+    >>> model.run_with_hooks(tokens, fwd_hooks=hooks).shape
+    torch.Size([3, 8, 40])
     """
     if (factor is None) == (amount is None):
         raise ValueError(f"steering was given factor={factor!r} and amount={amount!r}: give exactly one of them.")

@@ -165,7 +165,7 @@ def _table(cut: Cut, reading: _Reading, names: list[str]) -> pd.DataFrame:
     """A row for each tracked name: means over the prompts, with their standard errors."""
     p, logit, likeliest = reading.unbind(1)
     margin = logit[:, [names.index(CORRECT)]] - logit
-    columns = dict(zip(("p", "p_stderr"), mean_and_stderr(p), strict=True))
+    columns: dict[str, Tensor] = dict(zip(("p", "p_stderr"), mean_and_stderr(p), strict=True))
     columns |= dict(zip(("margin", "margin_stderr"), mean_and_stderr(margin), strict=True))
     columns["likeliest"] = likeliest.mean(0)
     numbers = {name: column.numpy() for name, column in columns.items()}
