@@ -5,7 +5,7 @@ import xxhash
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "parameter_fingerprints"]
 
 _COLUMNS = 64
 """How many columns are hashed at a time: their copy, in the order of rows, then fits the processor's cache."""

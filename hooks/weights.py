@@ -18,6 +18,8 @@ from hooks.hosts import Host, host_of
 from hooks.places import Layout
 from hooks.sites import Site
 
+__all__ = ["EMBED", "POSITIONS", "UNEMBED", "architecture", "parameters", "read", "write"]
+
 EMBED, POSITIONS, UNEMBED = "embed.W_E", "pos_embed.W_pos", "unembed.W_U"
 
 _AS_STORED, _TRANSPOSED = Layout("row column -> row column"), Layout("column row -> row column")

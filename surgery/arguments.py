@@ -9,7 +9,10 @@ from math import inf, isfinite
 from operator import index
 from typing import TypeVar
 
-__all__ = ["counted", "even", "finite", "fraction", "number", "one_of", "positive", "seed", "several", "shown", "whole"]
+__all__ = [
+    "by_name_only", "counted", "even", "finite", "fraction", "is_bool", "number", "one_of", "positive", "seed",
+    "several", "shown", "whole",
+]  # fmt: skip
 
 C = TypeVar("C", bound=type)
 T = TypeVar("T")

@@ -5,6 +5,7 @@ lowers a metric that should be high has a negative effect and is helpful; `drop_
 direction.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import nan
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from safetensors.torch import save_file
 from torch import Tensor
 
 from analyses.attribution.selections import Selection, Unit
@@ -22,10 +24,15 @@ from analyses.statistics import bootstrap_interval, mean_and_stderr
 from hooks import Site
 from surgery import SVD, Basis, Edit
 from surgery.arguments import counted, number, whole
+from surgery.bases import decode_basis
+from surgery.files import read_tensors, whole_file
+from surgery.json_values import encode
 from surgery.svd import degenerate_blocks
 
 __all__ = ["REMOVAL", "Effects", "Measure", "Shares"]
 
+_FORMAT, _VERSION = "model-surgery effects", "1"
+_BY_SITE = ("examples", "strengths", "noise", "positions")
 OrderKey = Callable[[np.ndarray], np.ndarray]
 _SVD = SVD()
 REMOVAL = "removal"
@@ -173,10 +180,23 @@ class Effects:
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file."""
-        from analyses.attribution.effects_files import save  # it needs these types
-
-        save(self, path)
+        """Write everything to one safetensors file, with what is no tensor as JSON in its header."""
+        tensors = {
+            f"{site}|{name}": rows.contiguous() for name in _BY_SITE for site, rows in getattr(self, name).items()
+        }
+        measure = self.measure
+        tensors["baseline"] = measure.baseline.contiguous()
+        about = {
+            "method": self.method, "units": self.units, "weight_state": self.weight_state, "passes": self.passes,
+            "name": measure.name, "unit": measure.unit, "higher_is_better": measure.higher_is_better,
+            "basis": encode(self.basis), "intervention": self.intervention,
+        }  # fmt: skip
+        if isinstance(self, Shares):
+            tensors["change"] = self.change.contiguous()
+            about["notes"] = self.notes
+        metadata = {"format": _FORMAT, "version": _VERSION, "about": json.dumps(about)}
+        with whole_file(path) as file:
+            save_file(tensors, str(file), metadata=metadata)
 
     @staticmethod
     def load(path: str | Path) -> "Effects":
@@ -185,9 +205,8 @@ class Effects:
         Raises:
             ValueError: if the file is damaged or not one of ours.
         """
-        from analyses.attribution.effects_files import load
-
-        return load(path)
+        with read_tensors(path, (_FORMAT, _VERSION), "effects") as (metadata, tensors):
+            return _read(json.loads(metadata["about"]), tensors)
 
     def __repr__(self) -> str:
         measure = self.measure
@@ -298,3 +317,32 @@ def _degenerate_units(S: Float[Tensor, " component"], rtol: float = 1e-5) -> lis
     """Blocks of (near-)equal strengths, whatever their order: gains in force may have changed it."""
     order = S.argsort(descending=True, stable=True)
     return [tuple(sorted(order[block].tolist())) for block in degenerate_blocks(S[order], rtol)]
+
+
+def _read(about: dict, tensors: dict[str, Tensor]) -> Effects:
+    units = {site: tuple(tuple(unit) for unit in chosen) for site, chosen in about["units"].items()}
+    by_site = {
+        name: {site: tensors[f"{site}|{name}"] for site in units if f"{site}|{name}" in tensors} for name in _BY_SITE
+    }
+    for site, chosen in units.items():
+        if by_site["examples"][site].shape[1:] != (len(chosen),) or by_site["strengths"][site].ndim != 1:
+            raise ValueError(f"the parts of {site} do not fit together")
+    fields = {
+        "method": about["method"],
+        "measure": Measure(about["name"], about["unit"], about["higher_is_better"], tensors["baseline"]),
+        "units": units,
+        "weight_state": about["weight_state"],
+        "passes": about["passes"],
+        "basis": decode_basis(about["basis"]) if "basis" in about else SVD(),
+        "intervention": about.get("intervention", _intervention_by(about["method"])),
+        **by_site,
+    }
+    if "change" in tensors:
+        return Shares(**fields, change=tensors["change"], notes=tuple(about["notes"]))
+    return Effects(**fields)
+
+
+def _intervention_by(method: str) -> str:
+    """What files say that were written before they named it."""
+    patched = method.startswith("patching") or "clean to corrupted" in method or "(resample)" in method
+    return "patching" if patched else "replacement by the mean" if "(mean)" in method else REMOVAL

@@ -255,10 +255,12 @@ def test_report(test: Comparison, text: TextCost | None) -> list[str]:
         always = f"always giving the most frequent answer: accuracy {majority:.3f}"
         better = test.after.accuracy > majority
         lines.append(always if better else f"{always}, which the edited model does not exceed")
-    if test.accuracy.covers_zero:
+    metric, change = test.before.encoded.metric, test.metric or test.accuracy
+    if change.covers_zero:
         lines.append("verdict: no evidence of a gain: the interval of the test gain covers 0")
     else:
-        lines.append(f"verdict: a {'gain' if test.accuracy.low > 0 else 'loss'} on unseen items")
+        is_gain = (change.low > 0) == (metric is None or metric.higher_is_better is True)
+        lines.append(f"verdict: a {'gain' if is_gain else 'loss'} on unseen items")
     if text is not None:
         lines.append(f"loss on the plain text: {text}")
     return lines
