@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import surgery
 from analyses import attribution, controls, metrics
 from analyses.attribution import Effects, Measure, Selection
-from analyses.controls.draws import twice
+from analyses.controls._draws import twice
 from hooks.records import record_of
 from surgery.decompositions import Remembered
 

@@ -6,7 +6,7 @@ import torch
 import surgery
 from analyses import metrics
 from analyses.attribution import Selection
-from analyses.attribution.joint_edits import joint_edit
+from analyses.attribution._joint_edits import joint_edit
 from surgery import Compensated, Drop, KeepTop, RandomBasis, RowBlocks, Scale
 
 CORRECT, WRONG = torch.tensor([3, 7, 9]), torch.tensor([1, 2, 5])

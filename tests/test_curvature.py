@@ -9,7 +9,7 @@ import torch
 import surgery
 from analyses import attribution, metrics
 from analyses.attribution import Selection
-from analyses.attribution.curvature import LOCAL_SHARE, _diagonals
+from analyses.attribution._curvature import LOCAL_SHARE, _diagonals
 from surgery import Drop
 
 CORRECT, WRONG = torch.tensor([3, 7, 9]), torch.tensor([1, 2, 5])

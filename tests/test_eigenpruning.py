@@ -17,9 +17,9 @@ import surgery
 from analyses import attribution, eigenpruning, metrics, plots, recall, tasks
 from analyses.attribution.passes import backward
 from analyses.attribution.question import ask
+from analyses.eigenpruning._pruning import _parts
+from analyses.eigenpruning._reducers import running
 from analyses.eigenpruning.examples import ScoredExamples, _partners, examples_of
-from analyses.eigenpruning.pruning import _parts
-from analyses.eigenpruning.reducers import running
 from analyses.eigenpruning.scores import ComponentScores, _group
 from hooks import Site, place_of
 

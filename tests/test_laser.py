@@ -17,10 +17,10 @@ from torch import nn
 
 import surgery
 from analyses import laser, scoring
+from analyses.laser._race import Promise, _entrants, _neighbours, _order, _rounds, _undecided, _weights, promises
+from analyses.laser._trials import Bench, Objective, Setup, Trial
 from analyses.laser.candidates import _family, candidates
-from analyses.laser.race import Promise, _entrants, _neighbours, _order, _rounds, _undecided, _weights, promises
 from analyses.laser.search import _settings
-from analyses.laser.trials import Bench, Objective, Setup, Trial
 from analyses.tasks import AnswerItem, ChoiceItem, MinimalPair, Splits, Task
 from hooks import place_of
 from surgery import Drop, DropTop, KeepBottom, KeepTop, RowBlocks, Scale, Zero

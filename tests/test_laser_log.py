@@ -18,9 +18,9 @@ from test_laser import QUIET, made, parts_of
 
 import surgery
 from analyses import laser
+from analyses.laser._resume import Log, LogError, line_of, model_fingerprint, packed, unpacked
+from analyses.laser._trials import Bench, Trial
 from analyses.laser.candidates import Family
-from analyses.laser.resume import Log, LogError, line_of, model_fingerprint, packed, unpacked
-from analyses.laser.trials import Bench, Trial
 from analyses.scoring import Outcome, Readings
 from surgery import KeepTop
 
@@ -32,7 +32,7 @@ PROGRAM = """
     import models
     from test_laser import made, parts_of
     from analyses import laser
-    from analyses.laser.trials import Bench
+    from analyses.laser._trials import Bench
 
     now = Bench.now
     def slow(self, *arguments):

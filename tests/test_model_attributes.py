@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # Whoever trains a model needs its parameters; what they are called and how they lie in it, `hooks.weights` says.
-TRAINS = {"analyses/toys", "analyses/eigenpruning/finetuning.py"}
+TRAINS = {"analyses/toys", "analyses/eigenpruning/_finetuning.py"}
 OF_TRAINING = {"parameters", "train", "eval", "zero_grad", "named_parameters"}
 # Running a model is anybody's.
 ANYBODYS = {"run_with_cache"}

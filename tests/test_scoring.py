@@ -19,7 +19,7 @@ from analyses import scoring, tasks
 from analyses.metrics.readings import log_probs, ranks
 from analyses.prompts.continuations import shared as _share
 from analyses.scoring import Contains, Likeliest, StartsWith
-from analyses.scoring.scores import UNDECIDED
+from analyses.scoring._scores import UNDECIDED
 from analyses.tasks import AnswerItem, ChoiceItem, MinimalPair, Task
 from hooks.inputs import Inputs
 from hooks.running import run
@@ -675,7 +675,7 @@ def test_the_loss_on_a_text_predicts_every_token_once(host: object) -> None:
 
 @given(st.integers(2, 40), st.integers(2, 12), st.booleans())
 def test_windows_cover_a_text_exactly(length: int, context: int, begins: bool) -> None:
-    from analyses.scoring.texts import _windows
+    from analyses.scoring._texts import _windows
 
     ids = tuple(range(10, 10 + length))
     windows = _windows(ids, context, 1 if begins else None)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from analyses import scoring, tasks
-from analyses.tasks.generators import NAMES, SCENES
+from analyses.tasks._generators import NAMES, SCENES
 
 
 def test_indirect_objects_are_the_name_said_once() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import surgery
 from analyses import plots, recall, tasks, truncation
-from analyses.truncation.cuts import cuts_of
+from analyses.truncation._cuts import cuts_of
 from hooks import place_of
 from surgery import DropTop, KeepTop, Zero
 

@@ -18,15 +18,15 @@ Examples are token ids, texts, or a tokenizer's output with its mask (`analyses.
 `analyses.metrics` or a plain function of the logits, which always sees the whole batch (`metrics.as_metric`).
 """
 
+from analyses.attribution._cascade import Screening as Screening
+from analyses.attribution._cascade import screen
+from analyses.attribution._curvature import by_curvature, by_fisher
+from analyses.attribution._curvature import by_exact_curvature as by_exact_curvature
+from analyses.attribution._gradients import by_gradient
+from analyses.attribution._paths import by_path
 from analyses.attribution.ablations import by_ablation
-from analyses.attribution.cascade import Screening as Screening
-from analyses.attribution.cascade import screen
-from analyses.attribution.curvature import by_curvature, by_fisher
-from analyses.attribution.curvature import by_exact_curvature as by_exact_curvature
 from analyses.attribution.effects import Effects, Shares
 from analyses.attribution.effects import Measure as Measure
-from analyses.attribution.gradients import by_gradient
-from analyses.attribution.paths import by_path
 from analyses.attribution.selections import Selection
 from analyses.attribution.shapley import Interactions as Interactions
 from analyses.attribution.shapley import by_shapley, interactions

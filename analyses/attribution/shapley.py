@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from analyses.attribution._joint_edits import JointEdit, joint_edit
 from analyses.attribution.effects import Measure, Shares
-from analyses.attribution.joint_edits import JointEdit, joint_edit
 from analyses.attribution.selections import Components, selection_of
 from analyses.metrics import Metric
 from analyses.metrics.positions import Mask

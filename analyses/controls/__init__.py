@@ -6,11 +6,11 @@ these in one call. Give it examples that were not used to find the components. H
 `surgery.controls`.
 """
 
-from analyses.controls.comparing import compare
-from analyses.controls.draws import by_strength, random_selection
+from analyses.controls._comparing import compare
+from analyses.controls._draws import by_strength, random_selection
+from analyses.controls._rotations import Directions as Directions
+from analyses.controls._rotations import rotated
 from analyses.controls.removals import Removals as Removals
-from analyses.controls.rotations import Directions as Directions
-from analyses.controls.rotations import rotated
 
 __all__ = [
     "by_strength", "compare", "random_selection", "rotated",

@@ -11,17 +11,17 @@ choices of the paper, `Best` tries several fractions, `Report` says what else is
 Vergara-Browne, Soto, Aizawa, "Eigenpruning" (arXiv:2404.03147).
 """
 
+from analyses.eigenpruning._finetuning import FineTuning
+from analyses.eigenpruning._pruning import prune, published
+from analyses.eigenpruning._reducers import Reduce as Reduce
+from analyses.eigenpruning._results import FineTuned as FineTuned
+from analyses.eigenpruning._results import Pruning as Pruning
+from analyses.eigenpruning._settings import Best, Method, Report
 from analyses.eigenpruning.examples import Corrupt as Corrupt
-from analyses.eigenpruning.finetuning import FineTuning
-from analyses.eigenpruning.pruning import prune, published
-from analyses.eigenpruning.reducers import Reduce as Reduce
-from analyses.eigenpruning.results import FineTuned as FineTuned
-from analyses.eigenpruning.results import Pruning as Pruning
 from analyses.eigenpruning.scores import Budget as Budget
 from analyses.eigenpruning.scores import Compensation as Compensation
 from analyses.eigenpruning.scores import ComponentScores as ComponentScores
 from analyses.eigenpruning.scores import attribute
-from analyses.eigenpruning.settings import Best, Method, Report
 
 __all__ = [
     "Best", "FineTuning", "Method", "Report", "attribute", "prune", "published",

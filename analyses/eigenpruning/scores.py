@@ -23,8 +23,8 @@ from analyses.attribution.effects import Effects
 from analyses.attribution.passes import backward, inputs_of
 from analyses.attribution.question import Question, Target, ask
 from analyses.attribution.selections import Selection
+from analyses.eigenpruning._reducers import Reduce, check_reduce, running
 from analyses.eigenpruning.examples import Corrupt, ScoredExamples, examples_of
-from analyses.eigenpruning.reducers import Reduce, check_reduce, running
 from analyses.tasks.items import Item
 from analyses.tasks.task import Task, as_task
 from hooks import Site

@@ -35,12 +35,24 @@ Source: Sharma, Ash and Misra, "The Truth is in There" (arXiv:2312.13558).
 """
 
 from analyses.laser import studies
+from analyses.laser._race import Screened
+from analyses.laser._resume import LogError as LogError
+from analyses.laser._trials import MEMORY as MEMORY
+from analyses.laser._trials import Trial as Trial
+from analyses.laser.candidates import MLP as MLP
 from analyses.laser.candidates import PAPER_RHOS, ByRho, Published
 from analyses.laser.candidates import Candidate as Candidate
+from analyses.laser.candidates import Family as Family
+from analyses.laser.compose import Composition as Composition
+from analyses.laser.compose import Step as Step
 from analyses.laser.compose import compose
+from analyses.laser.curves import FINE_RHOS as FINE_RHOS
+from analyses.laser.curves import Controls as Controls
+from analyses.laser.curves import RankCurve as RankCurve
 from analyses.laser.curves import random_controls, rank_curve
-from analyses.laser.race import Screened
 from analyses.laser.search import SearchResult, search
+from analyses.laser.search import TextCost as TextCost
+from analyses.laser.studies import Robustness as Robustness
 from analyses.laser.studies import by_frequency as by_frequency
 from analyses.laser.studies import effective_ranks as effective_ranks
 from analyses.laser.studies import layer_task_map as layer_task_map

@@ -10,9 +10,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from analyses.laser._trials import MEMORY, Bench, Objective, Setup, Trial
 from analyses.laser.candidates import MLP, PAPER_RHOS, Candidate, Edits, candidates
 from analyses.laser.search import SearchResult, TextCost, prepared, test_report, tested, text_cost
-from analyses.laser.trials import MEMORY, Bench, Objective, Setup, Trial
 from analyses.metrics import Metric
 from analyses.scoring import Comparison, Rule
 from analyses.tasks.items import Item

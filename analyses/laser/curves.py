@@ -7,8 +7,8 @@ from typing import final
 import pandas as pd
 from torch import nn
 
+from analyses.laser._trials import MEMORY, Setup, Trial
 from analyses.laser.candidates import Candidate, Edits, candidates, gains_of, row_of
-from analyses.laser.trials import MEMORY, Setup, Trial
 from analyses.metrics import Metric
 from analyses.scoring import Comparison, Rule, compare
 from analyses.tasks.items import Item

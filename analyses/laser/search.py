@@ -10,10 +10,10 @@ import pandas as pd
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from analyses.laser._race import Screened, race
+from analyses.laser._resume import Log, search_header
+from analyses.laser._trials import MEMORY, Setup, Trial
 from analyses.laser.candidates import MLP, PAPER_RHOS, UNEDITED, Candidate, Edits, candidates, gains_of, row_of
-from analyses.laser.race import Screened, race
-from analyses.laser.resume import Log, search_header
-from analyses.laser.trials import MEMORY, Setup, Trial
 from analyses.metrics import Metric
 from analyses.scoring import Comparison, Rule, Scores, compare, encode_text, text_loss
 from analyses.tasks.items import Item

@@ -16,8 +16,8 @@ column, one column an example, or a slice, over whose real tokens the mean is ta
 lends it to the metric. Everything is computed in fp32 or better.
 """
 
-from analyses.metrics.factories import Answer as Answer
-from analyses.metrics.factories import (
+from analyses.metrics._factories import Answer as Answer
+from analyses.metrics._factories import (
     accuracy,
     custom,
     kl_from,
@@ -29,12 +29,12 @@ from analyses.metrics.factories import (
     prob,
     rank,
 )
-from analyses.metrics.factories import (
+from analyses.metrics._factories import (
     as_metric as as_metric,
 )
-from analyses.metrics.metric import IGNORED as IGNORED
-from analyses.metrics.metric import Metric
-from analyses.metrics.metric import check as check
+from analyses.metrics._metric import IGNORED as IGNORED
+from analyses.metrics._metric import Metric
+from analyses.metrics._metric import check as check
 from analyses.metrics.references import next_token_labels
 
 __all__ = [

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from analyses.metrics.metric import IGNORED, Metric, Unbound
+from analyses.metrics._metric import IGNORED, Metric, Unbound
 from analyses.metrics.positions import Indices, numbered, numbers
 from analyses.metrics.readings import Readings, log_p, log_probs, ranks, summed, worst_rank
 from analyses.metrics.references import Loss, next_token_labels

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analyses.metrics.metric import IGNORED, Metric, Unbound
+from analyses.metrics._metric import IGNORED, Metric, Unbound
 from analyses.metrics.positions import Chosen, Indices, Mask, Positions, kept, numbers, rows_in, rows_of, widened
 from analyses.prompts import ItemRows, Prompts, mask_of
 from hooks.inputs import Inputs, Reads

@@ -9,10 +9,10 @@ examples and patches in corrupted coordinates: what breaks it?
 your own, and `coordinates` reads a cache.
 """
 
-from analyses.patching.components import by_component
-from analyses.patching.hook_makers import Cache as Cache
-from analyses.patching.hook_makers import Hooks as Hooks
-from analyses.patching.hook_makers import coordinates, fwd_hooks, hook_point, scaling_hooks, steering_hooks
+from analyses.patching._components import by_component
+from analyses.patching._hook_makers import Cache as Cache
+from analyses.patching._hook_makers import Hooks as Hooks
+from analyses.patching._hook_makers import coordinates, fwd_hooks, hook_point, scaling_hooks, steering_hooks
 from analyses.patching.patched import Direction as Direction
 from analyses.patching.patched import Patching as Patching
 

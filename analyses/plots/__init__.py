@@ -23,14 +23,14 @@ LASER's figures are found here too, as `plots.laser_heatmap` and so on.
 """
 
 from analyses.plots import eigenpruning, laser, truncation
-from analyses.plots.effects import agreement, components, removal_curve
+from analyses.plots._effects import agreement, components, removal_curve
+from analyses.plots._maps import attribution_map, interactions, patching
+from analyses.plots._style import TEMPLATE as TEMPLATE
+from analyses.plots._weights import operation, spectrum
 from analyses.plots.laser import corrected_broken as corrected_broken
 from analyses.plots.laser import laser_heatmap as laser_heatmap
 from analyses.plots.laser import layer_task as layer_task
 from analyses.plots.laser import rank_curve as rank_curve
-from analyses.plots.maps import attribution_map, interactions, patching
-from analyses.plots.style import TEMPLATE as TEMPLATE
-from analyses.plots.weights import operation, spectrum
 
 __all__ = [
     "agreement", "attribution_map", "components", "eigenpruning", "interactions", "laser", "operation",

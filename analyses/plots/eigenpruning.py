@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 
 from analyses.eigenpruning import Pruning
 from analyses.eigenpruning.scores import ComponentScores
-from analyses.plots.style import BLUE, GREY, INK, VERMILION, figure, panels, reaching
+from analyses.plots._style import BLUE, GREY, INK, VERMILION, figure, panels, reaching
 
 
 def scores(result: Pruning | ComponentScores) -> go.Figure:

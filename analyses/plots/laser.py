@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from analyses.laser.compose import Composition
 from analyses.laser.curves import RankCurve
 from analyses.laser.search import SearchResult
-from analyses.plots.style import BLUE, COLOURS, DIVERGING, VERMILION, colour_bar, figure, panels, reaching
+from analyses.plots._style import BLUE, COLOURS, DIVERGING, VERMILION, colour_bar, figure, panels, reaching
 from analyses.scoring import Comparison
 from surgery.arguments import one_of
 

@@ -5,7 +5,7 @@ from itertools import cycle
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.plots.style import COLOURS, figure, panels, reaching
+from analyses.plots._style import COLOURS, figure, panels, reaching
 from analyses.truncation.curves import Curve
 from analyses.truncation.results import Study, Sweep
 

@@ -7,26 +7,26 @@ their own forward to `score_encoded`. The models are causal: what begins another
 
 from analyses.metrics.readings import Readings as Readings
 from analyses.prompts import Batch as Batch
-from analyses.scoring.batches import EncodedTask as EncodedTask
-from analyses.scoring.batches import encode as encode
-from analyses.scoring.comparison import Change as Change
-from analyses.scoring.comparison import Comparison, compare
-from analyses.scoring.comparison import bootstrap as bootstrap
-from analyses.scoring.comparison import mcnemar as mcnemar
-from analyses.scoring.logit_readings import Forward as Forward
-from analyses.scoring.logit_readings import Outcome as Outcome
-from analyses.scoring.logit_readings import generate as generate
-from analyses.scoring.logit_readings import outcome as outcome
-from analyses.scoring.performance import score, text_loss
-from analyses.scoring.performance import score_encoded as score_encoded
-from analyses.scoring.performance import text_loss_encoded as text_loss_encoded
-from analyses.scoring.rules import Contains, Likeliest, StartsWith
-from analyses.scoring.rules import Rule as Rule
-from analyses.scoring.scores import Scores
-from analyses.scoring.scores import Summary as Summary
-from analyses.scoring.texts import EncodedText as EncodedText
-from analyses.scoring.texts import encode_text as encode_text
-from analyses.scoring.verdicts import judge as judge
+from analyses.scoring._batches import EncodedTask as EncodedTask
+from analyses.scoring._batches import encode as encode
+from analyses.scoring._comparison import Change as Change
+from analyses.scoring._comparison import Comparison, compare
+from analyses.scoring._comparison import bootstrap as bootstrap
+from analyses.scoring._comparison import mcnemar as mcnemar
+from analyses.scoring._logit_readings import Forward as Forward
+from analyses.scoring._logit_readings import Outcome as Outcome
+from analyses.scoring._logit_readings import generate as generate
+from analyses.scoring._logit_readings import outcome as outcome
+from analyses.scoring._performance import score, text_loss
+from analyses.scoring._performance import score_encoded as score_encoded
+from analyses.scoring._performance import text_loss_encoded as text_loss_encoded
+from analyses.scoring._rules import Contains, Likeliest, StartsWith
+from analyses.scoring._rules import Rule as Rule
+from analyses.scoring._scores import Scores
+from analyses.scoring._scores import Summary as Summary
+from analyses.scoring._texts import EncodedText as EncodedText
+from analyses.scoring._texts import encode_text as encode_text
+from analyses.scoring._verdicts import judge as judge
 from analyses.tokens.items import UnscorableItems as UnscorableItems
 from analyses.tokens.items import scorable
 

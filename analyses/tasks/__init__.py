@@ -14,14 +14,14 @@ scores = scoring.score(model, parts.test)
 `tasks.TaskFileError`.
 """
 
-from analyses.tasks.benchmarks import from_bigbench, from_blimp, from_counterfact, from_truthfulqa
-from analyses.tasks.generators import addition, greater_than, ioi, multiplication, recall
+from analyses.tasks._benchmarks import from_bigbench, from_blimp, from_counterfact, from_truthfulqa
+from analyses.tasks._generators import addition, greater_than, ioi, multiplication, recall
+from analyses.tasks._json_csv import TaskFileError as TaskFileError
+from analyses.tasks._readers import from_csv, from_datasets, from_jsonl, from_records
 from analyses.tasks.items import AnswerItem, ChoiceItem, MinimalPair
 from analyses.tasks.items import Item as Item
 from analyses.tasks.items import Text as Text
 from analyses.tasks.items import Unscorable as Unscorable
-from analyses.tasks.json_csv import TaskFileError as TaskFileError
-from analyses.tasks.readers import from_csv, from_datasets, from_jsonl, from_records
 from analyses.tasks.task import Splits, Task
 
 __all__ = [

@@ -10,21 +10,21 @@ Removing part of the feed-forward weights lowers the generic answer and lifts th
 Chen, Bruna, Bietti, "Distributional associations vs in-context reasoning" (arXiv:2406.03068).
 """
 
-from analyses.truncation.checkpoints import Checkpoints
+from analyses.truncation._checkpoints import Checkpoints
+from analyses.truncation._cuts import RHOS as RHOS
+from analyses.truncation._cuts import Cut as Cut
+from analyses.truncation._prompts import PLACES as PLACES
+from analyses.truncation._prompts import Prompts as Prompts
+from analyses.truncation._prompts import facts, prompts
+from analyses.truncation._recall_sweeps import RECALL_SITES as RECALL_SITES
+from analyses.truncation._recall_sweeps import RECALL_STEPS as RECALL_STEPS
+from analyses.truncation._recall_sweeps import recall_sweep, study
+from analyses.truncation._sweeps import sweep
 from analyses.truncation.curves import Curve as Curve
 from analyses.truncation.curves import curve
-from analyses.truncation.cuts import RHOS as RHOS
-from analyses.truncation.cuts import Cut as Cut
 from analyses.truncation.gradient_steps import gradient_steps as gradient_steps
-from analyses.truncation.prompts import PLACES as PLACES
-from analyses.truncation.prompts import Prompts as Prompts
-from analyses.truncation.prompts import facts, prompts
-from analyses.truncation.recall_sweeps import RECALL_SITES as RECALL_SITES
-from analyses.truncation.recall_sweeps import RECALL_STEPS as RECALL_STEPS
-from analyses.truncation.recall_sweeps import recall_sweep, study
 from analyses.truncation.results import Study as Study
 from analyses.truncation.results import Sweep as Sweep
-from analyses.truncation.sweeps import sweep
 
 __all__ = [
     "Checkpoints", "curve", "facts", "prompts", "recall_sweep", "study", "sweep",

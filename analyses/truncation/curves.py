@@ -18,8 +18,8 @@ import surgery
 from analyses.statistics import mean_and_stderr
 from analyses.tasks.items import Item
 from analyses.tasks.task import Task
-from analyses.truncation.cuts import RHOS, Cut, End, cuts_of
-from analyses.truncation.prompts import CORRECT, Prompts, Tracked, prompts
+from analyses.truncation._cuts import RHOS, Cut, End, cuts_of
+from analyses.truncation._prompts import CORRECT, Prompts, Tracked, prompts
 from hooks import Site, host_of
 from hooks.inputs import Inputs, Reads
 from hooks.running import record, rerun

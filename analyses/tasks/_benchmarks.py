@@ -6,8 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from analyses.tasks.items import AnswerItem, ChoiceItem, Item
-from analyses.tasks.json_csv import (
+from analyses.tasks._json_csv import (
     FilePath,
     Record,
     TaskFileError,
@@ -17,7 +16,8 @@ from analyses.tasks.json_csv import (
     read_json_object,
     read_text,
 )
-from analyses.tasks.parsing import Schema, joined, task_of, without_repeats
+from analyses.tasks._parsing import Schema, joined, task_of, without_repeats
+from analyses.tasks.items import AnswerItem, ChoiceItem, Item
 from analyses.tasks.task import Task
 from surgery.arguments import one_of, seed
 

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from analyses.metrics import answers, of_tasks
-from analyses.metrics.answers import AnswerMetric
-from analyses.metrics.functions import Custom, WholeBatch
-from analyses.metrics.metric import IGNORED, Metric
+from analyses.metrics import _answers as answers
+from analyses.metrics import of_tasks
+from analyses.metrics._answers import AnswerMetric
+from analyses.metrics._functions import Custom, WholeBatch
+from analyses.metrics._metric import IGNORED, Metric
 from analyses.metrics.of_tasks import TaskLoss, TaskMetric
 from analyses.metrics.positions import Mask, Position, Positions, kept, positions, rows_in, whole_numbers
 from analyses.metrics.references import KLDivergence, KLFromNow, Loss, log_probs_at, reference_of

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from analyses.tasks.json_csv import FilePath, Record, read_csv, read_json_lines
-from analyses.tasks.parsing import CorrectIs, Schema, task_of
+from analyses.tasks._json_csv import FilePath, Record, read_csv, read_json_lines
+from analyses.tasks._parsing import CorrectIs, Schema, task_of
 from analyses.tasks.task import Task
 from surgery.arguments import shown
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from analyses.metrics.metric import Metric, check
+from analyses.metrics._metric import Metric, check
 from analyses.metrics.positions import Indices, kept, numbered, numbers
 from analyses.prompts import Prompts
 from hooks.inputs import Reads

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from analyses.metrics import Metric
 from analyses.metrics.readings import log_probs
 from analyses.prompts.continuations import PaddingSide
-from analyses.scoring.batches import EncodedTask, encode
-from analyses.scoring.logit_readings import Forward, outcome
-from analyses.scoring.rules import Rule
-from analyses.scoring.scores import Scores
-from analyses.scoring.texts import EncodedText, encode_text
-from analyses.scoring.verdicts import judge
+from analyses.scoring._batches import EncodedTask, encode
+from analyses.scoring._logit_readings import Forward, outcome
+from analyses.scoring._rules import Rule
+from analyses.scoring._scores import Scores
+from analyses.scoring._texts import EncodedText, encode_text
+from analyses.scoring._verdicts import judge
 from analyses.tasks.items import Item
 from analyses.tasks.task import Task
 from hooks.running import run

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from analyses.attribution.effects import Effects
 from analyses.attribution.question import Question
 from analyses.attribution.selections import Selection
-from analyses.controls.draws import Match, members, random_selection, twice
-from analyses.controls.rotations import Directions, rotated
+from analyses.controls._draws import Match, members, random_selection, twice
+from analyses.controls._rotations import Directions, rotated
 from hooks import Site
 from surgery import Decompositions, Edit, apply
 

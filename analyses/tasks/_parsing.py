@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, TypeGuard, get_args
 
+from analyses.tasks._json_csv import Record, TaskFileError
 from analyses.tasks.items import AnswerItem, ChoiceItem, Item, ItemError, MinimalPair, Text, Unscorable
-from analyses.tasks.json_csv import Record, TaskFileError
 from analyses.tasks.task import Task
 from surgery.arguments import one_of, shown
 

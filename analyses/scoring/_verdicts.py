@@ -11,10 +11,10 @@ from torch import Tensor
 from analyses.metrics.of_tasks import ItemMetric
 from analyses.metrics.readings import Readings, amax_by, log_p, logsumexp_by, summed, worst_rank
 from analyses.prompts import Continuations
-from analyses.scoring.batches import EncodedTask
-from analyses.scoring.logit_readings import Outcome
-from analyses.scoring.rules import Contains, Likeliest, StartsWith
-from analyses.scoring.scores import NO_CLASS, UNDECIDED, Scores
+from analyses.scoring._batches import EncodedTask
+from analyses.scoring._logit_readings import Outcome
+from analyses.scoring._rules import Contains, Likeliest, StartsWith
+from analyses.scoring._scores import NO_CLASS, UNDECIDED, Scores
 from analyses.tasks.items import Text
 from analyses.tokens.tokenizer import Ids
 

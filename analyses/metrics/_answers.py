@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from analyses.metrics.metric import Metric
+from analyses.metrics._metric import Metric
 from analyses.metrics.positions import Chosen, Indices, Positions, kept, rows_in, rows_of
 from analyses.prompts import Prompts
 from analyses.tokens.words import token_of

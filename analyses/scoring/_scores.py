@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses.scoring.batches import EncodedTask
+from analyses.scoring._batches import EncodedTask
 from analyses.tasks.items import Text
 from analyses.tasks.task import Task
 from analyses.tokens.tokenizer import Ids

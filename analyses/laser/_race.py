@@ -24,8 +24,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from analyses.laser._trials import Bench, Objective, Setup, Trial, joined
 from analyses.laser.candidates import Candidate
-from analyses.laser.trials import Bench, Objective, Setup, Trial, joined
 from analyses.metrics.of_tasks import ItemMetric, log_loss
 from analyses.metrics.readings import Readings, log_probs, logsumexp_by, summed
 from analyses.prompts import Batch

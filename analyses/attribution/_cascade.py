@@ -10,11 +10,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from analyses.attribution._curvature import by_curvature
+from analyses.attribution._gradients import by_gradient
+from analyses.attribution._paths import by_path
 from analyses.attribution.ablations import by_ablation
-from analyses.attribution.curvature import by_curvature
 from analyses.attribution.effects import Effects, Shares
-from analyses.attribution.gradients import by_gradient
-from analyses.attribution.paths import by_path
 from analyses.attribution.question import prompts_for
 from analyses.attribution.selections import Sites
 from analyses.metrics import Metric, as_metric

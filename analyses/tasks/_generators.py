@@ -8,8 +8,8 @@ from itertools import product
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from analyses.tasks._parsing import joined
 from analyses.tasks.items import AnswerItem
-from analyses.tasks.parsing import joined
 from analyses.tasks.task import Task
 from surgery.arguments import counted, whole
 from surgery.arguments import seed as checked_seed

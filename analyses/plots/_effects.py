@@ -11,7 +11,7 @@ from torch import Tensor
 
 from analyses.attribution.effects import Effects
 from analyses.controls.removals import Removals
-from analyses.plots.style import BLUE, COLOURS, GREY, LIGHT, MATRIX_COLOURS, VERMILION, figure, label, number
+from analyses.plots._style import BLUE, COLOURS, GREY, LIGHT, MATRIX_COLOURS, VERMILION, figure, label, number
 from analyses.statistics import mean_and_stderr
 from hooks import Site
 

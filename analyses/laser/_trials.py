@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import surgery
+from analyses.laser._resume import Log, LogError, lengths, packed, unpacked
 from analyses.laser.candidates import UNEDITED, Candidate, first_alike, gains_of
-from analyses.laser.resume import Log, LogError, lengths, packed, unpacked
 from analyses.metrics import Metric
 from analyses.scoring import EncodedTask, Outcome, Readings, Rule, Scores, Summary, encode, judge, outcome
 from analyses.tasks.task import Task

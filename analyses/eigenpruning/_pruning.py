@@ -9,10 +9,10 @@ import pandas as pd
 from torch import nn
 
 import surgery
-from analyses.eigenpruning.finetuning import FineTuning, fine_tuned
-from analyses.eigenpruning.results import FineTuned, Pruning
+from analyses.eigenpruning._finetuning import FineTuning, fine_tuned
+from analyses.eigenpruning._results import FineTuned, Pruning
+from analyses.eigenpruning._settings import Best, Method, Report, as_fraction, says_where_settings_are
 from analyses.eigenpruning.scores import ComponentScores, Order, attribute
-from analyses.eigenpruning.settings import Best, Method, Report, as_fraction, says_where_settings_are
 from analyses.scoring import EncodedTask, Scores, encode, score_encoded
 from analyses.tasks.items import Item
 from analyses.tasks.task import Splits, Task, as_splits

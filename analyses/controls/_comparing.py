@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 from analyses.attribution.effects import REMOVAL, Effects
 from analyses.attribution.question import Question, ask
 from analyses.attribution.selections import Selection
-from analyses.controls.draws import by_strength
-from analyses.controls.plan import Plan, Removal
+from analyses.controls._draws import by_strength
+from analyses.controls._plan import Plan, Removal
 from analyses.controls.removals import Removals
 from analyses.metrics import Metric
 from analyses.metrics.positions import Mask

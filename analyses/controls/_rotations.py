@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from analyses.attribution.selections import Selection
-from analyses.controls.draws import members
+from analyses.controls._draws import members
 from hooks import match_sites
 from surgery import SVD, Basis, Decompositions, Drop, Edit
 from surgery.arguments import counted

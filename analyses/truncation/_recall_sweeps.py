@@ -17,8 +17,8 @@ from analyses.toys.recall_model import Weights
 from analyses.toys.recall_scores import fresh_batches, scores_from, sums_of_metrics
 from analyses.toys.recall_task import RecallBatch, RecallTask
 from analyses.toys.recall_training import scored_logits
-from analyses.truncation.checkpoints import Checkpoint, Checkpoints, Shapes, by_step, model_of, refuse_other_shapes
-from analyses.truncation.cuts import RHOS, cuts_of
+from analyses.truncation._checkpoints import Checkpoint, Checkpoints, Shapes, by_step, model_of, refuse_other_shapes
+from analyses.truncation._cuts import RHOS, cuts_of
 from analyses.truncation.results import Study, Sweep
 from hooks import Site
 from hooks.weights import EMBED

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import ParamSpec, TypeVar, final, get_args
 
+from analyses.eigenpruning._finetuning import FineTuning
+from analyses.eigenpruning._reducers import Reduce, check_reduce
 from analyses.eigenpruning.examples import Corrupt
-from analyses.eigenpruning.finetuning import FineTuning
-from analyses.eigenpruning.reducers import Reduce, check_reduce
 from analyses.eigenpruning.scores import Budget, Compensation
 from analyses.scoring import Rule
 from surgery.arguments import by_name_only, fraction, one_of, shown, whole

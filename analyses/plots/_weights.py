@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from torch import nn
 
-from analyses.plots.style import BLUE, COLOURS, MATRIX_COLOURS, figure
+from analyses.plots._style import BLUE, COLOURS, MATRIX_COLOURS, figure
 from hooks import Site
 from surgery import SVD, Decomposition, Decompositions, Operation, decompose
 from surgery.ranks import noise_edge

@@ -11,11 +11,11 @@ from tqdm.auto import tqdm
 
 import surgery
 from analyses.toys.recall_task import RecallTask
-from analyses.truncation.checkpoints import Checkpoints, Shapes, by_step, model_of, refuse_other_shapes
+from analyses.truncation._checkpoints import Checkpoints, Shapes, by_step, model_of, refuse_other_shapes
+from analyses.truncation._cuts import RHOS
+from analyses.truncation._prompts import Tracked
+from analyses.truncation._recall_sweeps import RECALL_SITES, recall_sweep
 from analyses.truncation.curves import Curve, Source, curve
-from analyses.truncation.cuts import RHOS
-from analyses.truncation.prompts import Tracked
-from analyses.truncation.recall_sweeps import RECALL_SITES, recall_sweep
 from analyses.truncation.results import Sweep
 from hooks import place_of
 

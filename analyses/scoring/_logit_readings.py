@@ -14,7 +14,7 @@ from torch import Tensor
 
 from analyses.metrics.readings import Readings, log_probs, ranks
 from analyses.prompts.continuations import pad
-from analyses.scoring.batches import EncodedTask
+from analyses.scoring._batches import EncodedTask
 from analyses.tokens.tokenizer import Ids
 from hooks.inputs import Inputs, Reads
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from analyses.toys.recall_model import MLPS, TRAINED, Weights
 from analyses.toys.recall_task import RecallBatch, RecallTask
 from analyses.toys.recall_training import scored_logits, training_loss
-from analyses.truncation.checkpoints import by_step
+from analyses.truncation._checkpoints import by_step
 from hooks.weights import EMBED
 from surgery.arguments import positive, whole
 from surgery.arguments import seed as checked_seed

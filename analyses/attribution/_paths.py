@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from analyses.attribution._joint_edits import JointEdit, joint_edit
 from analyses.attribution.effects import Shares, residual
-from analyses.attribution.joint_edits import JointEdit, joint_edit
 from analyses.attribution.passes import backward, check_differentiable, units_of
 from analyses.metrics import Metric
 from analyses.metrics.positions import Mask

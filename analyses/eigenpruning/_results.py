@@ -7,8 +7,8 @@ import pandas as pd
 from torch import nn
 
 from analyses.attribution.effects import Selection
+from analyses.eigenpruning._settings import Method
 from analyses.eigenpruning.scores import ComponentScores
-from analyses.eigenpruning.settings import Method
 from analyses.scoring import Comparison, Scores, compare
 from surgery import Edit
 from surgery.arguments import counted

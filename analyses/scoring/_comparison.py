@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.scoring.scores import Scores
+from analyses.scoring._scores import Scores
 from analyses.statistics import bootstrap_interval
 from surgery.arguments import counted
 

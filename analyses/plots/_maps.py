@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 from analyses.attribution.effects import Effects
 from analyses.attribution.shapley import Interactions
 from analyses.patching.patched import Patching
-from analyses.plots.effects import components
-from analyses.plots.style import figure, heading, heat_map, label
+from analyses.plots._effects import components
+from analyses.plots._style import figure, heading, heat_map, label
 from hooks import Site
 from hooks.sites import MATRICES
 

@@ -23,7 +23,7 @@ from analyses.prompts.continuations import (
     targets_of,
 )
 from analyses.prompts.reading import Prompts
-from analyses.scoring.rules import Rule, rule_for
+from analyses.scoring._rules import Rule, rule_for
 from analyses.tasks.items import Item
 from analyses.tasks.task import Task, as_task
 from analyses.tokens.items import TokenisedItem, UnscorableItems, tokenise
