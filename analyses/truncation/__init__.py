@@ -13,6 +13,7 @@ Chen, Bruna, Bietti, "Distributional associations vs in-context reasoning" (arXi
 from analyses.truncation._checkpoints import Checkpoints
 from analyses.truncation._cuts import RHOS as RHOS
 from analyses.truncation._cuts import Cut as Cut
+from analyses.truncation._gradient_steps import gradient_steps as gradient_steps
 from analyses.truncation._prompts import PLACES as PLACES
 from analyses.truncation._prompts import Prompts as Prompts
 from analyses.truncation._prompts import facts, prompts
@@ -22,7 +23,6 @@ from analyses.truncation._recall_sweeps import recall_sweep, study
 from analyses.truncation._sweeps import sweep
 from analyses.truncation.curves import Curve as Curve
 from analyses.truncation.curves import curve
-from analyses.truncation.gradient_steps import gradient_steps as gradient_steps
 from analyses.truncation.results import Study as Study
 from analyses.truncation.results import Sweep as Sweep
 
