@@ -114,10 +114,10 @@ def _leave_one_out(subject: Subject, name: str, svds: Decompositions) -> Found:
     path = CACHE / f"leave-one-out-{name}-{sha256(marks.encode()).hexdigest()[:16]}.safetensors"
     if path.exists():
         kept = Effects.load(path)
-        return Found(kept, float(kept.notes[0].split()[1]))
+        return Found(kept, float(kept.method.split()[-2]))
     call = partial(attribution.by_ablation, subject.model, tokens[:, :-1], subject.metric(name), list(svds), svds=svds)
     seconds, effects = timing.timed(call, device=subject.device)
-    effects = replace(effects, notes=(f"took {seconds:.0f} s",))
+    effects = replace(effects, method=f"{effects.method}, took {seconds:.0f} s")
     CACHE.mkdir(parents=True, exist_ok=True)
     effects.save(path)
     return Found(effects, seconds)
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for subject in subjects:
         svds = surgery.decompose(subject.model, sites, progress=False)
         for name in ("loss", "logit"):
-            compare(subject, name, svds, draws=args.probes, exact_curvature=args.exact_curvature)
+            compare(subject, name, svds, probes=args.probes, exact_curvature=args.exact_curvature)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ CASES = {
         "svds=[] is a list: give what surgery.decompose(model, ...) returned, or Decompositions()."
     ),
     # Positions.
+    "patch(direction='forwards')": "direction='forwards': it is one of 'denoising', 'noising'. Choose one.",
     "patch(positions=2)": "positions=2: give one or more whole numbers in a list.",
     "patch(positions=[1.5])": "positions[0]=1.5: give a whole number, from -7 to 6.",
     "patch(positions=[True])": "positions[0]=True: give a whole number, from -7 to 6.",

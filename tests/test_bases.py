@@ -100,7 +100,7 @@ def test_a_basis_is_a_value_and_survives_json(basis: Basis) -> None:
         ),
         (
             lambda: RowBlocks(31).decompose(TALL),
-            "blocks=31 for 30 rows: from 1 to 30 are possible. Choose a number in this range.",
+            "blocks=31: give a whole number, from 1 to 30.",
         ),
         (
             lambda: decode_basis({"type": "Fourier"}),

@@ -351,7 +351,7 @@ def test_a_damaged_file_is_refused(how: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as error:
         Decompositions.load(path)
     assert str(error.value).startswith(f"{path} is damaged or not a file of decompositions (")
-    assert str(error.value).endswith("): decompose again and save.")
+    assert str(error.value).endswith("): make them anew and save.")
     assert DAMAGE[how] in str(error.value)
     assert len(str(error.value)) < len(str(path)) + 300
 

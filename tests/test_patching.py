@@ -362,12 +362,6 @@ def test_bad_questions_are_refused():
             )
 
 
-def test_a_direction_of_another_name_is_refused():
-    # Past the annotation, as a user without a type checker would come.
-    with pytest.raises(ValueError, match=r"direction='forwards': it is one of 'denoising', 'noising'. Choose one"):
-        patching.by_component(models.build("bridge gpt2"), CLEAN, CORRUPTED, difference(), direction="forwards")  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("kind", models.ONE_OF_EACH)
 @pytest.mark.parametrize(
     "site", ["blocks.0.attn.W_K[2]", "blocks.0.attn.W_O", "blocks.1.mlp.W_in", "blocks.1.mlp.W_out"]

@@ -287,7 +287,7 @@ def test_row_blocks_of_a_stack_are_those_of_each_matrix() -> None:
 
 @pytest.mark.parametrize("blocks", [0, 11])
 def test_row_blocks_refuses_more_blocks_than_rows(blocks: int) -> None:
-    with pytest.raises(ValueError, match=rf"blocks={blocks} for 10 rows: from 1 to 10 are possible. Choose"):
+    with pytest.raises(ValueError, match=rf"blocks={blocks}: give a whole number, from 1 to 10"):
         svd.row_blocks(gaussian(10, 4), blocks)
 
 

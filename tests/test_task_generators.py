@@ -114,4 +114,4 @@ def test_all_positions_of_a_sequence_are_read_off_one_row() -> None:
     tokens = torch.randint(0, 50, (5, 20), generator=torch.Generator().manual_seed(0))
     task = tasks.recall(tokens, tokens.roll(-1, 1))
     encoded = scoring.encode(bridge_with(None), task, batch_size=8)
-    assert len(task) == 100 and [batch.tokens.shape for batch in encoded.batches] == [(5, 20)]
+    assert len(task) == 100 and [batch.inputs.tokens.shape for batch in encoded.batches] == [(5, 20)]

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast, final
+from typing import final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -87,8 +87,15 @@ class AnswerMetric(Metric):
 
     def select(self, indices: Indices) -> "AnswerMetric":
         """The same metric for the chosen examples."""
-        answers = tuple(ids if len(ids) == 1 else rows_of(cast(Tensor, ids), indices) for ids in self.answers)
+        answers = tuple(
+            rows_of(answer, indices) if isinstance(answer, Tensor) else _words_of(answer, indices)
+            for answer in self.answers
+        )
         return replace(self, answers=answers, positions=self.positions.select(indices))
+
+
+def _words_of(words: tuple[str, ...], indices: Indices) -> tuple[str, ...]:
+    return words if len(words) == 1 else tuple(words[i] for i in rows_of(torch.arange(len(words)), indices).tolist())
 
 
 def log_sum(x: Float[Tensor, "*at d_vocab"], ids: Int[Tensor, "*at answers"]) -> Float[Tensor, "*at"]:
