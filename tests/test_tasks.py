@@ -23,7 +23,8 @@ from torch import nn
 
 from analyses import tasks
 from analyses.tasks import AnswerItem, ChoiceItem, MinimalPair, Task
-from analyses.tokens import tokenise, vocabulary
+from analyses.tokens.items import tokenise
+from analyses.tokens.tokenizer import vocabulary
 
 HOSTS = [bridge_with, pytest.param(hooked_with, marks=pytest.mark.hooked)]
 

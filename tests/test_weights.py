@@ -64,7 +64,8 @@ def test_an_edit_is_neither_seen_nor_changed(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ONE_OF_EACH)
 def test_sizes_device_and_dtype(kind: str) -> None:
-    host = host_of(build(kind, dtype=torch.float64))
+    model = build(kind, dtype=torch.float64)
+    host = host_of(model)
     assert (host.d_model, host.d_vocab, host.n_ctx) == (D_MODEL, D_VOCAB, N_CTX)
     assert (host.device, host.dtype) == (torch.device("cpu"), torch.float64)
     assert weights.architecture(build(kind))["n_layers"] == 2

@@ -37,7 +37,7 @@ def running(reduce: Reduce, n_components: int) -> Running:
     Raises:
         ValueError: if there is no such reduction.
 
-    >>> largest = eigenpruning.reducers.running("max", 2)
+    >>> largest = running("max", 2)
     >>> largest.update(torch.tensor([[1.0, -2.0], [0.0, -1.0]]))
     >>> largest.result().tolist()
     [1.0, -1.0]
