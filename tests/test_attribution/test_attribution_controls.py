@@ -342,7 +342,7 @@ def test_bad_comparisons_are_refused():
         effects = attributed(model)
         for settings, text in (
             ({"ks": []}, r"ks=\[\]: give one or more whole numbers in a list"),
-            ({"ks": [0, 1]}, "ks\[0\]=0: give a whole number, 1 or more"),
+            ({"ks": [0, 1]}, r"ks\[0\]=0: give a whole number, 1 or more"),
             ({"draws": 0}, "draws=0: give a whole number, 1 or more"),
         ):
             with pytest.raises(ValueError, match=text):

@@ -102,7 +102,7 @@ def direct_writes(tree: ast.AST) -> list[int]:
 
 @pytest.mark.parametrize("package", ["hooks", "surgery", "analyses"])
 def test_no_file_is_written_in_place(package: str) -> None:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     found = {path: direct_writes(ast.parse(path.read_text())) for path in (root / package).rglob("*.py")}
     assert {path: lines for path, lines in found.items() if lines} == {}
 

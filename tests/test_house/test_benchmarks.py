@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = ["--layers", "2", "--d-model", "16", "--heads", "2", "--d-mlp", "64", "--vocab", "50", "--positions", "8"]
 
 pytestmark = pytest.mark.hooked

@@ -14,7 +14,7 @@ import surgery
 from analyses import arithmetic, attribution, eigenpruning, laser, metrics, tasks
 from surgery import Drop
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 NAME = re.compile(r"`([\w.]+)`")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 PATTERN = "give a string such as 'blocks.*.mlp.W_out', or a list of these."
 SVDS = "give what surgery.decompose(model, ...) returned, or Decompositions()."

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path for package in ("hooks", "surgery", "analyses") for path in (ROOT / package).rglob("*.py"))
 
 Classes = dict[str, ast.ClassDef]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Whoever trains a model needs its parameters; what they are called and how they lie in it, `hooks.weights` says.
 TRAINS = {"analyses/toys", "analyses/eigenpruning/_finetuning.py"}
 OF_TRAINING = {"parameters", "train", "eval", "zero_grad", "named_parameters"}

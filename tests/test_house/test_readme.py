@@ -11,7 +11,7 @@ from tiny_tokenizers import byte_level, wrapped
 
 from surgery import Drop
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 FIRST, BACK, LANGUAGE, EXPORT, METHODS = BLOCKS
