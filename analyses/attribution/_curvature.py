@@ -330,17 +330,22 @@ def _diagonals(
     estimate. Vectors are drawn on the CPU, so that a seed means the same on every device.
     """
     n_examples, n = shape
-    if 2 * k >= n:
+    if 2 * k >= n:  # unit vectors cost no more, and leave nothing to estimate
         columns = [product(one.expand(n_examples, n))[:, i] for i, one in enumerate(torch.eye(n))]
         return torch.stack(columns, 1).float().unsqueeze(0)
+    # Signs ±1, of each example its own: a product with all examples at once costs no more than with one.
     omega = torch.randint(2, (k, *shape), generator=generator).mul_(2).sub_(1).double()
     Y = torch.stack([product(z) for z in omega], dim=-1).double()
     omega = omega.to(Y.device)
+    # Q holds the leading directions of H that the products have met, and H Q resolves them.
     Q, R = torch.linalg.qr(Y)
     HQ = torch.stack([product(Q[..., j]) for j in range(k)], dim=-1).double()
+    # Where a Hessian has a rank below k, R is singular: a ridge far below its entries keeps the inverse finite.
     scale = R.abs().amax((1, 2), keepdim=True)
     tilt = torch.linalg.inv(R + (1e-10 * scale + 1e-30) * torch.eye(k, dtype=R.dtype, device=R.device)).mT
-    tilt = tilt / tilt.norm(dim=1, keepdim=True)  # column i: the direction within Q that only vector i spans
+    # Column i of R⁻ᵀ is orthogonal to every column of R but the i-th: the direction within Q that only vector i spans.
+    tilt = tilt / tilt.norm(dim=1, keepdim=True)
+    # Q_i Q_iᵀ = Q Qᵀ less that direction, so that leaving vector i out is a rank-one change of what all k give.
     alone, seen = Q @ tilt, (tilt * R).sum(1)
     resolved = (Q * HQ).sum(-1).unsqueeze(-1) - alone * (HQ @ tilt)
     estimates = resolved + omega.permute(1, 2, 0) * alone * seen.unsqueeze(1)

@@ -49,8 +49,7 @@ def by_component(
             metric gives the wrong shape or NaN, or as `ask`.
         SiteError: if a pattern names no editable matrix.
 
-    >>> other = tokens.flip(0)
-    >>> patched = patching.by_component(model, tokens, other, metrics.logit(3), "blocks.0.mlp.W_out", progress=False)
+    >>> patched = patching.by_component(model, tokens, tokens.flip(0), metrics.logit(3), "W_out", progress=False)
     >>> patched["blocks.0.mlp.W_out"].shape
     torch.Size([16])
     """
