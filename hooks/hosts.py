@@ -351,6 +351,10 @@ def host_of(model: nn.Module) -> Host:
 
     Raises:
         TypeError: if the model is compiled, or neither a HookedTransformer nor a TransformerBridge.
+
+    >>> from hooks import host_of
+    >>> host_of(model).n_layers, host_of(model).d_vocab
+    (2, 40)
     """
     return record_of(model).of(Host, lambda: _new_host(model))
 

@@ -27,6 +27,10 @@ def match_each(model: nn.Module, patterns: str | Site | Iterable[str | Site]) ->
     Raises:
         TypeError: if that is neither a pattern nor several.
         SiteError: as `match_sites`.
+
+    >>> from hooks import match_each
+    >>> [str(site) for site in match_each(model, ["W_out", "blocks.0.attn.W_Q[1]"])]
+    ['blocks.0.attn.W_Q[1]', 'blocks.0.mlp.W_out', 'blocks.1.mlp.W_out']
     """
     given: list[object] = [patterns]
     if isinstance(patterns, Iterable) and not isinstance(patterns, str | Mapping):

@@ -47,6 +47,13 @@ def score(
         TypeError: if the task is none, such as Splits, of which one part is scored at a time.
         ValueError: if the task is empty, the rule is not for items of its kind, or a setting is impossible.
         FloatingPointError: if a logit is not a number.
+
+    >>> items = [tasks.AnswerItem((n, n + 1), ((n + 2,),), ((n + 3,),)) for n in range(12)]
+    >>> scores = scoring.score(model, items)
+    >>> len(scores), 0 <= scores.accuracy <= 1
+    (12, True)
+    >>> scoring.score(model, items, rule=metrics.logit_difference()).values.shape
+    torch.Size([12])
     """
     encoded = encode(model, task, rule=rule, batch_size=batch_size, padding=padding, prepend_bos=prepend_bos)
     return score_encoded(encoded, partial(run, model))
@@ -85,6 +92,9 @@ def text_loss(
 
     Raises:
         ValueError: if there is nothing to predict, or a window is longer than the model reads.
+
+    >>> scoring.text_loss(model, torch.arange(40), context=8) > 0
+    True
     """
     encoded = encode_text(model, text, context=context, batch_size=batch_size, prepend_bos=prepend_bos)
     return text_loss_encoded(encoded, partial(run, model))

@@ -130,6 +130,11 @@ def model(
 
     Raises:
         ImportError: on transformer-lens 4 and later, which has no HookedTransformer; `bridge` makes one there.
+
+    >>> from analyses import arithmetic
+    >>> task = arithmetic.ArithmeticTask("x", limit=6)
+    >>> len(arithmetic.model(task, d_model=8).blocks)  # transformer-lens 3
+    2
     """
     shape = _shape(task, d_model, n_layers, n_heads)
     return _initialised(hooked_transformer(shape, device=device, instead="arithmetic.bridge(task)"), d_model, seed)
@@ -144,7 +149,12 @@ def bridge(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """As `model`, a TransformerBridge: on transformer-lens 3.9 and on 4. It starts from other random weights."""
+    """As `model`, a TransformerBridge: on transformer-lens 3.9 and on 4. It starts from other random weights.
+
+    >>> from analyses import arithmetic
+    >>> len(arithmetic.bridge(arithmetic.ArithmeticTask("x", limit=6), d_model=8).blocks)
+    2
+    """
     shape = _shape(task, d_model, n_layers, n_heads)
     return _initialised(transformer_bridge(shape, device=device), d_model, seed)
 

@@ -42,7 +42,7 @@ def model(
     """An untrained HookedTransformer for the task: two blocks, one head, MLPs of 4 × d_model with ReLU.
 
     >>> from analyses import recall
-    >>> type(recall.model(recall.RecallTask.synthetic(), d_model=8)).__name__
+    >>> type(recall.model(recall.RecallTask.synthetic(), d_model=8)).__name__  # transformer-lens 3
     'HookedTransformer'
 
     `mlps` says which block has an MLP; one that has none gets a zero one, frozen. Embeddings and positions are N(0,
@@ -137,7 +137,15 @@ def load(model: nn.Module, source: Weights | str | Path) -> nn.Module:
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Write the model's matrices to a safetensors file that `load` reads, on any version of transformer-lens."""
+    """Write the model's matrices to a safetensors file that `load` reads, on any version of transformer-lens.
+
+    >>> from analyses import recall
+    >>> small = recall.bridge(recall.RecallTask.synthetic(), d_model=8)
+    >>> recall.save(small, "small.safetensors")
+    >>> again = recall.load(recall.bridge(recall.RecallTask.synthetic(), d_model=8, seed=1), "small.safetensors")
+    >>> all(torch.equal(x, y) for x, y in zip(recall.weights(small).values(), recall.weights(again).values()))
+    True
+    """
     with whole_file(path) as file:
         save_file({name: matrix.cpu() for name, matrix in weights(model).items()}, str(file))
 
