@@ -65,7 +65,7 @@ def place_of(model: nn.Module, address: str | Site) -> Place:
 
     >>> from hooks import place_of
     >>> place = place_of(model, "blocks.0.attn.W_Q[1]")
-    >>> place.d_in, place.d_out, place.input.hook
+    >>> place.d_in, place.d_out, place.input.hook  # transformer-lens 3: a HookedTransformer
     (16, 8, 'blocks.0.ln1.hook_normalized')
 
     Raises:

@@ -29,7 +29,7 @@ def fwd_hooks(
     anywhere. On top of operations in force, gains multiply.
 
     >>> hooks = surgery.fwd_hooks(model, {"blocks.0.mlp.W_out": surgery.Drop([0])})
-    >>> [name for name, _ in hooks]
+    >>> [name for name, _ in hooks]  # transformer-lens 3: a HookedTransformer
     ['blocks.0.mlp.hook_post', 'blocks.0.hook_mlp_out']
     >>> logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
     >>> with surgery.apply(model, {"blocks.0.mlp.W_out": surgery.Drop([0])}):

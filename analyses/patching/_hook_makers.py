@@ -39,8 +39,8 @@ def hook_point(model: nn.Module, site: str | Site) -> str:
     Raises:
         SiteError: if there is no such matrix, or this model, as it is set up now, does not show its end.
 
-    >>> patching.hook_point(model, "blocks.0.mlp.W_out"), patching.hook_point(model, "blocks.1.attn.W_Q")
-    ('blocks.0.mlp.hook_post', 'blocks.1.attn.hook_q')
+    >>> patching.hook_point(model, "blocks.0.mlp.W_out")  # transformer-lens 3: a HookedTransformer
+    'blocks.0.mlp.hook_post'
     """
     return ends.hook_point(_place(model, site))
 
