@@ -161,12 +161,24 @@ class Decompositions(Mapping[str, Decomposition]):
         return pd.DataFrame(rows, columns=columns)
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file, with fingerprints of the weights that were decomposed."""
+        """Write everything to one safetensors file, with fingerprints of the weights that were decomposed.
+
+        Raises:
+            ValueError: if the basis is of somebody's own making, which `load` could not make again.
+        """
+        try:
+            document = encode(self.basis)
+            decode_basis(document)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self!r} cannot be saved ({error}): a file holds bases of this package only. Decompose the "
+                "model anew where you need them."
+            ) from None
         parts = {site: (entry.U, entry.S, entry.Vh) for site, entry in self.items()}
         names = Factors._fields
         tensors = {f"{s}|{name}": t.contiguous() for s, uv in parts.items() for name, t in zip(names, uv, strict=True)}
         sites = {site: {"fingerprint": d.fingerprint, "weight_state": d.weight_state} for site, d in self.items()}
-        texts = {"basis": json.dumps(encode(self.basis)), "sites": json.dumps(sites)}
+        texts = {"basis": json.dumps(document), "sites": json.dumps(sites)}
         about = {"format": _FORMAT, "version": _VERSION, **texts, "checksum": _checksum(texts, tensors)}
         with whole_file(path) as file:
             save_file(tensors, str(file), metadata=about)

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import surgery
 from hooks import SiteError
 from surgery import (
     SVD,
+    Basis,
     Decomposition,
     Decompositions,
     Drop,
@@ -27,6 +28,7 @@ from surgery import (
     Zero,
     svd,
 )
+from surgery.bases import Factors
 from surgery.decompositions import _checksum, chosen_basis
 
 OUT = "blocks.0.mlp.W_out"
@@ -262,6 +264,23 @@ def test_loaded_decompositions_are_used_instead_of_new_ones(counted: list, tmp_p
     counted.clear()
     with surgery.apply(model, {OUT: Drop([0])}, svds=Decompositions.load(str(tmp_path / "svds.safetensors"))):
         assert counted == []
+
+
+def test_a_basis_of_ones_own_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Halved(Basis):
+        def decompose(self, W: torch.Tensor) -> Factors:
+            U, S, Vh = SVD().decompose(W)
+            return Factors(U * 2, S / 2, Vh)
+
+    class Plain(Halved):  # not a dataclass itself, and of the name of none that is known
+        pass
+
+    for basis in (Halved(), Plain()):
+        svds = surgery.decompose(build("bridge gpt2"), OUT, basis=basis)
+        with pytest.raises(ValueError, match=r"cannot be saved .*a file holds bases of this package only"):
+            svds.save(tmp_path / "svds.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def unchecked(parts: Decomposition, **other: torch.Tensor) -> Decomposition:
