@@ -298,8 +298,7 @@ class BridgeHost(Host):
         return None
 
     def _stored(self, site: Site) -> tuple[nn.Module, Tensor | None]:
-        layer = self._layer(site)
-        return layer, layer.weight
+        return (layer := self._layer(site)), layer.weight
 
     def weight_state(self) -> str:
         processed = getattr(self.model, "_weights_processed", False)
