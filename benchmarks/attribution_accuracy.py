@@ -81,7 +81,7 @@ def compare(subject: Subject, name: str, svds: Decompositions, *, probes: int, e
     print(f"\n{subject.name}, {name}: {n} components of {len(svds)} matrices, "
           f"{len(subject.tokens)} x {subject.tokens.shape[1] - 1} tokens. Exact leave-one-out: "
           f"{truth.effects.passes:.0f} passes, {truth.seconds:.0f} s")  # fmt: skip
-    methods = dict(_methods(subject, name, svds, draws=probes, exact_curvature=exact_curvature))
+    methods = dict(_methods(subject, name, svds, probes=probes, exact_curvature=exact_curvature))
     rows = [row for method, found in methods.items() for row in _scores(method, found.effects, truth.effects)]
     _print_table([*rows, *_strengths(truth.effects)], methods)
     _print_verdict([row for row in rows if row.method == f"curvature, {probes} by type"], name)

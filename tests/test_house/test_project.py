@@ -37,10 +37,20 @@ def test_our_annotations_are_checked_at_run_time() -> None:
     from beartype.roar import BeartypeException
     from jaxtyping import TypeCheckError
 
-    import hooks
+    from hooks.fingerprints import fingerprint
+    from surgery.ranks import stable_rank
 
-    with pytest.raises((TypeCheckError, BeartypeException)):
-        hooks.host_of(torch.zeros(2))
+    for function, given in ((fingerprint, "weights"), (stable_rank, torch.zeros(2, 2, dtype=torch.int32))):
+        with pytest.raises((TypeCheckError, BeartypeException)):
+            function(given)
+
+
+def test_every_module_that_speaks_of_shapes_is_checked_at_run_time(request: pytest.FixtureRequest) -> None:
+    checked = request.config.getoption("jaxtyping_packages").split(",")[:-1]
+    for path in (path for package in ("hooks", "surgery", "analyses") for path in (ROOT / package).rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if "from jaxtyping" in path.read_text(encoding="utf-8"):
+            assert any(name == prefix or name.startswith(f"{prefix}.") for prefix in checked), name
 
 
 @pytest.mark.parametrize("file", ["constraints.txt", "constraints-4.txt"])

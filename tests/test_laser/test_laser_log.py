@@ -63,7 +63,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 def test_a_search_killed_in_the_middle_goes_on_and_finds_the_same(tmp_path: Path, counted: list[object]) -> None:
     log = tmp_path / "search.jsonl"
-    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    paths = [str(folder) for folder in list(Path(__file__).parents)[:3]]
     program = textwrap.dedent(PROGRAM).format(paths=paths, rhos=RHOS)
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", program, str(log)])
     deadline = time.monotonic() + 60
