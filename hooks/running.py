@@ -20,7 +20,7 @@ from hooks.recording import Recording, has_hooks, hidden, in_form_of, recorded, 
 from hooks.sites import Site
 from hooks.temporary import Forward, Hook, Temporary, together
 
-__all__ = ["Added", "Logits", "arithmetic", "nbytes", "record", "rerun", "reruns_reads_alone", "run"]
+__all__ = ["Added", "Logits", "arithmetic", "autograd", "nbytes", "record", "rerun", "reruns_reads_alone", "run"]
 
 Logits = Float[Tensor, "*rows_or_reads d_vocab"]
 """`[read d_vocab]`, or `[row pos d_vocab]` of inputs that are read everywhere."""
@@ -111,14 +111,20 @@ def nbytes(recording: Recording) -> int:
 
 @contextmanager
 def arithmetic(differentiable: bool) -> Iterator[None]:
-    """With or without a graph, whatever the caller's mode; attention in the form that can be differentiated twice."""
+    """As `autograd`, with attention in the form that can be differentiated twice."""
+    with autograd(differentiable), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def autograd(on: bool) -> Iterator[None]:
+    """With or without a graph, whatever the caller's mode."""
     # The outer block changes nothing on the way in; on the way out it restores the mode where an interrupt strikes
     # within the exit of the inner one, which would leave autograd off for good.
     with (
         torch.set_grad_enabled(torch.is_grad_enabled()),
         torch.inference_mode(False),
-        torch.set_grad_enabled(differentiable),
-        sdpa_kernel(SDPBackend.MATH),
+        torch.set_grad_enabled(on),
     ):
         yield
 

@@ -12,7 +12,7 @@ from analyses import metrics
 from analyses.eigenpruning.examples import rows_of
 from analyses.tasks.task import Task
 from hooks.inputs import Inputs
-from hooks.running import run
+from hooks.running import autograd, run
 from surgery import active
 from surgery.arguments import number, positive, whole
 from surgery.arguments import seed as checked_seed
@@ -65,7 +65,7 @@ def fine_tuned(
     loss, device = metrics.loss(rows.labels), trained[0].device
     optimizer = torch.optim.AdamW(trained, lr=how.lr, weight_decay=how.weight_decay)
     generator = torch.Generator().manual_seed(how.seed)
-    with torch.inference_mode(False), torch.enable_grad():
+    with autograd(True):
         for step in tqdm(range(how.steps), desc="fine-tuning", delay=1, disable=not progress):
             batch = torch.randperm(len(rows.tokens), generator=generator)[: how.batch_size]
             metric = loss.select(batch)

@@ -14,6 +14,7 @@ from analyses.toys.recall_model import MLPS, TRAINED, Weights
 from analyses.toys.recall_task import RecallBatch, RecallTask
 from analyses.toys.recall_training import scored_logits, training_loss
 from analyses.truncation._checkpoints import by_step
+from hooks.running import autograd
 from hooks.weights import EMBED
 from surgery.arguments import positive, whole
 from surgery.arguments import seed as checked_seed
@@ -59,7 +60,7 @@ def _one_step(step: int, weights: Weights, task: RecallTask, lr: float, batch_si
     with_mlp = [names for names in MLPS if any(bool(weights[name].any()) for name in names)]
     parts = {"feed-forward": [name for names in with_mlp for name in names], "attention": list(TRAINED)}
     device = weights[EMBED].device
-    with torch.inference_mode(False), torch.enable_grad():
+    with autograd(True):
         moving = {name for names in parts.values() for name in names}
         W = {name: weight.detach().clone().requires_grad_(name in moving) for name, weight in weights.items()}
         noisy = task.sample(batch_size, seed=seed).to(device)
