@@ -32,7 +32,8 @@ from analyses.prompts import Batch
 from analyses.scoring import EncodedTask, Likeliest, outcome
 from analyses.tasks.task import Task
 from hooks import Place, Site, host_of
-from hooks.temporary import Temporary
+from hooks.running import autograd
+from hooks.temporary import Temporary, together
 from surgery import SVD, Basis, Decomposition, RandomizedSVD
 from surgery.arguments import fraction, whole
 from surgery.decompositions import decomposed
@@ -306,7 +307,10 @@ def _removed(candidate: Candidate, decomposition: Decomposition) -> Float[Tensor
 
 
 def _weight_gradients(bench: Bench, sites: Sequence[Site]) -> dict[Site, Float[Tensor, "d_in d_out"]]:
-    """∂loss/∂W = Σ_t x_tᵀ ∂loss/∂y_t at every site, in fp32 or better; the parameters' own gradients stay untouched."""
+    """The gradient of the loss by the matrix at every site, `∂loss/∂W = Σ_t x_tᵀ ∂loss/∂y_t`, in fp32 or better.
+
+    The field `grad` of the parameters is left alone.
+    """
     host, encoded = host_of(bench.setup.model), bench.encoded
     places = {site: host.place(site) for site in dict.fromkeys(sites)}
     # Heads of one matrix share its ends: each end is tapped once.
@@ -346,8 +350,8 @@ def _ends(places: Mapping[Site, Place], loss: Callable[[], Tensor]) -> dict[Site
         return place.tapped(at_input=on_input, at_output=on_output)
 
     # The caller may be in inference mode, whose tensors take no part in a graph.
-    with torch.inference_mode(False), torch.enable_grad():
-        with Temporary([thing for site, place in places.items() for thing in taps(site, place).things]):
+    with autograd(True):
+        with together(*(taps(site, place) for site, place in places.items())):
             value = loss()
         # None where a matrix has no part in the loss.
         gradients = torch.autograd.grad(value, list(outputs.values()), allow_unused=True)
@@ -358,7 +362,11 @@ def _ends(places: Mapping[Site, Place], loss: Callable[[], Tensor]) -> dict[Site
 
 
 def _loss_weights(bench: Bench) -> Float[Tensor, " target"]:
-    """∂loss/∂(log-probability of each target). With these the loss is a sum, so that batches need not share a graph."""
+    """The gradient of the loss by the log-probability of each target.
+
+    The loss has the gradient of the sum of the log-probabilities, each times its weight, and every batch adds its own
+    terms to that sum: no graph has to outlive its batch.
+    """
     encoded = bench.encoded
     table = encoded.continuations
     one_answer_each = len(encoded.task) == int((table.right & ~table.nested).sum())
@@ -367,7 +375,7 @@ def _loss_weights(bench: Bench) -> Float[Tensor, " target"]:
     else:
         with torch.no_grad():
             values = outcome(encoded, bench.run).readings.log_prob
-    with torch.inference_mode(False), torch.enable_grad():
+    with autograd(True):
         values = values.clone().requires_grad_()
         return torch.autograd.grad(_mean_loss(encoded, values), values)[0]
 

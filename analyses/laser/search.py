@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isnan, nan
 from pathlib import Path
 from typing import Literal, final
@@ -15,10 +16,11 @@ from analyses.laser._resume import Log, search_header
 from analyses.laser._trials import MEMORY, Setup, Trial
 from analyses.laser.candidates import MLP, PAPER_RHOS, UNEDITED, Candidate, Edits, candidates, gains_of, row_of
 from analyses.metrics import Metric
-from analyses.scoring import Comparison, Rule, Scores, compare, encode_text, text_loss
+from analyses.scoring import Comparison, Rule, Scores, compare, encode_text, text_loss_encoded
 from analyses.tasks.items import Item
 from analyses.tasks.task import Splits, Task, as_splits
 from hooks import Site, host_of
+from hooks.running import run
 from surgery import Decompositions, Edit, KeepTop
 from surgery.arguments import counted
 from surgery.arguments import seed as checked_seed
@@ -242,9 +244,10 @@ def text_cost(setup: Setup, text: str | Tensor | None, spec: Mapping[str, Edit])
     """The loss on a plain text without and with the edits; None without a text."""
     if text is None:
         return None
-    before = text_loss(setup.model, text, prepend_bos=setup.prepend_bos)
+    encoded, forward = encode_text(setup.model, text, prepend_bos=setup.prepend_bos), partial(run, setup.model)
+    before = text_loss_encoded(encoded, forward)
     with setup.under(spec):
-        return TextCost(before, text_loss(setup.model, text, prepend_bos=setup.prepend_bos))
+        return TextCost(before, text_loss_encoded(encoded, forward))
 
 
 def test_report(test: Comparison, text: TextCost | None) -> list[str]:
