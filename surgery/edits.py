@@ -26,7 +26,9 @@ _SLICE = re.compile(r"(-?[0-9]{1,18})?:(-?[0-9]{1,18})?(:(?P<step>-?[0-9]{1,18})
 
 
 class Gains(NamedTuple):
-    """What an edit does to the components of a basis: component i gives `γ_i s_i (x·u_i) v_i + (1 − γ_i) s_i c_i v_i`.
+    """The gains that an edit puts on the components of a basis.
+
+    Component i then writes `γ_i s_i (x·u_i) v_i + (1 − γ_i) s_i c_i v_i`.
 
     `values[i]` is the gain γ_i. `rest` is the gain of what the components leave of the matrix (nothing, in a complete
     basis). `constants[i]` is c_i, which replaces the coordinate x·u_i with weight 1 − γ_i; None for zeros.

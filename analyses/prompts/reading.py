@@ -52,8 +52,8 @@ class Prompts:
 
 
 Tokens: TypeAlias = Tensor | str | Sequence[str] | Mapping[str, object] | Task | Sequence[Item] | Prompts
-"""Token ids `[example pos]`, one text, a list of texts, a tokenizer's output (`input_ids`, `attention_mask`), a task or
-a list of its items; or prompts that were read before."""
+"""What can be read as prompts: token ids `[example pos]`; a text or a list of texts; a tokenizer's output, which has
+`input_ids` and `attention_mask`; a task or a list of items; or what `read` gave before."""
 
 
 def read(

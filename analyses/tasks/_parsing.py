@@ -86,6 +86,7 @@ class _Reader:
     fields: Mapping[str, object]
 
     def answer(self) -> AnswerItem:
+        """The item of a record with a prompt and an answer."""
         prompt, value = self.prompt(), self.needed("answer")
         self.refuse_fields_besides("prompt", "answer", "alternatives", "distractors")
         # After ids, a list of numbers can only be one answer in ids.
@@ -105,6 +106,7 @@ class _Reader:
         )
 
     def choice(self) -> ChoiceItem:
+        """The item of a record with a prompt and labels."""
         prompt = self.prompt()
         self.needed("labels")
         labels, correct = self.listed("labels"), self.needed("correct")
@@ -122,6 +124,7 @@ class _Reader:
         return MinimalPair(good, bad, groups=self.groups(), metadata=self.metadata())
 
     def prompt(self) -> Text:
+        """The prompt, from the template if there is one."""
         template = self.schema.template
         if template is None:
             return self.text("prompt", self.needed("prompt"))
@@ -141,6 +144,7 @@ class _Reader:
         return tuple(dict.fromkeys(joined(prompt, self.text(name, value), self.schema.separator) for value in values))
 
     def text(self, name: str, value: object) -> Text:
+        """The value of a field as a text: a string, token ids, or a whole number spelled out."""
         if _is_ids(value):
             return tuple(value)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -159,6 +163,7 @@ class _Reader:
         return value
 
     def listed(self, name: str) -> list[object]:
+        """The entries of a field that holds a list, none where it is empty."""
         value = self.fields.get(name)
         if value is None or value == "":
             return []
@@ -208,6 +213,7 @@ class _Reader:
         return next(iter(readings.values()))
 
     def two_readings(self, correct: object, labels: Sequence[object], positions: Sequence[int]) -> TaskFileError:
+        """The error for a `correct` that is a label and also the position of another one."""
         others = ", ".join(repr(labels[at]) for at in positions)
         return TaskFileError(
             self.record.source,
@@ -236,6 +242,7 @@ class _Reader:
         return {name: value for name, value in self.fields.items() if name not in _FIELDS}
 
     def needed(self, name: str) -> object:
+        """The value of a field that the item cannot do without."""
         value = self.fields.get(name)
         if value is None or value == "":
             raise self.record.error(

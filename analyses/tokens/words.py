@@ -7,7 +7,7 @@ from analyses.tokens.tokenizer import Ids, Speller, Unspellable, vocabulary
 from surgery.arguments import shown
 
 _BEFORE = ("\n", "a")
-"""Texts to continue: how a tokenizer spells a word by itself may differ, as where it puts a space before every text."""
+"""Texts before a word. A tokenizer may spell the word otherwise without one: some put a space before every text."""
 
 
 def token_of(model: nn.Module, word: str) -> int:

@@ -1,4 +1,4 @@
-"""A linear associative memory that stores its noise as one component: the smallest model of what truncation can remove.
+"""A linear associative memory that stores its noise as one component: the smallest model of what truncation removes.
 
 Inputs x are uniform over n; the label is x with probability 1 − α, else the noise class n + 1. The logits of x are a
 row of W: [n, n + 1] (orthonormal embeddings and unembedding change nothing), which starts at 0 and follows full-batch

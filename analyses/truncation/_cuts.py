@@ -8,7 +8,8 @@ from surgery import DropTop, Edit, KeepTop, Zero
 from surgery.arguments import shown
 
 End = Literal["full", "keep top", "drop top", "top component dropped", "MLP dropped"]
-"""What was cut: nothing, all but the top ρ, the top ρ, the strongest component alone, or everything an MLP writes."""
+"""Which cut it is, in the order above: none; only the top ρ is kept; the top ρ is dropped; only the strongest component
+is dropped; or the whole output of an MLP is dropped."""
 
 RHOS = (0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 
