@@ -96,6 +96,7 @@ def by_curvature(
         for group in groups:
             widths = [gains[site].shape[1] for site in group]
 
+            # Defaults, since a closure would see the group of the loop's last turn.
             def product(z: Tensor, group: list[Site] = group, widths: list[int] = widths) -> Tensor:
                 parts = [part.to(gains[site]) for part, site in zip(z.split(widths, 1), group, strict=True)]
                 return torch.cat(_hessian_product(slopes, gains, group, parts), 1)
@@ -104,6 +105,8 @@ def by_curvature(
             yield from zip(group, estimates.split(widths, -1), strict=True)
 
     widths = [sum(len(question.targets[site].units) for site in group) for group in groups]
+    # Slopes that can be differentiated again cost about four passes, and each product two. As many products as there
+    # are gains give the diagonal itself: no group needs more.
     passes = 4.0 + 2 * sum(min(draws, width) for width in widths)
     found = _second_order(question, f"curvature ({draws} probes)", diagonal, passes=passes, progress=progress)
     if not isinstance(question.examples.metric, Loss):
@@ -138,6 +141,7 @@ def by_exact_curvature(
         for site, target in question.targets.items():
             exact = torch.zeros_like(gains[site])
             for column in range(len(target.units)):
+                # Examples have gains of their own: one product, with the same unit vector for each, serves them all.
                 z = torch.zeros_like(gains[site])
                 z[:, column] = 1
                 (product,) = _hessian_product(slopes, gains, [site], [z])
@@ -211,6 +215,8 @@ def _fisher(question: Question, draws: int, seed: int, *, progress: bool) -> Eff
             drawn = backward(question, Examples(part.inputs, _sampled_loss(labels, generator)))
             for site, target in question.targets.items():
                 second[site] = second[site] + units_of(target, drawn.score(target)).square().sum(1) / draws
+        # The loss is the mean over n labels, so that the gradient at a position carries 1/n and its square 1/n². The
+        # curvature of a mean carries 1/n: n of it is given back.
         n = (labels != metrics.IGNORED).sum(1, keepdim=True)
         for site, target in question.targets.items():
             rows[site].append((units_of(target, first.score(target).sum(1)) + 0.5 * n * second[site]).cpu())
@@ -221,8 +227,10 @@ def _drawn_towards(found: Effects, fisher: Effects) -> Effects:
     """Each matrix's estimate at half its distance from the Fisher one, less the share that is noise (James–Stein)."""
     examples, noise = {}, {}
     for site, rows in found.examples.items():
+        # Of the mean over examples, since its noise is known, and that of a single example is not.
         apart = rows.mean(0) - fisher.examples[site].mean(0)
         variance = found.noise.get(site, torch.zeros(rows.shape[1])).square().mean()
+        # The mean square distance is signal + noise; what is left of it without the noise is the share to believe.
         signal = 1 - variance / apart.square().mean().clamp_min(torch.finfo(apart.dtype).tiny)
         weight = LOCAL_SHARE * signal.clamp(0, 1)
         examples[site] = fisher.examples[site] + weight * (rows - fisher.examples[site])
@@ -250,9 +258,12 @@ def _second_order(question: Question, method: str, diagonal: Diagonal, *, passes
             if part.metric.whole_batch:
                 _check_separate(part.metric, values, list(gains.values()))
             baselines.append(values.detach())
+            # No example's gains reach another's value: the gradient of the sum holds the slopes of each by itself. A
+            # matrix that the metric does not depend on has slopes of 0, not None.
             found = torch.autograd.grad(values.sum(), list(gains.values()), create_graph=True, materialize_grads=True)
             slopes = dict(zip(gains, found, strict=True))
             for site, drawn in diagonal(slopes, gains):
+                # A removal moves γ from 1 to 0, by −1: −slope + ½ curvature.
                 rows[site].append((0.5 * drawn.mean(0) - slopes[site].detach()).cpu())
                 draws[site].append(0.5 * drawn.sum(1).cpu())
     noise = {
@@ -269,6 +280,7 @@ def _check_separate(metric: Metric, values: Float[Tensor, " example"], gains: li
     Raises:
         ValueError: if the gains of one example move the value of another.
     """
+    # Where a value depends on its own gains only, weighting the values weights the rows of slopes and no more.
     weights = torch.linspace(1, 2, len(values), device=values.device, dtype=values.dtype)
     slopes = [
         torch.autograd.grad(values, gains, weight, retain_graph=True, materialize_grads=True)
@@ -276,6 +288,7 @@ def _check_separate(metric: Metric, values: Float[Tensor, " example"], gains: li
     ]
     for weighted, plain in zip(*slopes, strict=True):
         expected = weights.to(plain).unsqueeze(1) * plain
+        # Rounding stays orders of magnitude below; a mean over the batch is off by as much as the slopes themselves.
         if float((weighted - expected).abs().max()) > 1e-3 * float(expected.abs().max()):
             raise ValueError(
                 f"{metric.name} gives an example a value that depends on other examples, as a mean over them does, and "
@@ -290,6 +303,7 @@ def _with_gains(question: Question, part: Examples) -> Temporary[dict[Site, Tens
     for site, target in question.targets.items():
         S = target.components.S
         gains[site] = S.new_ones(part.n_examples, len(target.units)).requires_grad_()
+        # A metric may read an example in several rows, all of which have the gains of their example.
         own = gains[site] if part.owner is None else gains[site][part.owner.to(S.device)]
         unit_of = [number for number, unit in enumerate(target.units) for _ in unit]
         # Added to the output, it is 0, but depends on the gains.
@@ -304,6 +318,7 @@ def _hessian_product(
     curved = [(slopes[site], one) for site, one in zip(group, z, strict=True) if slopes[site].requires_grad]
     if not curved:  # the metric is linear in these gains
         return tuple(torch.zeros_like(gains[site]) for site in group)
+    # The gradient of slopes · z, z held fixed, is H z: one backward pass through the graph of the first one.
     outputs, vectors = zip(*curved, strict=True)
     return torch.autograd.grad(
         outputs, [gains[site] for site in group], vectors, retain_graph=True, materialize_grads=True
@@ -335,6 +350,7 @@ def _diagonals(
         return torch.stack(columns, 1).float().unsqueeze(0)
     # Signs ±1, of each example its own: a product with all examples at once costs no more than with one.
     omega = torch.randint(2, (k, *shape), generator=generator).mul_(2).sub_(1).double()
+    # In fp64 from here on: the factorisation separates columns that may point nearly the same way.
     Y = torch.stack([product(z) for z in omega], dim=-1).double()
     omega = omega.to(Y.device)
     # Q holds the leading directions of H that the products have met, and H Q resolves them.
@@ -356,7 +372,9 @@ def _sampled_loss(labels: Int[Tensor, "example pos"], generator: torch.Generator
     """The loss on labels drawn from the prediction itself, where `labels` has one."""
 
     def sampled(logits: Float[Tensor, "example pos d_vocab"]) -> Float[Tensor, " example"]:
+        # Without a graph: the labels are drawn, and then held fixed, as those of the loss are.
         draw = torch.multinomial(logits.detach().float().softmax(-1).flatten(0, 1), 1, generator=generator)
+        # One row of labels may serve all examples; where it ignores a position, so does the draw.
         given = labels.expand(len(logits), -1)
         drawn = torch.where(given == metrics.IGNORED, given, draw.view(given.shape))
         return metrics.loss(drawn)(logits)

@@ -186,7 +186,7 @@ def _weights(undecided: Bool[Tensor, " item"], n: int) -> Float[Tensor, " first"
     weights = torch.zeros(n, dtype=torch.double)
     for is_undecided in (True, False):
         alike = first == is_undecided
-        if alike.any():
+        if alike.any():  # a kind may be missing among few items; the other then stands for all
             weights[alike] = float((undecided == is_undecided).sum()) / float(alike.sum())
     return weights / weights.sum()
 

@@ -126,6 +126,7 @@ def _trimmed(context: Text) -> tuple[Text, str]:
 
 def _tokenised(spell: Speller, item: Item, new_tokens: int) -> TokenisedItem:
     texts = [(text, True) for text in item.right] + [(text, False) for text in item.wrong]
+    # A pair has no prompt: the first token of each sentence is what the rest of it continues.
     if item.kind == "pair":
         continuations = [_sentence(spell, text, right) for text, right in texts]
         prompt = context = continuations[0].context
@@ -162,6 +163,7 @@ def _without_repeats(continuations: Sequence[Continuation]) -> tuple[Continuatio
     """Continuations that are the same tokens, once; refuses a right and a wrong one that are."""
     first_with: dict[tuple[Ids, Ids], Continuation] = {}
     for continuation in continuations:
+        # The first of them stays; another text for the same tokens would count their probability twice.
         first = first_with.setdefault((continuation.context, continuation.ids), continuation)
         if first.right != continuation.right:
             raise Unspellable(
@@ -174,6 +176,7 @@ def _read(spell: Speller, prompt: Text) -> Ids:
     """The ids of a beginning: of a string with the beginning-of-sequence token, exactly once, if there is one."""
     if not isinstance(prompt, str):
         return prompt
+    # The text may have the token written out at its start, as chat templates do.
     ids, bos = spell.ids(prompt), spell.words.bos
     return ids if bos is None or ids[:1] == (bos,) else (bos, *ids)
 
@@ -200,6 +203,7 @@ def after(spell: Speller, prompt: Text, spaces: str, text: Text) -> Ids:
         # There is no text to tokenise together with the answer: it is spelled alone, and the two are read together.
         apart = spell.check(spell.ids(text), text)
         # Some tokenizers put a space before every text, which would be a second one here.
+        # Compared with the prompt before it: what a tokenizer reads at the start of a text it may read otherwise later.
         if spell.read([*prompt, *apart]) != spell.read(prompt) + text:
             raise Unspellable(
                 f"the tokenizer spells {text!r} apart from its prompt, which is ids, differently: give ids for both"

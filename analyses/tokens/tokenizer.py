@@ -46,6 +46,7 @@ def vocabulary(model: nn.Module, *, prepend_bos: bool | None = None) -> Vocabula
     wants_bos = prepends_bos(model) if prepend_bos is None else prepend_bos
     return Vocabulary(
         tokenizer=tokenizer,
+        # Left out where the model has no embedding for it: a row then begins with the text.
         bos=_special(tokenizer, "bos", size) if wants_bos else None,
         # Padding is masked: any id that has an embedding will do.
         pad=_special(tokenizer, "pad", size) or 0,
@@ -82,6 +83,7 @@ class Speller:
         # The ids of each text, or the reason why it has none.
         self.spelled: dict[str, Ids | str] = {"": ()}
         if words.tokenizer is not None:
+            # Without the empty text, of which some tokenizers make a token for the space that they put before it.
             self.spelled |= _spelled(words.tokenizer, [text for text in dict.fromkeys(texts) if text])
 
     def ids(self, text: str) -> Ids:
@@ -127,6 +129,7 @@ class Speller:
 def _spelled(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, Ids | str]:
     """The ids of each text, or why it has none."""
     try:
+        # Not verbose: it would warn of texts that are longer than the model reads, which items refuse by name.
         rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
     except Exception as error:
         # A vocabulary without an unknown token raises a bare Exception for the whole list: ask for each text alone.
