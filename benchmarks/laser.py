@@ -13,6 +13,7 @@ import argparse
 import copy
 import time
 import warnings
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,9 @@ def one_candidate(model: nn.Module, site: str, rho: float, tokens: Tensor, answe
     place = place_of(edited, site)
     W = place.matrix()
     U, S, V = torch.svd_lowrank(W, q=rank_from_rho(rho, min(W.shape)), niter=2)
-    place.slots[0].registered().copy_(place.stored((U * S) @ V.mT))
+    weight = place.slots[0].registered()
+    assert weight is not None
+    weight.copy_(place.stored((U * S) @ V.mT))
     right = 0
     for rows, wanted in zip(tokens.split(batch_size), answers.split(batch_size), strict=True):
         logits = edited(rows)[:, -1]
@@ -85,7 +88,9 @@ def since(start: tuple[float, float]) -> tuple[float, float]:
     return wall - start[0], processor - start[1]
 
 
-def timed(model: nn.Module, parts: Splits, strategy: str) -> tuple[tuple[float, float], laser.SearchResult]:
+def timed(
+    model: nn.Module, parts: Splits, strategy: Literal["exhaustive", "screened"]
+) -> tuple[tuple[float, float], laser.SearchResult]:
     surgery.forget(model)
     start = now()
     result = laser.search(model, parts, strategy=strategy, progress=False)

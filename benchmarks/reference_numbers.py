@@ -33,13 +33,13 @@ SPEC = {"blocks.1.mlp.W_out": Drop([0, 1, 2])}
 FEW = attribution.Selection({SITES[0]: [0, 1, 2, 3]})
 
 METHODS: dict[str, Callable[..., attribution.Effects]] = {
-    "by_gradient": lambda *asked: attribution.by_gradient(*asked, SITES, progress=False),
+    "by_gradient": lambda m, t, metric: attribution.by_gradient(m, t, metric, SITES, progress=False),
     "by_fisher": lambda m, t, loss: attribution.by_fisher(m, t, loss.labels, SITES, progress=False),
-    "by_curvature": lambda *asked: attribution.by_curvature(*asked, SITES, draws=2, progress=False),
-    "by_exact_curvature": lambda *asked: attribution.by_exact_curvature(*asked, FEW, progress=False),
-    "by_ablation": lambda *asked: attribution.by_ablation(*asked, SITES, progress=False),
-    "by_path": lambda *asked: attribution.by_path(*asked, SPEC, progress=False),
-    "by_shapley": lambda *asked: attribution.by_shapley(*asked, SPEC, draws=4, progress=False),
+    "by_curvature": lambda m, t, metric: attribution.by_curvature(m, t, metric, SITES, draws=2, progress=False),
+    "by_exact_curvature": lambda m, t, metric: attribution.by_exact_curvature(m, t, metric, FEW, progress=False),
+    "by_ablation": lambda m, t, metric: attribution.by_ablation(m, t, metric, SITES, progress=False),
+    "by_path": lambda m, t, metric: attribution.by_path(m, t, metric, SPEC, progress=False),
+    "by_shapley": lambda m, t, metric: attribution.by_shapley(m, t, metric, SPEC, draws=4, progress=False),
 }
 
 

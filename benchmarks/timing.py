@@ -49,7 +49,7 @@ def in_turns(
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
-        for name in list(calls) if turn % 2 else reversed(calls):
+        for name in list(calls) if turn % 2 else reversed(list(calls)):
             with (around or {}).get(name, nullcontext)():
                 took = seconds_of(calls[name], device=device)
             if turn:

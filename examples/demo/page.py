@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from analyses import plots
 from examples.demo.experiment import GAINS, W_OUT, Demo, Row
 
-ANSWER, NOISE, QUIET = plots.TEMPLATE.layout.colorway[:3]
+ANSWER, NOISE, QUIET = plots.TEMPLATE.to_plotly_json()["layout"]["colorway"][:3]
 WIDTH = 900
 METRICS = {
     "p_correct": "p(correct)", "p_noise": "p(noise)", "accuracy": "accuracy",
