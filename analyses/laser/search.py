@@ -104,7 +104,7 @@ class SearchResult:
         n, n_complete = len(self.unedited.scores), len(complete(self.unedited, self.trials))
         lines = [
             f"LASER search of {self.task!r}, {self.strategy}: {counted(len(self.trials), 'candidate')} tried, "
-            f"{n_complete} of them on all of {counted(n, 'validation item')}; seed {self.seed}, "
+            f"{n_complete} of them on all {counted(n, 'validation item')}; seed {self.seed}, "
             f"weights {self.weight_state}",
             f"chosen on validation: {self._choice()}",
             *test_report(self.test, self.text),

@@ -482,7 +482,7 @@ def test_a_list_of_items_is_searched_as_a_task() -> None:
 def test_one_of_a_thing_is_not_called_several() -> None:
     with borrowed("bridge gpt2") as model:
         found = laser.search(model, parts_of(made()), "blocks.0.mlp.W_in", rhos=(0.1,), **QUIET)
-    assert "exhaustive: 1 candidate tried, 1 of them on all of " in repr(found)
+    assert "exhaustive: 1 candidate tried, 1 of them on all " in repr(found)
 
 
 def test_an_edit_of_more_components_than_there_are_is_refused_before_anything_is_run(
