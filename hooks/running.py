@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 
 from hooks.hosts import host_of
 from hooks.inputs import Inputs, Reads
+from hooks.past import read_on
 from hooks.places import Place
 from hooks.recording import Recording, has_hooks, hidden, in_form_of, recorded, replayed
 from hooks.sites import Site
@@ -87,6 +88,8 @@ def rerun(
     # Another W_O needs attention to run; what is added to the output of W_O does not.
     known = site.part == "mlp" or added is not None
     if known and taps is None and reruns_reads_alone(model, inputs, site):
+        if inputs.past is not None:
+            inputs.past.skip(torch.ones_like(inputs.tokens) if inputs.mask is None else inputs.mask)
         return _from_reads(model, inputs, recording, site, rows, added)
     if added is None and taps is None and _last_mlp_can_wait(model, inputs, recording):
         reached = _last_attention(model, inputs, recording, site, rows)
@@ -131,6 +134,8 @@ def autograd(on: bool) -> Iterator[None]:
 
 def _forward(model: nn.Module, inputs: Inputs) -> Float[Tensor, "row2 pos2 d_vocab"]:
     # Without a mask TransformerLens makes one of its own, from the padding side and the padding token.
+    if inputs.past is not None:
+        return read_on(model, inputs.tokens, inputs.mask, inputs.past)
     if inputs.mask is None:
         return model(inputs.tokens, return_type="logits")
     return model(inputs.tokens, attention_mask=inputs.mask.long(), return_type="logits")

@@ -77,8 +77,8 @@ def log_p(table: Continuations, values: Float[Tensor, " continuation"], *, right
     return logsumexp_by(values, table.item, (table.right == right) & ~table.nested, table.n_items)
 
 
-def place_of(table: Continuations) -> Int[Tensor, " target"]:
-    """The place of each target in its continuation, from 0."""
+def step_of(table: Continuations) -> Int[Tensor, " target"]:
+    """Which token of its continuation each target is, from 0."""
     starts = table.length.cumsum(0) - table.length
     return torch.arange(len(table.target)) - starts[table.target]
 
@@ -92,7 +92,7 @@ def worst_rank(
     """
     rank = rank.cpu()
     if n_tokens is not None:
-        rank = torch.where(place_of(table) < n_tokens, rank, 0)
+        rank = torch.where(step_of(table) < n_tokens, rank, 0)
     worst = torch.zeros(len(table.item), dtype=torch.long).scatter_reduce(0, table.target, rank, "amax")
     largest = torch.full((table.n_items,), torch.iinfo(torch.long).max)
     return largest.scatter_reduce(0, table.item[table.right], worst[table.right], "amin")

@@ -1,11 +1,10 @@
-"""What counts as right: an answer that comes first, one found in a generated text, the likeliest of several texts."""
+"""What counts as right by the logits of one pass: an answer that comes first, the likeliest of several texts."""
 
 # All rules share their unit and direction, and are named after their settings: class variables and a property stand
 # where other metrics have fields.
 # pyright: reportIncompatibleVariableOverride=false
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, final, get_args
 
@@ -14,12 +13,12 @@ from torch import Tensor
 
 from analyses.metrics import Metric
 from analyses.metrics.of_tasks import OfTask
-from analyses.metrics.readings import Readings, amax_by, place_of, summed, worst_rank
+from analyses.metrics.readings import Readings, amax_by, step_of, summed, worst_rank
 from analyses.prompts import Continuations
 from analyses.tasks.items import Kind
 from analyses.tasks.task import Task
 from analyses.tokens.items import TokenisedItem
-from surgery.arguments import counted, one_of, shown, whole
+from surgery.arguments import counted, one_of, shown
 
 Per: TypeAlias = Literal["sequence", "token", "byte", "first"]
 
@@ -47,6 +46,18 @@ class Rule(OfTask):
         """Why the rule cannot tell the item's right texts from its wrong ones; empty if it can."""
         return ""
 
+    @property
+    def n_generated(self) -> int:
+        """How many texts the model has to generate for each item."""
+        return 0
+
+    def check(self, task: Task) -> None:
+        """Refuse a task that this rule cannot judge.
+
+        Raises:
+            ValueError: if there is something about its items.
+        """
+
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
@@ -57,27 +68,31 @@ class StartsWith(Rule):
     tells. The answer's own tokenisation is asked for; another spelling of the same text is another alternative.
 
     Args:
-        n_tokens: how many of an answer's tokens have to come, from the first on; None for all. Eigenpruning
-            (arXiv:2404.03147) asks for 1.
+        per: how much of an answer has to come: the whole "sequence" of its tokens, or the "first" token alone, as
+            Eigenpruning (arXiv:2404.03147) asks.
     """
 
     kinds: ClassVar[tuple[Kind, ...]] = ("answer",)
-    n_tokens: int | None = None
+    per: Literal["sequence", "first"] = "sequence"
 
     def __post_init__(self) -> None:
-        if self.n_tokens is not None:
-            whole(self.n_tokens, "StartsWith was given n_tokens", least=1)
+        one_of(self.per, "StartsWith was given per", ("sequence", "first"))
 
     def __repr__(self) -> str:
-        return "StartsWith()" if self.n_tokens is None else f"StartsWith(n_tokens={self.n_tokens})"
+        return "StartsWith()" if self.per == "sequence" else f"StartsWith(per={self.per!r})"
+
+    @property
+    def n_counted(self) -> int | None:
+        """How many of an answer's tokens count, from the first on; None for all."""
+        return 1 if self.per == "first" else None
 
     def undecided(self, item: TokenisedItem) -> str:
         """Why, where an answer and a distractor begin with the same tokens, of which no others are looked at."""
-        return "" if self.n_tokens is None else _alike(item, self.n_tokens)
+        return "" if self.n_counted is None else _alike(item, self.n_counted)
 
     def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
         """1 where every token of an accepted answer that counts is the likeliest, else 0."""
-        return (worst_rank(table, readings.rank, n_tokens=self.n_tokens) == 0).float()
+        return (worst_rank(table, readings.rank, n_tokens=self.n_counted) == 0).float()
 
 
 @final
@@ -107,52 +122,6 @@ class SaysNext(Rule):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Contains(Rule):
-    """Right if an accepted answer is found among the first tokens generated greedily, the prompt not being looked at.
-
-    String answers are looked for in the generated text up to the end-of-text token, ids in the generated ids.
-    Generation goes on from the prompt exactly as it is given, spaces at its end included. Every token takes a whole
-    forward pass, of which nothing is kept: the speed-ups of `laser` are those of rules that read an answer off one
-    forward pass, such as `StartsWith`, and generation has none of them.
-
-    Args:
-        n_tokens: how many tokens to generate.
-        whole_words: whether a letter or digit right before or after the answer speaks against it: "he" is not in "the".
-            Turn it off for languages that do not separate words.
-        ignore_case: if True, compare without regard to case.
-
-    Source: the generation accuracy of LASER (arXiv:2312.13558).
-    """
-
-    kinds: ClassVar[tuple[Kind, ...]] = ("answer",)
-    n_tokens: int = 10
-    whole_words: bool = True
-    ignore_case: bool = True
-
-    def __post_init__(self) -> None:
-        whole(self.n_tokens, "Contains was given n_tokens", least=1)
-
-    @property
-    def new_tokens(self) -> int:
-        """How many tokens are generated."""
-        return self.n_tokens
-
-    def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
-        """Raises: what is generated is no function of the logits of one pass."""
-        raise ValueError(
-            f"{self!r} has the model generate {counted(self.n_tokens, 'token')}, which is no function of the logits of "
-            "one pass. Take StartsWith() or a metric, such as metrics.log_prob()."
-        )
-
-    def find(self, answer: str, text: str) -> int | None:
-        """Where in the text the answer is, or None."""
-        edge = r"(?<!\w){}(?!\w)" if self.whole_words else "{}"
-        found = re.search(edge.format(re.escape(answer.strip())), text, re.IGNORECASE if self.ignore_case else 0)
-        return None if found is None else found.start()
-
-
-@final
-@dataclass(frozen=True, slots=True)
 class Likeliest(Rule):
     """Right if a right text has a higher log-probability than every wrong one; equal does not count.
 
@@ -167,10 +136,19 @@ class Likeliest(Rule):
     def __post_init__(self) -> None:
         one_of(self.per, "Likeliest was given per", get_args(Per))
 
+    def check(self, task: Task) -> None:
+        """Refuse to divide by the bytes of token ids."""
+        texts = (text for item in task.items for text in (*item.right, *item.wrong))
+        if self.per == "byte" and not all(isinstance(text, str) for text in texts):
+            raise ValueError(
+                f"{self!r} is given for task {task.name!r}, which has token ids: only strings have a length in bytes. "
+                "Take per='token'."
+            )
+
     def compared(self, table: Continuations, log_prob: Float[Tensor, " target"]) -> Float[Tensor, " continuation"]:
         """What the continuations are compared by, from the log-probability of every target."""
         if self.per == "first":
-            return log_prob[(place_of(table) == 0).to(log_prob.device)]
+            return log_prob[(step_of(table) == 0).to(log_prob.device)]
         divisor = {"sequence": 1, "token": table.length, "byte": table.n_bytes}[self.per]
         return summed(table, log_prob) / divisor
 
@@ -234,7 +212,7 @@ def _default(task: Task) -> Rule:
     if named is None:
         return StartsWith() if task.kind == "answer" else Likeliest()
     # A dataclass with slots is made twice, and the class that is used comes second: the later of a name is kept.
-    rules = {rule.__name__: rule for rule in Rule.__subclasses__()}
+    rules = {rule.__name__: rule for rule in _kinds_of(Rule)}
     if named.name not in rules:
         raise ValueError(
             f"task {task.name!r} is scored by {named}, and there is no rule {named.name!r}: there are "
@@ -246,6 +224,12 @@ def _default(task: Task) -> Rule:
         raise ValueError(f"task {task.name!r} is scored by {named}: {error}. Correct the settings.") from None
 
 
+def _kinds_of(rule: type[Rule]) -> Iterator[type[Rule]]:
+    """The rules that can be made, below this one."""
+    for kind in rule.__subclasses__():
+        yield from _kinds_of(kind) if kind.__subclasses__() else (kind,)
+
+
 def _checked(task: Task, rule: Rule) -> Rule:
     """The rule, if it can judge the task's items."""
     if task.kind not in rule.kinds:
@@ -254,10 +238,5 @@ def _checked(task: Task, rule: Rule) -> Rule:
             f"it is for the kinds {' and '.join(rule.kinds)}. "
             f"{'StartsWith, SaysNext and Contains are' if task.kind == 'answer' else 'Likeliest is'} for {task.kind}."
         )
-    texts = (text for item in task.items for text in (*item.right, *item.wrong))
-    if isinstance(rule, Likeliest) and rule.per == "byte" and not all(isinstance(text, str) for text in texts):
-        raise ValueError(
-            f"{rule!r} is given for task {task.name!r}, which has token ids: only strings have a length in bytes. "
-            "Take per='token'."
-        )
+    rule.check(task)
     return rule

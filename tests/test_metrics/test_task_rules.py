@@ -117,17 +117,17 @@ def test_starts_with_looks_at_the_first_tokens_that_count() -> None:
     second = int(model(torch.tensor([[*tokens, first]]))[0, -1].argmax())
     off = (second + 1) % 40
     items = [AnswerItem(tokens, (answer,)) for answer in ((first, off), (first, second), (off, second))]
-    by = {n: scoring.score(model, items, rule=StartsWith(n)) for n in (None, 1, 2)}
-    assert by[1].correct.tolist() == [True, True, off == first] and by[1].rank[:2].tolist() == [0, 0]
-    assert by[2].correct.tolist() == by[None].correct.tolist() == [False, True, False]
-    assert by[1].prediction_ids == ((first,),) * 3
-    quantity = StartsWith(1).quantity(by[1].encoded.continuations, _readings(model, by[1].encoded))
-    assert quantity.tolist() == by[1].correct.float().tolist()
+    whole, by_first = (scoring.score(model, items, rule=StartsWith(per)) for per in ("sequence", "first"))
+    assert by_first.correct.tolist() == [True, True, off == first] and by_first.rank[:2].tolist() == [0, 0]
+    assert whole.correct.tolist() == [False, True, False]
+    assert by_first.prediction_ids == ((first,),) * 3
+    quantity = StartsWith(per="first").quantity(by_first.encoded.continuations, _readings(model, by_first.encoded))
+    assert quantity.tolist() == by_first.correct.float().tolist()
     # The rank of the second token does not count.
-    assert by[1].rank[2] == int((_logits(model, tokens) > _logits(model, tokens)[off]).sum())
-    assert repr(StartsWith()) == "StartsWith()" and repr(StartsWith(1)) == "StartsWith(n_tokens=1)"
-    with pytest.raises(ValueError, match="StartsWith was given n_tokens=0"):
-        StartsWith(0)
+    assert by_first.rank[2] == int((_logits(model, tokens) > _logits(model, tokens)[off]).sum())
+    assert repr(StartsWith()) == "StartsWith()" and repr(StartsWith(per="first")) == "StartsWith(per='first')"
+    with pytest.raises(ValueError, match="StartsWith was given per='last'"):
+        StartsWith("last")
 
 
 def _logits(model: nn.Module, tokens: tuple[int, ...]) -> torch.Tensor:
@@ -176,5 +176,5 @@ def test_texts_that_begin_alike_are_refused_where_only_their_beginning_counts() 
     assert len(scoring.score(model, choice)) == 2
     answer = [AnswerItem((1, 2), ((5, 6),), ((5, 8),))]
     with pytest.raises(ValueError, match=r"begin with the same tokens \(5,\)\. .* such as StartsWith\(\)"):
-        scoring.score(model, answer, rule=StartsWith(1))
+        scoring.score(model, answer, rule=StartsWith(per="first"))
     assert len(scoring.score(model, answer, rule=StartsWith(2))) == 1

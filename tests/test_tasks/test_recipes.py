@@ -302,7 +302,7 @@ def test_superglue_has_labels_by_number_or_name_and_some_have_none(numbers: bool
     assert asked(task) == [
         (CB.format("P.", "H."), (label,), tuple(other for other in labels if other != label)) for label in labels
     ]
-    assert left_out(task) == {"'label' is -1: no label": 1} and task.rule == NamedRule("StartsWith", {"n_tokens": 1})
+    assert left_out(task) == {"'label' is -1: no label": 1} and task.rule == NamedRule("StartsWith", {"per": "first"})
     rte = read("rte", [{"premise": "P.", "hypothesis": "H.", "label": 1, "idx": 0}])
     assert asked(rte) == [(RTE.format("P.", "H."), (" contradicts",), (" entails",))]
 

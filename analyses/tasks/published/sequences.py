@@ -15,7 +15,7 @@ from analyses.tasks.published.tokenizers import Tokenizer, check_tokenizer, ids_
 from analyses.tasks.rules import NamedRule
 from surgery.arguments import counted, one_of, whole
 
-_FIRST = NamedRule("StartsWith", {"n_tokens": 1})
+_FIRST = NamedRule("StartsWith", {"per": "first"})
 
 
 @final
