@@ -177,4 +177,4 @@ def test_texts_that_begin_alike_are_refused_where_only_their_beginning_counts() 
     answer = [AnswerItem((1, 2), ((5, 6),), ((5, 8),))]
     with pytest.raises(ValueError, match=r"begin with the same tokens \(5,\)\. .* such as StartsWith\(\)"):
         scoring.score(model, answer, rule=StartsWith(per="first"))
-    assert len(scoring.score(model, answer, rule=StartsWith(2))) == 1
+    assert len(scoring.score(model, answer, rule=StartsWith())) == 1
