@@ -8,12 +8,13 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, final, get_args
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.metrics import Metric, of_tasks
+from analyses.metrics import Metric
 from analyses.metrics.of_tasks import OfTask
-from analyses.metrics.readings import Readings, amax_by, summed
+from analyses.metrics.readings import Readings, amax_by, summed, worst_rank
 from analyses.prompts import Continuations
 from analyses.tasks.items import Kind
 from analyses.tasks.task import Task
@@ -49,13 +50,29 @@ class StartsWith(Rule):
 
     It does if and only if every token of the answer is the likeliest after those before it, so that one forward pass
     tells. The answer's own tokenisation is asked for; another spelling of the same text is another alternative.
+
+    Args:
+        per: how much of an answer has to come: the whole "sequence" of its tokens, or the "first" token alone, as in
+            Eigenpruning (arXiv:2404.03147). Answers whose first token is the same are then one.
     """
 
     kinds: ClassVar[tuple[Kind, ...]] = ("answer",)
+    per: Literal["sequence", "first"] = "sequence"
+
+    def __post_init__(self) -> None:
+        one_of(self.per, "StartsWith was given per", ("sequence", "first"))
+
+    def ranks(self, table: Continuations, rank: Int[Tensor, " target"]) -> Int[Tensor, " item"]:
+        """The rank of the worst token that has to come, of the best right answer."""
+        rank = rank.cpu()
+        if self.per == "first":
+            first = table.length.cumsum(0) - table.length
+            rank = torch.zeros_like(rank).index_copy(0, first, rank[first])
+        return worst_rank(table, rank)
 
     def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
-        """1 where every token of an accepted answer is the likeliest, else 0."""
-        return of_tasks.first(table, readings)
+        """1 where every token that has to come is the likeliest, else 0."""
+        return (self.ranks(table, readings.rank) == 0).float()
 
 
 @final

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.metrics.of_tasks import ItemMetric
-from analyses.metrics.readings import Readings, amax_by, log_p, logsumexp_by, summed, worst_rank
+from analyses.metrics.readings import Readings, amax_by, log_p, logsumexp_by, summed
 from analyses.prompts import Continuations
 from analyses.scoring._batches import EncodedTask
 from analyses.scoring._logit_readings import Outcome
@@ -35,7 +35,8 @@ def judge(encoded: EncodedTask, outcome: Outcome) -> Scores:
         case Likeliest() as rule:
             return _likeliest(scores, table, rule.compared(table, of_each))
         case StartsWith() | Contains() as rule:
-            judged = _starts_with(partial(scores, p_correct=right.exp(), p_wrong=wrong.exp()), table, readings)
+            asked = rule if isinstance(rule, StartsWith) else StartsWith()
+            judged = _starts_with(partial(scores, p_correct=right.exp(), p_wrong=wrong.exp()), asked, table, readings)
             return judged if isinstance(rule, StartsWith) else _contains(judged, rule, outcome.generated)
         case rule:
             raise TypeError(f"rule={rule!r}: only StartsWith, Contains and Likeliest can be judged. Give one of them.")
@@ -79,8 +80,10 @@ def _likeliest(scores: Callable[..., Scores], table: Continuations, values: Floa
     )
 
 
-def _starts_with(scores: Callable[..., Scores], table: Continuations, readings: Readings) -> Scores:
-    rank = worst_rank(table, readings.rank)
+def _starts_with(
+    scores: Callable[..., Scores], rule: StartsWith, table: Continuations, readings: Readings
+) -> Scores:
+    rank = rule.ranks(table, readings.rank)
     references = table.first[:-1].tolist()
     said = _greedy_prefixes(table, readings, references)
     first_with = {table.ids[one]: one for one in reversed(references)}
