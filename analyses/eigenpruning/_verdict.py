@@ -55,7 +55,7 @@ class Verdict:
         return self.leads[self.control]
 
     def __str__(self) -> str:
-        lead, other = self.lead, f"'{self.control}'"
+        lead, other = self.lead, f"'{self.control.removeprefix(self.variant.removesuffix('pruned'))}'"
         match self.outcome:
             case "beyond":
                 said = f"the score chooses better than every control; the strongest is {other}"
@@ -64,14 +64,14 @@ class Verdict:
             case "as good":
                 said = f"the score shows nothing beyond {other}, which does as well"
             case "undecided" if lead.difference <= 0:
-                said = f"the score shows nothing beyond {other} here; too few items to say that it never does"
+                said = f"the score shows nothing beyond {other} here; too few items to rule it out"
             case "undecided":
                 said = f"undecided whether the score shows anything beyond {other}: too few items"
         return (
             f"{self.variant}: {said}\n"
-            f"  (lead in accuracy {lead}, {counted(self.n_items, 'item')} in "
-            f"{counted(self.n_clusters, 'cluster')}, {self.level:.0%} for {counted(len(self.leads), 'control')} "
-            f"together, margin {self.margin:g})"
+            f"  (lead in accuracy {lead}; {counted(self.n_items, 'item')}, "
+            f"{counted(self.n_clusters, 'cluster')}; {self.level:.0%} for {counted(len(self.leads), 'control')} "
+            f"together; margin {self.margin:g})"
         )
 
 

@@ -80,9 +80,7 @@ def _likeliest(scores: Callable[..., Scores], table: Continuations, values: Floa
     )
 
 
-def _starts_with(
-    scores: Callable[..., Scores], rule: StartsWith, table: Continuations, readings: Readings
-) -> Scores:
+def _starts_with(scores: Callable[..., Scores], rule: StartsWith, table: Continuations, readings: Readings) -> Scores:
     rank = rule.ranks(table, readings.rank)
     references = table.first[:-1].tolist()
     said = _greedy_prefixes(table, readings, references)
