@@ -1,6 +1,6 @@
-"""Whether better scores make better pruning: the paper's score against curvature, exact effects and controls, at one budget.
+"""Whether better scores prune better: the paper's against curvature, exact effects and controls, at one budget.
 
-python benchmarks/eigenpruning_scores.py [--quick] [--models 5] [--splits 2]
+python benchmarks/eigenpruning_scores.py [--quick] [--models 5] [--splits 1]
 
 Every score chooses as many components of the same matrices, found on the same items; accuracy is that on the other
 half of the items. The models are trained here (once): products and sums with noisy labels, and noisy recall.
@@ -169,7 +169,7 @@ def recallers(models: int, steps: int) -> Iterator[Subject]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=5, help="of products and of sums each; 2 of recall at most")
-    parser.add_argument("--splits", type=int, default=2, help="of the items of each model")
+    parser.add_argument("--splits", type=int, default=1, help="of the items of each model")
     parser.add_argument("--steps", type=int, default=400, help="of training")
     parser.add_argument("--quick", action="store_true", help="one model of each, one split")
     args = parser.parse_args(argv)

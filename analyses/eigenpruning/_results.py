@@ -62,7 +62,7 @@ class Pruning:
         self,
         variant: str = "pruned",
         *,
-        margin: float = 0.05,
+        margin: float | int = 0.05,
         level: float = 0.95,
         resamples: int = 10_000,
         seed: int = 0,
@@ -127,6 +127,7 @@ class Pruning:
         table = sums[["accuracy", "log_loss", "p_correct", "p_wrong"]].astype(float)
         changes = {name: self.compare(name).accuracy for name in self.scores if name != "base"}
         table.insert(1, "change of accuracy", [_shown(changes.get(name), 3) for name in self.scores])
+        table = table.rename(columns={"log_loss": "loss"})
         table["lead over it"] = [_shown(leads.get(name), 2) for name in self.scores]
         verdicts = [str(self.verdict(variant)) for variant in self._judged]
         if not self.chosen.n_components:

@@ -70,8 +70,8 @@ class Verdict:
         return (
             f"{self.variant}: {said}\n"
             f"  (lead in accuracy {lead}; {counted(self.n_items, 'item')}, "
-            f"{counted(self.n_clusters, 'cluster')}; {self.level:.0%} for {counted(len(self.leads), 'control')} "
-            f"together; margin {self.margin:g})"
+            f"{counted(self.n_clusters, 'cluster')}; {self.level:.0%} for {counted(len(self.leads), 'control')}; "
+            f"margin {self.margin:g})"
         )
 
 
@@ -80,7 +80,7 @@ def decided(
     chosen: Scores,
     controls: Mapping[str, Scores],
     *,
-    margin: float = 0.05,
+    margin: float | int = 0.05,
     level: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,

@@ -206,7 +206,8 @@ def test_a_model_is_left_as_it_was_and_the_report_has_every_variant() -> None:
     with borrowed("bridge gpt2") as model:
         result = eigenpruning.prune(model, items(*[5] * 12), SOME, report=report, progress=False)
     controls = ["random 1", "random 2", "random 3", "smallest s", "sign flipped"]
-    assert list(result.scores) == ["base", "pruned", *controls, "fine-tuned", "fine-tuned + pruned"]
+    of_copy = [f"fine-tuned + {name}" for name in ("pruned", *controls)]
+    assert list(result.scores) == ["base", "pruned", *controls, "fine-tuned", *of_copy]
     frame = result.to_dataframe()
     assert list(frame["variant"]) == list(result.scores)
     assert (frame["n_items"] == 6).all()
