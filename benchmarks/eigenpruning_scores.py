@@ -23,7 +23,7 @@ import surgery
 from analyses import arithmetic, attribution, eigenpruning, recall, tasks
 from analyses.attribution import Effects
 from analyses.eigenpruning import Method
-from analyses.statistics import bounded_interval
+from analyses.statistics import bootstrap_interval
 
 CACHE = Path(".surgery-cache")
 PAPER = "the paper's: first order, maximum"
@@ -128,16 +128,23 @@ def table(subjects: Sequence[Subject], budget: Budget, splits: int) -> pd.DataFr
             "lead over the paper's": "" if name == PAPER else interval(
                 [cell.accuracy - other.accuracy for cell, other in zip(of, paper, strict=True)], model
             ),
+            "ahead, behind": "" if name == PAPER else ahead(of, paper),
             "log-loss": f"{sum(cell.log_loss for cell in of) / len(of):.2f}",
             "beyond its controls": f"{outcomes['beyond']} of {len(of)}" if not outcomes[""] else "",
         }  # fmt: skip
     return pd.DataFrame(rows).T
 
 
+def ahead(of: Sequence[Cell], paper: Sequence[Cell]) -> str:
+    """In how many cells a score is ahead of the paper's, and in how many behind."""
+    leads = [cell.accuracy - other.accuracy for cell, other in zip(of, paper, strict=True)]
+    return f"{sum(lead > 0 for lead in leads)}, {sum(lead < 0 for lead in leads)}"
+
+
 def interval(values: Sequence[float], model: Tensor) -> str:
     """The mean, and its 95 % interval over models: all splits of a model are drawn as one."""
     rows = torch.tensor(values, dtype=torch.double)[:, None]
-    low, high = bounded_interval(rows, clusters=model).flatten().tolist()
+    low, high = bootstrap_interval(rows, clusters=model).flatten().tolist()
     return f"{float(rows.mean()):+.2f} [{low:+.2f}, {high:+.2f}]"
 
 

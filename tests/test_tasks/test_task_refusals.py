@@ -118,7 +118,7 @@ CASES = {
     "eigenpruning.Method(per='byte')": "per='byte': it is one of 'token', 'sequence', 'first'",
     "eigenpruning.attribute(model, task, W, per='byte')": "per='byte': it is one of 'token', 'sequence', 'first'",
     "eigenpruning.attribute(model, task, W, score='ablation')": "score='ablation': give an attribution, such as attrib",
-    "eigenpruning.Report(test=0)": "test=0: some items are scored, others reported on. Give 0.2, for instance.",
+    "eigenpruning.Report(test=0)": "test=0: some items are scored and others reported on. Give 0.2, for instance.",
     "eigenpruning.Report(test=1.5)": "test=1.5: give a fraction, from 0 to 1.",
     "eigenpruning.prune(model, task, W, test=0.2)": "prune(..., test=0.2): write report=Report(test=0.2)",
     "eigenpruning.prune(model, task, W, per='first')": "prune(..., per='first'): write method=Method(per='first')",
