@@ -124,10 +124,10 @@ class Pruning:
             f"  right by {self.scores['base'].encoded.rule!r}; 95 % intervals",
         ]
         sums = pd.DataFrame({name: scores.summary().as_row() for name, scores in self.scores.items()}).T
-        table = sums[["accuracy", "log_loss", "p_correct", "p_wrong"]].astype(float)
+        sums = sums.assign(loss=sums["log_loss"])
+        table = sums[["accuracy", "loss", "p_correct", "p_wrong"]].astype(float)
         changes = {name: self.compare(name).accuracy for name in self.scores if name != "base"}
         table.insert(1, "change of accuracy", [_shown(changes.get(name), 3) for name in self.scores])
-        table = table.rename(columns={"log_loss": "loss"})
         table["lead over it"] = [_shown(leads.get(name), 2) for name in self.scores]
         verdicts = [str(self.verdict(variant)) for variant in self._judged]
         if not self.chosen.n_components:
