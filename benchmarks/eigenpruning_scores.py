@@ -156,7 +156,7 @@ def calculators(models: int, steps: int) -> Iterator[Subject]:
             model = arithmetic.bridge(task, seed=seed)
             arithmetic.train(model, task, steps=steps, seed=seed, cache=CACHE, progress=False)
             items = task.items()
-            pairs = {item.prompt: (*item.prompt[:-1], task.d_vocab - 2) for item in items.items}
+            pairs = {prompt: (*prompt[:-1], task.d_vocab - 2) for prompt in map(tuple, task.prompts.tolist())}
             yield Subject(f"i {operation} j", model, items, pairs)
 
 
@@ -168,8 +168,10 @@ def recallers(models: int, steps: int) -> Iterator[Subject]:
         recall.train(model, task, steps=steps, seed=seed, cache=CACHE, progress=False)
         batch = task.sample(16, seed=5, alpha=0.0)
         items = tasks.recall(batch.tokens, batch.answers, scored=batch.scored, distractors=[task.noise_token])
-        others = [t for t in range(task.d_vocab) if t not in (*task.triggers, task.noise_token)]
-        pairs = {item.prompt: (*item.prompt[:-1], others[n % len(others)]) for n, item in enumerate(items.items)}
+        triggers = task.triggers if isinstance(task.triggers, tuple) else ()
+        others = [t for t in range(task.d_vocab) if t not in (*triggers, task.noise_token)]
+        prompts = [item.prompt for item in items.items if isinstance(item, tasks.AnswerItem)]
+        pairs = {prompt: (*prompt[:-1], others[n % len(others)]) for n, prompt in enumerate(prompts)}
         yield Subject("recall", model, items, pairs)
 
 
