@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import surgery
 from analyses import arithmetic, attribution, eigenpruning, recall, tasks
 from analyses.attribution import Effects
-from analyses.eigenpruning import Method
+from analyses.eigenpruning import Compensation, Method
 from analyses.statistics import bootstrap_interval
 
 CACHE = Path(".surgery-cache")
@@ -45,7 +45,7 @@ class Budget:
 
     sites: str
     fraction: float
-    compensation: str
+    compensation: Compensation
 
 
 KEYS = Budget("blocks.*.attn.W_K[*]", 0.2, "mean")
