@@ -80,12 +80,9 @@ def prune(
     test, seeds, tuned = encoded(parts.test), range(seed, seed + report.draws), None
     scores = _variants(trial, test, best, seeds)
     if report.finetune is not None:
-        copy = fine_tuned(
-            model, parts.screen, report.finetune, per=method.per, prepend_bos=method.prepend_bos, progress=progress
-        )
+        copy = _copy(model, parts.screen, report.finetune, method, progress)
         again = _Trial(copy, attributed(copy, svds=Decompositions()), method)
-        tuned = FineTuned(copy, again.spec(best), again.attribution)
-        of_copy = _variants(again, test, best, seeds)
+        tuned, of_copy = FineTuned(copy, again.spec(best), again.attribution), _variants(again, test, best, seeds)
         scores |= {"fine-tuned": of_copy.pop("base")} | {FINE_TUNED + name: of for name, of in of_copy.items()}
     chosen = trial.attribution.lowest(best, budget=method.budget)
     split = None if isinstance(task, Splits) else seed
@@ -128,6 +125,10 @@ def published(
         report=Report(finetune=finetune, rule=rule, test=0.2), seed=seed, svds=svds, batch_size=batch_size,
         progress=progress,
     )  # fmt: skip
+
+
+def _copy(model: nn.Module, task: Task, how: FineTuning, method: Method, progress: bool) -> nn.Module:
+    return fine_tuned(model, task, how, per=method.per, prepend_bos=method.prepend_bos, progress=progress)
 
 
 @dataclass(frozen=True, slots=True)

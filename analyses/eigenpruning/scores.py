@@ -201,6 +201,13 @@ def attribute(
         model, examples.clean.tokens, metrics.loss(examples.clean.labels), sites_of(model, sites), basis=basis,
         svds=svds, attention_mask=examples.clean.mask, batch_size=batch_size, progress=progress,
     )  # fmt: skip
+    return _first_order(question, examples, reduce, per, progress)
+
+
+def _first_order(
+    question: Question, examples: ScoredExamples, reduce: Reduce, per: Per, progress: bool
+) -> ComponentScores:
+    """The paper's score of every component, batch by batch."""
     check_compatible([(site, target.components.basis) for site, target in question.targets.items()])
     states = {site: _State(target, reduce) for site, target in question.targets.items()}
     rounds, losses = next(iter(states.values())).score.passes, []
