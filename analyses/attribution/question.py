@@ -286,6 +286,21 @@ def counterparts(question: Question, corrupted: Tokens) -> Int[Tensor, "row pos"
     return other.tokens
 
 
+def check_same_weights(question: Question, effects: Effects) -> None:
+    """Refuse effects that were found on other weights than the question's.
+
+    Raises:
+        ValueError: if the components of a matrix have other strengths now.
+    """
+    for site, target in question.targets.items():
+        now, then = target.components.S.cpu().double(), effects.strengths[str(site)].double()
+        if now.shape != then.shape or not torch.allclose(now, then, rtol=1e-3, atol=1e-5 * float(then.max())):
+            raise ValueError(
+                f"the components of '{site}' have other strengths now than when the effects were found (other weights, "
+                "or another operation in force): something else would be removed. Attribute this model as it is now."
+            )
+
+
 def selected(model: nn.Module, selection: Selection) -> dict[Site, tuple[Unit, ...]]:
     """The units chosen of each matrix, where a key of the selection may be a pattern that names several.
 

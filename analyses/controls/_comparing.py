@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from analyses.attribution.effects import REMOVAL, Effects
-from analyses.attribution.question import Question, ask
+from analyses.attribution.question import Question, ask, check_same_weights
 from analyses.attribution.selections import Selection
 from analyses.controls._draws import by_strength
 from analyses.controls._plan import Plan, Removal
@@ -66,7 +66,7 @@ def compare(
         model, tokens, metric, Selection({site: [0] for site in effects.sites}, basis=effects.basis),
         basis=effects.basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
     )  # fmt: skip
-    _check_same_weights(question, effects)
+    check_same_weights(question, effects)
     seeds = range(whole_seed(seed), seed + draws)
     selections, grids, notes = _removals(Plan(question, effects, svds), ks, seeds)
     baseline, values = _measured(question, [r for grid in grids.values() for row in grid for r in row], progress)
@@ -145,14 +145,3 @@ def _measured(
                     bar.update()
             values.append(torch.stack(under))
     return torch.cat(baselines), question.pooled(torch.cat(values, dim=1).float().cpu().mT).mT
-
-
-def _check_same_weights(question: Question, effects: Effects) -> None:
-    for site, target in question.targets.items():
-        now, then = target.components.S.cpu().double(), effects.strengths[str(site)].double()
-        if now.shape != then.shape or not torch.allclose(now, then, rtol=1e-3, atol=1e-5 * float(then.max())):
-            raise ValueError(
-                f"the components of '{site}' have other strengths now than when the effects were found (other weights, "
-                "or another operation in force): controls would remove something else. Attribute this model as it is "
-                "now."
-            )

@@ -12,12 +12,15 @@ Vergara-Browne, Soto, Aizawa, "Eigenpruning" (arXiv:2404.03147).
 """
 
 from analyses.eigenpruning._finetuning import FineTuning
+from analyses.eigenpruning._given import Score as Score
 from analyses.eigenpruning._pruning import prune, published
 from analyses.eigenpruning._reducers import Reduce as Reduce
 from analyses.eigenpruning._results import FineTuned as FineTuned
 from analyses.eigenpruning._results import Pruning as Pruning
 from analyses.eigenpruning._settings import Best, Method, Report
+from analyses.eigenpruning._verdict import Verdict as Verdict
 from analyses.eigenpruning.examples import Corrupt as Corrupt
+from analyses.eigenpruning.examples import Per as Per
 from analyses.eigenpruning.scores import Budget as Budget
 from analyses.eigenpruning.scores import Compensation as Compensation
 from analyses.eigenpruning.scores import ComponentScores as ComponentScores

@@ -1,48 +1,85 @@
 """Fine-tuning on the items that components are scored on, which the published script does before it prunes."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import final
+from itertools import islice
+from typing import Literal, final, get_args
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from analyses import metrics
-from analyses.eigenpruning.examples import rows_of
+from analyses.eigenpruning.examples import Per, rows_of
 from analyses.tasks.task import Task
 from hooks.inputs import Inputs
 from hooks.running import autograd, run
 from surgery import active
-from surgery.arguments import number, positive, whole
+from surgery.arguments import number, one_of, positive, whole
 from surgery.arguments import seed as checked_seed
+
+Optimizer = Literal["adamw", "sgd"]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class FineTuning:
-    """AdamW on the answers' cross-entropy (nats): `steps` batches of `batch_size` items, drawn with `seed`.
+    """Steps on the answers' cross-entropy (nats), by AdamW or SGD, a batch of items each.
+
+    Items come in a random order, and when all have been seen in another one. `steps="epoch"` sees every item once, as
+    `FineTuning("epoch", lr=0.01, batch_size=5, optimizer="sgd")` does after the paper.
 
     >>> eigenpruning.FineTuning(steps=10).lr
     0.0001
     """
 
-    steps: int = 100
+    steps: int | Literal["epoch"] = 100
     lr: float = 1e-4
     batch_size: int = 16
     weight_decay: float = 0.0
     seed: int = 0
+    optimizer: Optimizer = "adamw"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            whole(getattr(self, name), f"FineTuning was given {name}", least=1)
+        whole(self.batch_size, "FineTuning was given batch_size", least=1)
+        if self.steps != "epoch":
+            whole(self.steps, "FineTuning was given steps", least=1)
+        one_of(self.optimizer, "FineTuning was given optimizer", get_args(Optimizer))
         checked_seed(self.seed)
         positive(self.lr, "lr")
         number(self.weight_decay, "weight_decay", least=0)
 
+    def batches(self, n_items: int) -> list[Int[Tensor, " item"]]:
+        """The items of every step.
+
+        >>> [len(batch) for batch in eigenpruning.FineTuning("epoch", batch_size=4).batches(10)]
+        [4, 4, 2]
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def endless() -> Iterator[Int[Tensor, " item"]]:
+            while True:
+                yield from torch.randperm(n_items, generator=generator).split(self.batch_size)
+
+        n_steps = -(-n_items // self.batch_size) if self.steps == "epoch" else self.steps
+        return list(islice(endless(), n_steps))
+
+    def of(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of these parameters."""
+        made = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[self.optimizer]
+        return made(parameters, lr=self.lr, weight_decay=self.weight_decay)
+
 
 def fine_tuned(
-    model: nn.Module, task: Task, how: FineTuning, *, prepend_bos: bool | None = None, progress: bool = True
+    model: nn.Module,
+    task: Task,
+    how: FineTuning,
+    *,
+    per: Per = "token",
+    prepend_bos: bool | None = None,
+    progress: bool = True,
 ) -> nn.Module:
     """A copy of the model, all of its trainable parameters fine-tuned on the task; the model is left as it is.
 
@@ -55,23 +92,22 @@ def fine_tuned(
             "an edit is in force on this model, and fine-tuning would not see it: undo it first "
             "(surgery.undo_all(model)), or commit it."
         )
-    rows, copy = rows_of(model, task, prepend_bos), deepcopy(model)
+    rows, copy = rows_of(model, task, prepend_bos, per), deepcopy(model)
     trained = [p for p in copy.parameters() if p.requires_grad]
     if not trained:
         raise ValueError(
             "no parameter of this model has requires_grad, so nothing can be fine-tuned: set it, or leave out "
             "finetune=."
         )
-    loss, device = metrics.loss(rows.labels), trained[0].device
-    optimizer = torch.optim.AdamW(trained, lr=how.lr, weight_decay=how.weight_decay)
-    generator = torch.Generator().manual_seed(how.seed)
+    loss, weights, device = metrics.loss(rows.labels), rows.weights(per), trained[0].device
+    optimizer, batches = how.of(trained), how.batches(len(rows.tokens))
     with autograd(True):
-        for step in tqdm(range(how.steps), desc="fine-tuning", delay=1, disable=not progress):
-            batch = torch.randperm(len(rows.tokens), generator=generator)[: how.batch_size]
+        for step, batch in enumerate(tqdm(batches, desc="fine-tuning", delay=1, disable=not progress)):
             metric = loss.select(batch)
             inputs = Inputs(rows.tokens[batch].to(device), rows.mask[batch].to(device))
             reads = metric.reads(len(inputs), inputs.n_pos)
-            value = metric.checked(run(copy, inputs.read_at(reads)), len(inputs), inputs.n_pos).mean()
+            values = metric.checked(run(copy, inputs.read_at(reads)), len(inputs), inputs.n_pos)
+            value = (values * weights[batch].to(values)).mean()
             if not bool(torch.isfinite(value)):
                 raise ValueError(
                     f"the loss is {value.item()} at step {step}: fine-tuning diverged. Lower lr ({how.lr})."

@@ -9,18 +9,20 @@ import pandas as pd
 from torch import nn
 
 import surgery
+from analyses.attribution.effects import Effects
 from analyses.eigenpruning._finetuning import FineTuning, fine_tuned
-from analyses.eigenpruning._results import FineTuned, Pruning
+from analyses.eigenpruning._results import FINE_TUNED, FineTuned, Pruning
 from analyses.eigenpruning._settings import Best, Method, Report, as_fraction, says_where_settings_are
 from analyses.eigenpruning.scores import ComponentScores, Order, attribute
-from analyses.scoring import EncodedTask, Scores, encode, score_model
+from analyses.scoring import EncodedTask, Scores, StartsWith, encode, score_model
 from analyses.tasks.items import Item
-from analyses.tasks.task import Splits, Task, as_splits
+from analyses.tasks.task import Splits, Task, as_splits, as_task
 from hooks import place_of
 from surgery import Decompositions, Edit
 
 _KEYS = "blocks.*.attn.W_K[*]"
-_METHOD, _REPORT, _FINE_TUNING = Method(), Report(), FineTuning()
+_METHOD, _REPORT = Method(), Report()
+_PUBLISHED = FineTuning("epoch", lr=0.01, batch_size=5, optimizer="sgd")
 
 
 @says_where_settings_are
@@ -53,7 +55,8 @@ def prune(
 
     Raises:
         ValueError: if a fraction is not from 0 to 1, the task is too small to be split or to be shuffled, or a matrix
-            that has no bias to carry a compensation is named (`compensation="none"` works there).
+            that has no bias to carry a compensation is named (`compensation="none"` works there), or effects given as
+            the score are not of this model's components or may have been found on the reported items.
         UnscorableItems: if there are items that this model cannot be asked.
         SiteError: if a pattern names no editable matrix.
 
@@ -63,24 +66,26 @@ def prune(
     """
     addresses, choice = surgery.sites(model, sites), as_fraction(fraction)
     _check_compensable(model, addresses, method)
-    parts = _parts(task, seed, choosing=isinstance(choice, Best))
+    _check_found_before(task, method, report)
+    parts = _parts(task, seed, report.test, choosing=isinstance(choice, Best))
     attributed = partial(
-        attribute, task=parts.screen, sites=addresses, reduce=method.reduce, corrupt=method.corrupt,
-        prepend_bos=method.prepend_bos, seed=seed, batch_size=batch_size, progress=progress,
+        attribute, task=parts.screen, sites=addresses, reduce=method.reduce, corrupt=method.corrupt, per=method.per,
+        score=method.score, prepend_bos=method.prepend_bos, seed=seed, batch_size=batch_size, progress=progress,
     )  # fmt: skip
     size = 32 if batch_size is None else batch_size
     encoded = partial(encode, model, rule=report.rule, prepend_bos=method.prepend_bos, batch_size=size)
     trial = _Trial(model, attributed(model, svds=svds), method)
     best, validation = _best(trial, choice, partial(encoded, parts.validation))
-    test, tuned = encoded(parts.test), None
-    scores = _variants(trial, test, best, range(seed, seed + report.draws))
+    test, seeds, tuned = encoded(parts.test), range(seed, seed + report.draws), None
+    scores = _variants(trial, test, best, seeds)
     if report.finetune is not None:
-        copy = fine_tuned(model, parts.screen, report.finetune, prepend_bos=method.prepend_bos, progress=progress)
+        copy = _copy(model, parts.screen, report.finetune, method, progress)
         again = _Trial(copy, attributed(copy, svds=Decompositions()), method)
-        tuned = FineTuned(copy, again.spec(best), again.attribution)
-        scores |= {"fine-tuned": _scored(copy, test, {}), "fine-tuned + pruned": _scored(copy, test, tuned.spec)}
+        tuned, of_copy = FineTuned(copy, again.spec(best), again.attribution), _variants(again, test, best, seeds)
+        scores |= {"fine-tuned": of_copy.pop("base")} | {FINE_TUNED + name: of for name, of in of_copy.items()}
     chosen = trial.attribution.lowest(best, budget=method.budget)
-    return Pruning(trial.spec(best), trial.attribution, chosen, best, method, scores, validation, tuned)
+    split = None if isinstance(task, Splits) else seed
+    return Pruning(trial.spec(best), trial.attribution, chosen, best, method, scores, validation, tuned, split)
 
 
 def published(
@@ -88,17 +93,19 @@ def published(
     task: Task | Splits | Sequence[Item],
     sites: str | Iterable[str] = _KEYS,
     *,
-    finetune: FineTuning | None = _FINE_TUNING,
+    finetune: FineTuning | None = _PUBLISHED,
     prepend_bos: bool | None = None,
     seed: int = 0,
     svds: Decompositions | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Pruning:
-    """`prune` as in the paper: max over examples and positions, the lowest 0.2 of all components, the previous example.
+    """`prune` as in the paper: the lowest 0.2 of all components, by the maximum over examples and positions.
 
-    Like the released script it also fine-tunes first, and reports both. docs/eigenpruning.md lists where it departs
-    from that script, and why.
+    A fifth of the items is reported on. Like the released script it compares with the previous example, asks for the
+    first token of an answer (right where it is the likeliest of the whole vocabulary), and fine-tunes for an epoch
+    first; the model as it is gets pruned and reported too. docs/eigenpruning.md lists where it departs from that
+    script, and why.
 
     Source: arXiv:2404.03147.
 
@@ -107,13 +114,20 @@ def published(
 
     >>> items = [tasks.AnswerItem((n, n + 1), ((n + 2,),)) for n in range(20)]
     >>> result = eigenpruning.published(model, items, finetune=eigenpruning.FineTuning(steps=1), progress=False)
-    >>> result.method.corrupt, list(result.scores)[-2:]
+    >>> result.method.corrupt, list(result.scores)[7:9]
     ('previous', ['fine-tuned', 'fine-tuned + pruned'])
     """
+    reported = task.test if isinstance(task, Splits) else as_task(task, allowed="a Task, Splits,")
+    rule = StartsWith(per="first") if reported.kind == "answer" else None
     return prune(
-        model, task, sites, fraction=0.2, method=Method(corrupt="previous", prepend_bos=prepend_bos),
-        report=Report(finetune=finetune), seed=seed, svds=svds, batch_size=batch_size, progress=progress,
+        model, task, sites, fraction=0.2, method=Method(corrupt="previous", prepend_bos=prepend_bos, per="first"),
+        report=Report(finetune=finetune, rule=rule, test=0.2), seed=seed, svds=svds, batch_size=batch_size,
+        progress=progress,
     )  # fmt: skip
+
+
+def _copy(model: nn.Module, task: Task, how: FineTuning, method: Method, progress: bool) -> nn.Module:
+    return fine_tuned(model, task, how, per=method.per, prepend_bos=method.prepend_bos, progress=progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,15 +179,32 @@ def _best(
     return rows[order[0]][0], frame.assign(rank=pd.Series(range(len(frame)), index=order))
 
 
-def _parts(task: Task | Splits | Sequence[Item], seed: int, *, choosing: bool) -> Splits:
+def _parts(task: Task | Splits | Sequence[Item], seed: int, test: float, *, choosing: bool) -> Splits:
     """The parts to score, to choose the fraction and to report on.
 
     Raises:
         ValueError: if one of them has no items.
     """
-    if choosing:
-        return as_splits(task, screen=0.4, validation=0.2, test=0.4, seed=seed)
-    return as_splits(task, needed=("screen", "test"), screen=0.5, validation=0.0, test=0.5, seed=seed)
+    validation = 0.2 if choosing else 0.0
+    needed = ("screen", "validation", "test") if choosing else ("screen", "test")
+    screen, test = (share * (1 - validation) for share in (1 - test, test))
+    return as_splits(task, needed=needed, screen=screen, validation=validation, test=test, seed=seed)
+
+
+def _check_found_before(task: object, method: Method, report: Report) -> None:
+    """Refuse effects that were found before where one cannot tell on what, or that are not of what is pruned."""
+    if not isinstance(method.score, Effects):
+        return
+    if not isinstance(task, Splits):
+        raise ValueError(
+            "score=Effects(...) with a task that is split here: the items that are reported on may be among those that "
+            "the effects were found on. Split first, parts = task.split(...), attribute parts.screen, and give parts."
+        )
+    if report.finetune is not None:
+        raise ValueError(
+            "score=Effects(...) with finetune=...: the effects are those of the model as it is, and a fine-tuned copy "
+            "has others. Give the attribution itself, such as score=attribution.by_ablation."
+        )
 
 
 def _check_compensable(model: nn.Module, addresses: Iterable[str], method: Method) -> None:

@@ -51,6 +51,19 @@ def running(reduce: Reduce, n_components: int) -> Running:
             return _Quantile(n_components, float(q))
 
 
+def reduced(reduce: Reduce, scores: Float[Tensor, "row component"]) -> Float[Tensor, " component"]:
+    """One number for each component from scores that are all there.
+
+    >>> reduced("mean", torch.tensor([[1.0, -2.0], [0.0, -1.0]])).tolist()
+    [0.5, -1.5]
+    """
+    state = running(reduce, scores.shape[1])
+    for _ in range(state.passes):
+        state.update(scores)
+        state.end_of_pass()
+    return state.result()
+
+
 def check_reduce(reduce: object) -> Reduce:
     """The reduction, if there is one of that name.
 

@@ -11,21 +11,24 @@ from itertools import groupby
 from typing import Literal, NamedTuple, final
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from analyses import metrics
 from analyses.prompts import read, rows_of_items
 from analyses.tasks.items import AnswerItem, Item, MinimalPair, Text
 from analyses.tasks.task import Task
+from analyses.tokens.items import TokenisedItem
 
+Per = Literal["token", "sequence", "first"]
+"""What an answer of several tokens is asked by: the mean over its tokens, their sum, or the first token alone."""
 Corrupt = Literal["shuffle", "previous"] | Mapping[Text, Text] | Sequence[tuple[Text, Text]]
 """Where corrupted inputs come from: a random other example, the one before (as in the paper's script), or given pairs
 of a clean and a corrupted prompt."""
 
 
 class Rows(NamedTuple):
-    """A row for each item: its prompt and the reference answer's tokens but the last.
+    """A row for each item: its prompt and those tokens of the reference answer that are asked about, but the last.
 
     `labels[row, pos]` is the answer's token that follows position pos, `metrics.IGNORED` where none does.
     """
@@ -39,9 +42,14 @@ class Rows(NamedTuple):
         """The number of tokens in each prompt: the first of the answer's tokens follows its last one."""
         return (self.labels != metrics.IGNORED).int().argmax(1) + 1
 
+    def weights(self, per: Per) -> Float[Tensor, " example"]:
+        """By what each example's mean cross-entropy is multiplied: the number of tokens for their sum, else 1."""
+        n = (self.labels != metrics.IGNORED).sum(1).float()
+        return n if per == "sequence" else torch.ones_like(n)
 
-def rows_of(model: nn.Module, task: Task, prepend_bos: bool | None = None) -> Rows:
-    """A task as the model reads it to give the reference answers.
+
+def rows_of(model: nn.Module, task: Task, prepend_bos: bool | None = None, per: Per = "token") -> Rows:
+    """A task as the model reads it to give the reference answers, or with `per="first"` their first tokens.
 
     Raises:
         UnscorableItems: if there are items that this model cannot be asked.
@@ -51,11 +59,17 @@ def rows_of(model: nn.Module, task: Task, prepend_bos: bool | None = None) -> Ro
     [[1, 2], [4, 5]]
     """
     prompts = read(model, task, prepend_bos=prepend_bos)
-    references = [replace(item, continuations=item.continuations[:1]) for item in prompts.items or ()]
+    references = [_reference(item, per) for item in prompts.items or ()]
     rows = rows_of_items(references, prompts.filler)
     labels = torch.full_like(rows.tokens, metrics.IGNORED)
     labels[rows.row, rows.pos] = rows.token
     return Rows(rows.tokens, rows.mask, labels)
+
+
+def _reference(item: TokenisedItem, per: Per) -> TokenisedItem:
+    """The item with its first right answer alone, as much of it as is asked about."""
+    answer = item.continuations[0]
+    return replace(item, continuations=(replace(answer, ids=answer.ids[:1]) if per == "first" else answer,))
 
 
 @final
@@ -90,7 +104,7 @@ class ScoredExamples:
 
 
 def examples_of(
-    model: nn.Module, task: Task, *, corrupt: Corrupt, seed: int, prepend_bos: bool | None = None
+    model: nn.Module, task: Task, *, corrupt: Corrupt, seed: int, prepend_bos: bool | None = None, per: Per = "token"
 ) -> ScoredExamples:
     """The items as examples, each beside a corrupted one.
 
@@ -103,10 +117,10 @@ def examples_of(
     >>> eigenpruning.examples.examples_of(model, task, corrupt="previous", seed=0).corrupted.tokens.tolist()
     [[9, 10], [1, 2], [5, 6]]
     """
-    clean = rows_of(model, task, prepend_bos)
+    clean = rows_of(model, task, prepend_bos, per)
     ends = clean.prompt_ends
     if not isinstance(corrupt, str):
-        return ScoredExamples(clean, _given(model, task, clean, corrupt, prepend_bos), torch.zeros_like(ends))
+        return ScoredExamples(clean, _given(model, task, clean, corrupt, prepend_bos, per), torch.zeros_like(ends))
     partner = _partners(ends.tolist(), corrupt, seed)
     return ScoredExamples(clean, Rows(*(part[partner] for part in clean)), ends[partner] - ends)
 
@@ -155,6 +169,7 @@ def _given(
     clean: Rows,
     corrupt: Mapping[Text, Text] | Sequence[tuple[Text, Text]],
     prepend_bos: bool | None,
+    per: Per,
 ) -> Rows:
     """The rows of the corrupted prompts, with the clean answers behind them."""
     pairs = _pairs(corrupt)
@@ -166,7 +181,7 @@ def _given(
             "corrupt={clean prompt: corrupted prompt} names each of them. Add it, or take corrupt='shuffle'."
         )
     items = tuple(_with_prompt(item, pairs[prompt]) for item, prompt in zip(task.items, prompts, strict=True))
-    corrupted = rows_of(model, Task(f"{task.name}, corrupted", items), prepend_bos)
+    corrupted = rows_of(model, Task(f"{task.name}, corrupted", items), prepend_bos, per)
     for prompt, n, other in zip(prompts, clean.mask.sum(1).tolist(), corrupted.mask.sum(1).tolist(), strict=True):
         if n != other:
             raise ValueError(

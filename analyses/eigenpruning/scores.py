@@ -23,8 +23,9 @@ from analyses.attribution.effects import Effects
 from analyses.attribution.passes import backward, inputs_of
 from analyses.attribution.question import Question, Target, ask
 from analyses.attribution.selections import Selection
+from analyses.eigenpruning._given import MeanInput, Score, effects_by, mean_inputs, reduced_effects
 from analyses.eigenpruning._reducers import Reduce, check_reduce, running
-from analyses.eigenpruning.examples import Corrupt, ScoredExamples, examples_of
+from analyses.eigenpruning.examples import Corrupt, Per, ScoredExamples, examples_of, rows_of
 from analyses.tasks.items import Item
 from analyses.tasks.task import Task, as_task
 from hooks import Site
@@ -49,17 +50,19 @@ Order = Literal["score", "flipped", "strength", "random"]
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class ComponentScores:
-    """The reduced score of every component, in nats, by matrix or head.
+    """The reduced score of every component, by matrix or head, in nats or the unit of the metric that was attributed.
 
     `effects` holds the scores as effects on the loss, one row for all examples together, and the components' singular
-    values. `flipped` holds the reduced scores of −E, a control. `constants` are the components' mean inputs
-    `mean(x)·u_i` over all positions with a token.
+    values; of a metric that should be high, as effects on its negative, so that the lowest go first. `flipped` holds
+    the reduced scores of opposite sign, a control. `constants` are the components' mean inputs `mean(x)·u_i` over all
+    positions with a token.
     """
 
     effects: Effects
     flipped: dict[str, Float[Tensor, " component"]]
     constants: dict[str, Float[Tensor, " component"]]
     reduce: Reduce
+    per: Per = "token"
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -128,9 +131,9 @@ class ComponentScores:
         ends = pd.concat([frame.head(3), frame.tail(3)])[["site", "component", "strength", "score"]]
         return (
             f"scores of {counted(self.n_components, 'component')} of "
-            f"{counted(len(self.sites), 'matrix or head', 'matrices or heads')}, nats, {self.reduce} over "
-            f"{counted(self.n_examples, 'example')} and their positions, weights {self.effects.weight_state}; lowest "
-            f"and highest:\n{ends.to_string(index=False)}"
+            f"{counted(len(self.sites), 'matrix or head', 'matrices or heads')}, {self.effects.measure.label}, by "
+            f"{self.effects.method},\n{self.reduce} over {counted(self.n_examples, 'example')} and their positions, "
+            f"weights {self.effects.weight_state}; lowest and highest:\n{ends.to_string(index=False)}"
         )
 
     def _values(self, by: Order, seed: int) -> np.ndarray:
@@ -149,6 +152,8 @@ def attribute(
     *,
     reduce: Reduce = "max",
     corrupt: Corrupt = "shuffle",
+    per: Per = "token",
+    score: Score | None = None,
     seed: int = 0,
     prepend_bos: bool | None = None,
     basis: Basis | None = None,
@@ -160,11 +165,18 @@ def attribute(
 
     Every batch takes one forward and one backward pass on the clean and one forward pass on the corrupted examples (a
     quantile takes four rounds of it); the memory needed does not depend on the number of examples. Of an answer of
-    several tokens the mean cross-entropy is taken, so that a long answer weighs no more than a short one.
+    several tokens the mean cross-entropy is taken (`per="token"`), so that a long answer weighs no more than a short
+    one; or their sum ("sequence"), or the first token alone ("first"), as in the released script.
     `prepend_bos` overrides `model.cfg.default_prepend_bos`.
 
+    With `score`, an attribution or effects that it gave, components are scored by their effects instead: lowest is
+    whose removal helps most, by `attribution.by_ablation` for instance. Nothing is then corrupted, and effects have
+    been summed over positions before they are reduced.
+
     Raises:
-        ValueError: if there is only one example to shuffle, a pair does not fit, or the reduction is unknown.
+        ValueError: if there is only one example to shuffle, a pair does not fit, a word is unknown, or effects are not
+            of these components and weights, or on a metric without direction.
+        TypeError: if `score` gives no effects.
         UnscorableItems: if there are items that this model cannot be asked.
         SiteError: if a pattern names no editable matrix.
 
@@ -174,13 +186,28 @@ def attribute(
     (2, 8)
     """
     check_reduce(reduce)
+    one_of(per, "per", get_args(Per))
     task = as_task(task)
-    examples = examples_of(model, task, corrupt=corrupt, seed=checked_seed(seed), prepend_bos=prepend_bos)
+    if score is not None:
+        rows = rows_of(model, task, prepend_bos, per)
+        question, found = effects_by(
+            score, model, rows, sites_of(model, sites), per=per, basis=basis, svds=svds, batch_size=batch_size,
+            progress=progress,
+        )  # fmt: skip
+        return ComponentScores(*reduced_effects(found, reduce), mean_inputs(question, rows), reduce, per)
+    examples = examples_of(model, task, corrupt=corrupt, seed=checked_seed(seed), prepend_bos=prepend_bos, per=per)
     question = ask(
         # Every component of the matrices is scored: `sites_of` refuses a selection of some.
         model, examples.clean.tokens, metrics.loss(examples.clean.labels), sites_of(model, sites), basis=basis,
         svds=svds, attention_mask=examples.clean.mask, batch_size=batch_size, progress=progress,
     )  # fmt: skip
+    return _first_order(question, examples, reduce, per, progress)
+
+
+def _first_order(
+    question: Question, examples: ScoredExamples, reduce: Reduce, per: Per, progress: bool
+) -> ComponentScores:
+    """The paper's score of every component, batch by batch."""
     check_compatible([(site, target.components.basis) for site, target in question.targets.items()])
     states = {site: _State(target, reduce) for site, target in question.targets.items()}
     rounds, losses = next(iter(states.values())).score.passes, []
@@ -188,12 +215,13 @@ def attribute(
     with tqdm(total=rounds * len(batches), desc="eigenpruning scores", delay=1, disable=not progress) as bar:
         for turn in range(rounds):
             for batch in batches:
-                losses.append(_take_in(question, examples, batch, states, first=turn == 0))
+                losses.append(_take_in(question, examples, batch, states, per=per, first=turn == 0))
                 bar.update()
             for state in states.values():
                 state.score.end_of_pass()
                 state.flipped.end_of_pass()
-    return _scores(question, states, torch.cat(losses[: len(batches)]), reduce, 3.0 * rounds)
+    effects, flipped = _reduced(question, states, torch.cat(losses[: len(batches)]), reduce, 3.0 * rounds)
+    return ComponentScores(effects, flipped, {str(site): s.mean.constants() for site, s in states.items()}, reduce, per)
 
 
 class _State:
@@ -202,13 +230,7 @@ class _State:
     def __init__(self, target: Target, reduce: Reduce) -> None:
         self.target = target
         self.score, self.flipped = (running(reduce, target.components.n_components) for _ in range(2))
-        self.input = torch.zeros(target.place.d_in, dtype=torch.float64)
-        self.count = 0
-
-    def constants(self) -> Float[Tensor, " component"]:
-        """The mean input of every component."""
-        U = self.target.components.U
-        return ((self.input / self.count).to(U) @ U).float().cpu()
+        self.mean = MeanInput(target)
 
 
 def _take_in(
@@ -217,6 +239,7 @@ def _take_in(
     batch: Int[Tensor, " example"],
     states: dict[Site, _State],
     *,
+    per: Per,
     first: bool,
 ) -> Float[Tensor, " example"]:
     """Reduce the scores of one batch of examples; the losses of its clean rows. Mean inputs are taken at first only."""
@@ -225,31 +248,30 @@ def _take_in(
     tokens, mask = (part[batch].to(device) for part in examples.corrupted[:2])
     references = inputs_of(question, Inputs(tokens, mask))
     has_token = examples.clean.mask[batch].bool().to(device)
+    weights = examples.clean.weights(per)[batch]
     for site, state in states.items():
         scores = passed.score(state.target, examples.aligned(references[site], batch))
-        rows = scores[comparable.to(scores.device)]
+        rows = (scores * weights.to(scores)[:, None, None])[comparable.to(scores.device)]
         state.score.update(rows)
         state.flipped.update(-rows)
         if first:
             place = state.target.place
-            x = place.read_input(passed.inputs[place.site.joint]).detach()[has_token]
-            state.input += x.double().sum(0).cpu()
-            state.count += len(x)
+            state.mean.update(place.read_input(passed.inputs[place.site.joint]).detach()[has_token])
     return passed.values
 
 
-def _scores(
+def _reduced(
     question: Question, states: dict[Site, _State], losses: Float[Tensor, " example"], reduce: Reduce, passes: float
-) -> ComponentScores:
+) -> tuple[Effects, dict[str, Float[Tensor, " component"]]]:
+    """The scores as effects, and those of opposite sign."""
     effects = question.effects(
-        "gradient",
+        "gradients at corrupted inputs",
         [losses],
         {site: [state.score.result()[None]] for site, state in states.items()},
         passes=passes,
         intervention=f"corrupted inputs ({reduce} over examples and positions)",
     )
-    flipped = {str(site): state.flipped.result() for site, state in states.items()}
-    return ComponentScores(effects, flipped, {str(site): state.constants() for site, state in states.items()}, reduce)
+    return effects, {str(site): state.flipped.result() for site, state in states.items()}
 
 
 def _group(site: str, budget: str) -> str:

@@ -110,7 +110,7 @@ def compare(
     changes = [now.double() - was.double(), after.log_loss - before.log_loss]
     if before.values is not None and after.values is not None:
         changes.append(after.values - before.values)
-    clusters = _cluster_of(before)
+    clusters = before.clusters
     accuracy, log_loss, *metric = bootstrap(torch.stack(changes), clusters, level=level, resamples=resamples, seed=seed)
     return Comparison(
         before=before,
@@ -173,11 +173,6 @@ def bootstrap(
         intervals = torch.tensor([[-inf], [inf]]).expand(2, len(values))
     means = values.double().mean(1)
     return tuple(Change(*triple) for triple in zip(means.tolist(), *intervals.tolist(), strict=True))
-
-
-def _cluster_of(scores: Scores) -> Int[Tensor, " item"]:
-    number = {item: at for at, members in enumerate(scores.task.clusters()) for item in members}
-    return torch.tensor([number[item] for item in range(len(scores))])
 
 
 def _check(before: Scores, after: Scores) -> None:

@@ -106,6 +106,12 @@ class Scores:
         """The task."""
         return self.encoded.task
 
+    @property
+    def clusters(self) -> Int[Tensor, " item"]:
+        """Of each item, the number of the cluster that it belongs to, from 0."""
+        number = {item: at for at, members in enumerate(self.task.clusters()) for item in members}
+        return torch.tensor([number[item] for item in range(len(self))])
+
     def __len__(self) -> int:
         return len(self.correct)
 

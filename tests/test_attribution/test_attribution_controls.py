@@ -356,6 +356,6 @@ def test_bad_comparisons_are_refused():
             controls.compare(model, TOKENS, difference(), effects, progress=False)
         assert str(caught.value) == (
             "the components of 'blocks.0.mlp.W_in' have other strengths now than when the effects were found (other "
-            "weights, or another operation in force): controls would remove something else. Attribute this model as it "
-            "is now."
+            "weights, or another operation in force): something else would be removed. Attribute this model as it is "
+            "now."
         )

@@ -141,3 +141,26 @@ def test_reference_numbers_name_everything_that_is_not_the_same(benchmark) -> No
         "new: added",
         "not a number: differs by up to nan",
     ]
+
+
+def test_scores_of_eigenpruning_are_compared_at_one_budget(benchmark) -> None:
+    scores = benchmark("eigenpruning_scores")
+    task = scores.arithmetic.ArithmeticTask("x", limit=5)
+    items = task.items()
+    pairs = {item.prompt: (*item.prompt[:-1], task.d_vocab - 2) for item in items.items}
+    subjects = [
+        scores.Subject("x", scores.arithmetic.bridge(task, d_model=8, n_heads=2, seed=seed), items, pairs)
+        for seed in (0, 1)
+    ]
+    frame = scores.table(subjects, scores.OUTPUTS, 1)
+    assert list(frame.index)[:2] == [scores.PAPER, "control: its sign flipped"]
+    assert {"Fisher", "curvature", "exact, one at a time", "joint, path to all removed"} < set(frame.index)
+    assert frame.loc[scores.PAPER, "ahead, behind"] == ""
+    assert all(re.fullmatch(r"[012], [012]", shown) for shown in frame["ahead, behind"][1:])
+
+
+def test_a_score_is_ahead_where_its_accuracy_is_higher(benchmark) -> None:
+    scores = benchmark("eigenpruning_scores")
+    ours, paper = ([scores.Cell(a, 0.5, 1.0, "beyond") for a in of] for of in ((0.9, 0.5, 0.7), (0.8, 0.6, 0.7)))
+    assert scores.ahead(ours, paper) == "1, 1"
+    assert scores.interval([0.25, 0.25], torch.arange(2)) == "+0.25 [+0.25, +0.25]"

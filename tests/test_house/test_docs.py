@@ -42,12 +42,20 @@ def test_the_page_shows_the_examples_of_the_docstrings_whole(face: type, name: s
     assert [line for line in body if line not in shown] == []
 
 
-def test_the_call_on_the_page_of_eigenpruning_runs() -> None:
-    (block,) = blocks("eigenpruning")
+def test_the_calls_on_the_page_of_eigenpruning_run() -> None:
     task = arithmetic.ArithmeticTask("x", limit=5)
-    names: dict[str, object] = {"model": arithmetic.bridge(task), "task": task.items()}
-    exec(compile(block.replace("draws=3", "draws=1"), "eigenpruning.md", "exec"), names)
-    assert isinstance(names["result"], eigenpruning.Pruning)
+    names: dict[str, object] = {"model": arithmetic.bridge(task, d_model=8, n_heads=2), "task": task.items()}
+    published, written_out = [], []
+    for block in blocks("eigenpruning"):
+        exec(compile(block.replace("draws=3", "draws=1"), "eigenpruning.md", "exec"), names)
+        result = names["result"]
+        assert isinstance(result, eigenpruning.Pruning)
+        if "published" in block:
+            published.append(repr(result))
+        if "FineTuning" in block:
+            written_out.append(repr(result))
+    assert len(blocks("eigenpruning")) == 4
+    assert published == written_out != []
 
 
 @pytest.mark.parametrize("page", PAGES)

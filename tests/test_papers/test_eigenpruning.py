@@ -206,7 +206,8 @@ def test_a_model_is_left_as_it_was_and_the_report_has_every_variant() -> None:
     with borrowed("bridge gpt2") as model:
         result = eigenpruning.prune(model, items(*[5] * 12), SOME, report=report, progress=False)
     controls = ["random 1", "random 2", "random 3", "smallest s", "sign flipped"]
-    assert list(result.scores) == ["base", "pruned", *controls, "fine-tuned", "fine-tuned + pruned"]
+    of_copy = [f"fine-tuned + {name}" for name in ("pruned", *controls)]
+    assert list(result.scores) == ["base", "pruned", *controls, "fine-tuned", *of_copy]
     frame = result.to_dataframe()
     assert list(frame["variant"]) == list(result.scores)
     assert (frame["n_items"] == 6).all()
@@ -277,7 +278,7 @@ def test_the_fraction_is_chosen_on_the_validation_part() -> None:
 
 
 def test_mirrored_products_are_never_scored_and_reported_on() -> None:
-    parts = _parts(tasks.multiplication(8), 0, choosing=False)
+    parts = _parts(tasks.multiplication(8), 0, 0.5, choosing=False)
 
     def pairs(part: tasks.Task) -> set[frozenset]:
         return {frozenset((item.metadata["i"], item.metadata["j"])) for item in part.items}
@@ -497,10 +498,11 @@ def test_published_takes_the_papers_settings() -> None:
         tuning = eigenpruning.FineTuning(steps=1)
         found = eigenpruning.published(model, task, finetune=tuning, progress=False)
         method = eigenpruning.Method(reduce="max", corrupt="previous")
-        asked = eigenpruning.prune(model, task, "blocks.*.attn.W_K[*]", fraction=0.2, method=method, progress=False)
+        a_fifth = eigenpruning.Report(test=0.2)
+        asked = eigenpruning.prune(model, task, fraction=0.2, method=method, report=a_fifth, progress=False)
         assert dict(found.chosen) == dict(asked.chosen)
         assert "fine-tuned + pruned" in found.scores
-        assert "max over 6 examples" in repr(found.attribution)
+        assert "max over 10 examples" in repr(found.attribution)
         assert found.attribution["blocks.0.attn.W_K[*]"].shape == (4, 8)
 
 
