@@ -36,7 +36,9 @@ Source: Sharma, Ash and Misra, "The Truth is in There" (arXiv:2312.13558).
 
 from analyses.laser import studies
 from analyses.laser._race import Screened
+from analyses.laser._resume import Log as Log
 from analyses.laser._resume import LogError as LogError
+from analyses.laser._resume import model_fingerprint as model_fingerprint
 from analyses.laser._trials import MEMORY as MEMORY
 from analyses.laser._trials import Trial as Trial
 from analyses.laser.candidates import MLP as MLP

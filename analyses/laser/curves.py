@@ -1,12 +1,14 @@
 """One matrix at many ranks, from both ends of the spectrum, and one edit beside random ones of the same size."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import final
 
 import pandas as pd
 from torch import nn
 
+from analyses.laser._resume import Log, search_header
 from analyses.laser._trials import MEMORY, Setup, Trial
 from analyses.laser.candidates import Candidate, Edits, candidates, gains_of, row_of
 from analyses.metrics import Metric
@@ -108,6 +110,7 @@ def rank_curve(
     batch_size: int | None = None,
     memory: int = MEMORY,
     seed: int = 0,
+    log: str | Path | None = None,
     progress: bool = True,
 ) -> RankCurve:
     """What the model does on the task with more and more of one matrix taken away, from the bottom and from the top.
@@ -116,6 +119,7 @@ def rank_curve(
     the package `analyses.laser` says what the other arguments mean.
 
     Raises:
+        LogError: if the log is a folder or belongs to another curve.
         SiteError: if the pattern names no editable matrix.
         ValueError: if it names several, or as `search`.
 
@@ -133,7 +137,7 @@ def rank_curve(
     setup = Setup(
         model, rule=rule, prepend_bos=prepend_bos, svds=svds, batch_size=batch_size, memory=memory, progress=progress
     )
-    unedited, trials, comparisons = _compared(setup, task, wanted, seed)
+    unedited, trials, comparisons = _compared(setup, task, wanted, seed, log)
     # Edits in other bases, or by energy, keep another number than ρ times the rank.
     gains = gains_of(model, wanted, svds=svds, progress=False)
     ranks = tuple(int((gains[candidate].values > 0).sum()) for candidate in wanted)
@@ -187,6 +191,7 @@ def random_controls(
     svds: Decompositions | None = None,
     batch_size: int | None = None,
     memory: int = MEMORY,
+    log: str | Path | None = None,
     progress: bool = True,
 ) -> Controls:
     """How an edit of one matrix compares with random ones: as many components, as much energy, and a random basis.
@@ -195,6 +200,7 @@ def random_controls(
     `seed` is of the first draw, and the others count on from it. The package says what the other arguments mean.
 
     Raises:
+        LogError: if the log is a folder or belongs to other controls.
         ValueError: if the spec does not edit exactly one matrix, or `draws` is below 1.
 
     >>> items = [tasks.AnswerItem((n, n + 1, n + 2), ((n + 3,),)) for n in range(30)]
@@ -216,15 +222,20 @@ def random_controls(
         model, rule=rule, prepend_bos=prepend_bos, svds=svds, batch_size=batch_size, memory=memory, progress=progress
     )
     wanted = [*edited, *(Candidate(site, control, None) for control in controls)]
-    unedited, trials, comparisons = _compared(setup, task, wanted, seed)
+    unedited, trials, comparisons = _compared(setup, task, wanted, seed, log)
     return Controls(trials[0], unedited, trials[1:], comparisons)
 
 
 def _compared(
-    setup: Setup, task: Task | Sequence[Item], wanted: Sequence[Candidate], seed: int
+    setup: Setup, task: Task | Sequence[Item], wanted: Sequence[Candidate], seed: int, log: str | Path | None
 ) -> tuple[Trial, tuple[Trial, ...], tuple[Comparison, ...]]:
     """The unedited model, every candidate, and how each compares with it, on all items of the task."""
-    bench = setup.bench("all", as_task(task), (candidate.site for candidate in wanted))
+    task = as_task(task)
+    if log is not None:
+        fixed = {"rule": setup.rule, "prepend_bos": setup.prepend_bos}
+        header = search_header(setup.model, {"all": task}, fixed, [candidate.key for candidate in wanted])
+        setup = replace(setup, log=Log(log, header))
+    bench = setup.bench("all", task, (candidate.site for candidate in wanted))
     trials = tuple(bench.try_all(wanted, "scoring").values())
     unedited = bench.unedited()
     return unedited, trials, tuple(compare(unedited.scores, trial.scores, seed=seed) for trial in trials)

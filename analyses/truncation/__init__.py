@@ -19,7 +19,9 @@ from analyses.truncation._over_training import TrainingStudy as TrainingStudy
 from analyses.truncation._over_training import over_training
 from analyses.truncation._prompts import PLACES as PLACES
 from analyses.truncation._prompts import Prompts as Prompts
+from analyses.truncation._prompts import Several as Several
 from analyses.truncation._prompts import facts, prompts
+from analyses.truncation._prompts import one_token_each as one_token_each
 from analyses.truncation._recall_sweeps import RECALL_SITES as RECALL_SITES
 from analyses.truncation._recall_sweeps import RECALL_STEPS as RECALL_STEPS
 from analyses.truncation._recall_sweeps import recall_sweep, study

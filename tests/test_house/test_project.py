@@ -68,10 +68,11 @@ def test_the_suite_runs_on_a_tested_version_of_the_host() -> None:
     assert [v for v in ("3.8.1", "4.0.0", "4.1.0", "4.2.0", "5.0.0") if v in host.specifier] == []
 
 
-def test_the_wheel_holds_the_library_and_no_program() -> None:
+def test_the_wheel_holds_the_library_and_one_program() -> None:
     wheel = SETTINGS["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel == {"packages": ["surgery", "hooks", "analyses"]}
-    assert [path for package in wheel["packages"] for path in (ROOT / package).rglob("__main__.py")] == []
+    programs = [path for package in wheel["packages"] for path in (ROOT / package).rglob("__main__.py")]
+    assert programs == [ROOT / "analyses" / "papers" / "__main__.py"]
     assert (ROOT / "examples" / "demo" / "__main__.py").exists()
 
 
