@@ -17,6 +17,7 @@ Results of any kind have their figure here; those of a paper's method in a modul
 | `laser.corrected_broken` | items that a reduction corrects, beside those it breaks |
 | `eigenpruning.scores`, `.validation`, `.report` | `eigenpruning.prune`: scores, choice of the fraction, outcome |
 | `truncation.dynamics`, `.training`, `.curve`, `.gradient_steps` | results of `truncation` |
+| `truncation.over_training` | `truncation.over_training`: layer by step, for each matrix and ρ |
 
 All are drawn with `TEMPLATE`, 700 px wide. `figure.write_image("effects.png")` needs the package kaleido and Chromium.
 LASER's figures are found here too, as `plots.laser_heatmap` and so on.

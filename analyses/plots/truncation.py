@@ -1,14 +1,23 @@
 """Pictures of the truncation study: probabilities against ρ and against training, with the spread over seeds."""
 
-from itertools import cycle
+from itertools import cycle, product
+from typing import Literal
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.plots._style import COLOURS, figure, panels, reaching
+from analyses.plots._style import COLOURS, DIVERGING, SEQUENTIAL, colour_bar, figure, panels, reaching
+from analyses.truncation import TrainingStudy
 from analyses.truncation.curves import Curve
 from analyses.truncation.results import Study, Sweep
 
+_PROMPT_UNITS = {
+    "p": "probability",
+    "log_p": "nats",
+    "rank": "rank, 1 is the likeliest",
+    "margin": "logits",
+    "likeliest": "fraction of prompts",
+}
 _UNITS = {"margin": "logits", "p_correct": "probability", "p_noise": "probability"}
 
 
@@ -58,7 +67,56 @@ def training(
         bars = {**reaching(values.min(axis=1), mean, values.max(axis=1)), "width": 2}
         drawn.add_scatter(x=mean.index, y=mean, error_y=bars, mode="lines+markers", line={"color": colour}, name=name)
     drawn.update_xaxes(title_text="training step")
-    return drawn.update_yaxes(title_text=f"{metric} ({_UNITS.get(metric, 'fraction')})")
+    unit = _UNITS.get(metric) or _PROMPT_UNITS.get(metric.partition("(")[0], "fraction")
+    return drawn.update_yaxes(title_text=f"{metric} ({unit})")
+
+
+def over_training(
+    result: TrainingStudy,
+    name: str = "generic",
+    *,
+    quantity: Literal["p", "log_p", "rank", "margin", "likeliest"] = "log_p",
+    end: Literal["keep top", "drop top"] = "keep top",
+    change: bool = True,
+) -> go.Figure:
+    """Layer by training step, a panel for each matrix and ρ: what cutting it does to a tracked word; blue is more.
+
+    With `change`, the difference to the uncut model at the same step, else the value itself.
+
+    Raises:
+        KeyError: if the word is not tracked, or there is no such quantity or end.
+    """
+    frame = result.to_dataframe()
+    about = frame.loc[(frame["name"] == name) & (frame["quantity"] == quantity)]
+    rows = about.loc[about["end"] == end]
+    if rows.empty:
+        raise KeyError(
+            f"there is no {quantity!r} of {name!r} under {end!r}: names are {', '.join(frame['name'].unique())}, "
+            f"quantities {', '.join(frame['quantity'].unique())}, ends {', '.join(frame['end'].unique())}."
+        )
+    uncut = about.loc[about["end"] == "full"].set_index("step")["value"]
+    rows = rows.assign(shown=rows["value"] - rows["step"].map(uncut) if change else rows["value"])
+    matrices, rhos = list(dict.fromkeys(rows["matrix"])), sorted(rows["rho"].unique())
+    steps, layers = [str(step) for step in result.sweep.steps], sorted(map(int, rows["layer"].unique()))
+    titles = [f"{matrix}, ρ = {rho:g}" for rho in rhos for matrix in matrices]
+    subtitle = f"{end} ρ of one matrix; {result.n_prompts} prompts{'; against the uncut model' if change else ''}"
+    height = 150 + len(rhos) * max(110, 40 + 16 * len(layers))
+    unit = _PROMPT_UNITS[quantity]
+    drawn = panels(f"{quantity}({name}), {result.source}", subtitle, rows=len(rhos), titles=titles, height=height)
+    for at, (rho, matrix) in enumerate(product(rhos, matrices)):
+        part = rows.loc[(rows["rho"] == rho) & (rows["matrix"] == matrix)]
+        cells = part.pivot(index="layer", columns="step", values="shown").reindex(index=layers)
+        row, column = divmod(at, len(matrices))
+        heat = go.Heatmap(
+            x=steps, y=layers, z=cells.to_numpy(float), coloraxis="coloraxis",
+            hovertemplate="layer %{y}, step %{x}: %{z:.4g}<extra></extra>",
+        )  # fmt: skip
+        drawn.add_trace(heat, row=row + 1, col=column + 1)
+    drawn.update_xaxes(type="category", showgrid=False).update_xaxes(title_text="training step", row=len(rhos))
+    drawn.update_yaxes(showgrid=False, dtick=max(1, len(layers) // 6)).update_yaxes(title_text="layer", col=1)
+    scale = {"colorscale": DIVERGING, "cmid": 0} if change else {"colorscale": SEQUENTIAL}
+    title = f"change ({unit})" if change else f"{quantity} ({unit})"
+    return drawn.update_layout(coloraxis={**scale, "colorbar": colour_bar(title)})
 
 
 def dynamics(result: Study | Sweep) -> go.Figure:

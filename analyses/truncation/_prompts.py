@@ -6,7 +6,7 @@ For the truncation study (arXiv:2406.03068, its experiments on pretrained models
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final, get_args
 
 import numpy as np
 import torch
@@ -21,12 +21,18 @@ from analyses.tokens.items import TokenisedItem
 from analyses.tokens.tokenizer import vocabulary
 from hooks import host_of
 from hooks.inputs import Inputs, Reads
-from surgery.arguments import counted
+from surgery.arguments import counted, one_of, shown
 
 CORRECT, DISTRACTOR = "correct", "distractor"
 Tracked = int | str | Sequence[int] | Sequence[Text] | Tensor
 """A token for all prompts, or one for each: its id, or a text that continues the prompt, of which the first token
 counts."""
+
+Several = Literal["refuse", "leave out", "first"]
+"""What to do with a word that is several tokens: raise, leave its prompt out, or track its first token.
+
+Prompts whose words are the same token are left out with them.
+"""
 
 PLACES = (
     ("The Eiffel Tower", "Paris"), ("The Colosseum", "Rome"), ("The Brandenburg Gate", "Berlin"),
@@ -112,7 +118,7 @@ class Prompts:
 
 def prompts(
     model: nn.Module,
-    source: Task | str | Sequence[str] | Sequence[Item] | Int[Tensor, "example pos"],
+    source: Task | str | Sequence[Text] | Sequence[Item] | Int[Tensor, "example pos"],
     track: Mapping[str, Tracked] | None = None,
     *,
     generic: str | int | None = None,
@@ -141,19 +147,7 @@ def prompts(
             read at another position than the rest, or a text that begins with a token for white space only.
         UnscorableItems: if a text cannot be read or said by this model.
     """
-    if generic is not None and "generic" in (track or {}):
-        raise ValueError(f"'generic' is given twice, as generic={generic!r} and in track: give it once.")
-    wanted: dict[str, Tracked] = dict(track or {}) | ({} if generic is None else {"generic": generic})
-    contexts, of_task = _contexts(source)
-    wanted = {**of_task, **wanted}
-    if not contexts:
-        raise ValueError("there are no prompts: give at least one text, row of tokens, or item.")
-    if CORRECT not in wanted:
-        raise ValueError(
-            f"track names {', '.join(map(repr, wanted)) or 'nothing'}: margins are taken from {CORRECT!r}, the right "
-            "token of each prompt. Add it."
-        )
-    texts = {name: _spread(name, given, len(contexts)) for name, given in wanted.items()}
+    contexts, texts = tracked(source, track, generic)
     after = {name: _after(model, contexts, given, prepend_bos) for name, given in texts.items()}
     rows = [item.context for item in after[CORRECT].items or ()]
     for name, others in after.items():
@@ -169,6 +163,77 @@ def prompts(
     made = Prompts(Inputs(after[CORRECT].tokens, after[CORRECT].mask, reads), firsts)
     made.check(host_of(model).d_vocab)
     return made
+
+
+def one_token_each(
+    model: nn.Module,
+    source: object,
+    track: Mapping[str, Tracked] | None,
+    *,
+    generic: str | int | None,
+    prepend_bos: bool | None,
+    several: Several,
+) -> tuple[Prompts, int]:
+    """The prompts as `prompts` makes them, and how many were left out because their words are not one token each.
+
+    Raises:
+        ValueError: if a word is several tokens of this model and is not to be left out, none is left, or as `prompts`.
+    """
+    one_of(several, "several", get_args(Several))
+    contexts, texts = tracked(source, track, generic)
+    if several == "first":
+        return prompts(model, contexts, texts, prepend_bos=prepend_bos), 0
+    after = {name: _answered(model, contexts, given, prepend_bos).items or () for name, given in texts.items()}
+    lengths = {name: [len(item.continuations[0].ids) for item in items] for name, items in after.items()}
+    for name, given in texts.items():
+        long = [at for at, length in enumerate(lengths[name]) if length > 1]
+        if long and (several == "refuse" or len(long) == len(contexts)):
+            at = long[0]
+            raise ValueError(
+                f"the {name} word {given[at]!r} after {shown(contexts[at])} is {lengths[name][at]} tokens of this "
+                f"model, and {counted(len(long), 'prompt')} of {len(contexts)} have such a word: the probability of "
+                "the first token is not that of the word. Choose words of one token, leave these prompts out with "
+                "several='leave out', or track their first tokens with several='first'."
+            )
+    first = {name: [_first(item) for item in items] for name, items in after.items()}
+    kept = [
+        at
+        for at in range(len(contexts))
+        if all(of_name[at] == 1 for of_name in lengths.values())
+        and all(ids[at] != first[CORRECT][at] for name, ids in first.items() if name != CORRECT)
+    ]
+    words = {name: [given[at] for at in kept] for name, given in texts.items()}
+    if not kept:
+        raise ValueError(
+            f"of {counted(len(contexts), 'prompt')} none has words of one token each that differ: choose other words, "
+            "or track their first tokens with several='first'."
+        )
+    if several == "refuse":
+        return prompts(model, contexts, texts, prepend_bos=prepend_bos), 0
+    return prompts(model, [contexts[at] for at in kept], words, prepend_bos=prepend_bos), len(contexts) - len(kept)
+
+
+def tracked(
+    source: object, track: Mapping[str, Tracked] | None, generic: str | int | None
+) -> tuple[list[Text], dict[str, list[Text]]]:
+    """The prompts, and for every name the text or the id that is tracked after each of them.
+
+    Raises:
+        ValueError: if there are no prompts, or the right token or those of some prompts are missing.
+    """
+    if generic is not None and "generic" in (track or {}):
+        raise ValueError(f"'generic' is given twice, as generic={generic!r} and in track: give it once.")
+    wanted: dict[str, Tracked] = dict(track or {}) | ({} if generic is None else {"generic": generic})
+    contexts, of_task = _contexts(source)
+    wanted = {**of_task, **wanted}
+    if not contexts:
+        raise ValueError("there are no prompts: give at least one text, row of tokens, or item.")
+    if CORRECT not in wanted:
+        raise ValueError(
+            f"track names {', '.join(map(repr, wanted)) or 'nothing'}: margins are taken from {CORRECT!r}, the right "
+            "token of each prompt. Add it."
+        )
+    return contexts, {name: _spread(name, given, len(contexts)) for name, given in wanted.items()}
 
 
 def _contexts(source: object) -> tuple[list[Text], dict[str, Tracked]]:
@@ -231,8 +296,7 @@ def _spread(name: str, given: object, n: int) -> list[Text]:
 
 def _after(model: nn.Module, contexts: Sequence[Text], texts: Sequence[Text], prepend_bos: bool | None) -> AnyPrompts:
     """The prompts, each with the text that is tracked after it as its answer."""
-    items = [AnswerItem(context, (text,)) for context, text in zip(contexts, texts, strict=True)]
-    prompts, words = read(model, Task("prompts", tuple(items)), prepend_bos=prepend_bos), vocabulary(model)
+    prompts, words = _answered(model, contexts, texts, prepend_bos), vocabulary(model)
     for context, text, item in zip(contexts, texts, prompts.items or (), strict=True):
         if isinstance(text, str) and text.strip() and not words.decode((_first(item),)).strip():
             raise ValueError(
@@ -240,6 +304,13 @@ def _after(model: nn.Module, contexts: Sequence[Text], texts: Sequence[Text], pr
                 "probability is not that of the word. Leave out a space that is there twice, or give the token's id."
             )
     return prompts
+
+
+def _answered(
+    model: nn.Module, contexts: Sequence[Text], texts: Sequence[Text], prepend_bos: bool | None
+) -> AnyPrompts:
+    items = [AnswerItem(context, (text,)) for context, text in zip(contexts, texts, strict=True)]
+    return read(model, Task("prompts", tuple(items)), prepend_bos=prepend_bos)
 
 
 def _first(item: TokenisedItem) -> int:

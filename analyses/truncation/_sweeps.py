@@ -3,10 +3,11 @@
 Chen, Bruna, Bietti (arXiv:2406.03068). A sweep crosses checkpoints with matrices and fractions ρ.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pandas as pd
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 import surgery
@@ -15,7 +16,7 @@ from analyses.truncation._checkpoints import Checkpoints, Shapes, by_step, model
 from analyses.truncation._cuts import RHOS
 from analyses.truncation._prompts import Tracked
 from analyses.truncation._recall_sweeps import RECALL_SITES, recall_sweep
-from analyses.truncation.curves import Curve, Source, curve
+from analyses.truncation.curves import QUANTITIES, Curve, Source, curve
 from analyses.truncation.results import Sweep
 from hooks import place_of
 
@@ -42,10 +43,7 @@ def sweep(
     (0, 10)
 
     With a `RecallTask` this is `recall_sweep`; `sequences` and `seed` are its arguments. On prompts, the checkpoints
-    are models, or functions that load them, one at a time:
-
-        load = HookedTransformer.from_pretrained_no_processing
-        checkpoints = {step: partial(load, "pythia-70m", checkpoint_value=step) for step in (512, 8000, 143000)}
+    are models, or functions that load them, one at a time; `over_training` does so by name, and keeps what is finished.
 
     Args:
         checkpoints: by training step.
@@ -92,16 +90,34 @@ def _prompt_sweep(
                 f"checkpoint {step} holds weights, and prompts need a model to run: give a model or a function that "
                 "loads one, or a RecallTask in place of the prompts."
             )
-        model = model_of(checkpoint)
-        places = [place_of(model, site) for site in surgery.sites(model, patterns)]
-        shapes: Shapes = {str(place.site): (place.d_in, place.d_out) for place in places}
+        # Within one call, so that a model is gone before the next one is loaded.
+        shapes, frames[step] = _at(checkpoint, source, patterns, asked, rhos, batch_size)
         first = first or (step, shapes)
         refuse_other_shapes(first, step, shapes)
-        frames[step] = _long(curve(model, source, patterns, rhos=rhos, batch_size=batch_size, progress=False, **asked))
     return Sweep.joined(frames)
 
 
-def _long(result: Curve) -> pd.DataFrame:
+def _at(
+    checkpoint: nn.Module | Callable[[], nn.Module],
+    source: Source,
+    patterns: str | Iterable[str],
+    asked: Mapping,
+    rhos: Sequence[float | int],
+    batch_size: int,
+) -> tuple[Shapes, pd.DataFrame]:
+    """The shapes of a checkpoint's matrices, and its curve as rows of metric, value and stderr."""
+    model = model_of(checkpoint)
+    result = curve(model, source, patterns, rhos=rhos, batch_size=batch_size, progress=False, **asked)
+    return shapes_of(model, patterns), long_form(result)
+
+
+def shapes_of(model: nn.Module, patterns: str | Iterable[str]) -> Shapes:
+    """The shape of every matrix that the patterns name."""
+    places = [place_of(model, site) for site in surgery.sites(model, patterns)]
+    return {str(place.site): (place.d_in, place.d_out) for place in places}
+
+
+def long_form(result: Curve) -> pd.DataFrame:
     """A curve as rows of metric, value and stderr."""
     frames = [
         result.frame.assign(
@@ -109,7 +125,7 @@ def _long(result: Curve) -> pd.DataFrame:
             value=result.frame[metric],
             stderr=result.frame.get(f"{metric}_stderr", torch.nan),
         )
-        for metric in ("p", "margin", "likeliest")
+        for metric in (*QUANTITIES, "likeliest")
     ]
     rows = pd.concat(frames)
     return rows.loc[rows["metric"] != "margin(correct)"]  # of "correct" over itself

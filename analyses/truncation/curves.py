@@ -28,15 +28,18 @@ from surgery.arguments import counted, whole
 
 Source: TypeAlias = Prompts | Task | str | Sequence[str] | Sequence[Item] | Int[Tensor, "example pos"]
 """Prompts made before, or what `prompts` makes them from."""
+QUANTITIES = ("p", "log_p", "rank", "margin")
+"""What has a standard error over prompts."""
 
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Curve:
-    """Mean probabilities and margins (logits) after the prompts, one row for each cut and tracked name.
+    """Mean probabilities, ranks and margins after the prompts, one row for each cut and tracked name.
 
-    Columns of `frame`: end, site, rho, name, p, p_stderr, margin (logit of "correct" minus the name's), margin_stderr,
-    likeliest (the fraction of prompts after which the name is the argmax). Errors are standard errors over prompts.
+    Columns of `frame`: end, site, rho, name; p; log_p in nats; rank, which is 1 for the likeliest token; margin, the
+    logit of "correct" minus the name's; each with its standard error over prompts in a column such as p_stderr; and
+    likeliest, the fraction of prompts after which the name is the argmax.
     """
 
     frame: pd.DataFrame
@@ -125,7 +128,7 @@ def curve(
 
 
 _Reading: TypeAlias = Float[Tensor, "example quantity name"]
-"""Of each tracked token after each prompt: its probability, its logit, and 1 if it is the likeliest, else 0."""
+"""Of each tracked token after each prompt: its logit, 1 if it is the likeliest, else 0, and the `QUANTITIES`."""
 
 
 def _prompts(
@@ -156,17 +159,19 @@ def _inputs(model: nn.Module, asked: Prompts, examples: Int[Tensor, " example"])
 
 def _read(logits: Float[Tensor, "example d_vocab"], ids: Int[Tensor, "name example"]) -> _Reading:
     logits, ids = logits.double().cpu(), ids.mT
-    p, logit = logits.softmax(1).gather(1, ids), logits.gather(1, ids)
+    log_p, logit = logits.log_softmax(1).gather(1, ids), logits.gather(1, ids)
     likeliest = (logits.argmax(1, keepdim=True) == ids).double()
-    return torch.stack([p, logit, likeliest], 1)
+    rank = 1 + torch.stack([(logits > each.unsqueeze(1)).sum(1) for each in logit.unbind(1)], 1).double()
+    return torch.stack([logit, likeliest, log_p.exp(), log_p, rank], 1)
 
 
 def _table(cut: Cut, reading: _Reading, names: list[str]) -> pd.DataFrame:
     """A row for each tracked name: means over the prompts, with their standard errors."""
-    p, logit, likeliest = reading.unbind(1)
+    logit, likeliest, *measured = reading.unbind(1)
     margin = logit[:, [names.index(CORRECT)]] - logit
-    columns: dict[str, Tensor] = dict(zip(("p", "p_stderr"), mean_and_stderr(p), strict=True))
-    columns |= dict(zip(("margin", "margin_stderr"), mean_and_stderr(margin), strict=True))
+    columns: dict[str, Tensor] = {}
+    for quantity, values in zip(QUANTITIES, (*measured, margin), strict=True):
+        columns |= dict(zip((quantity, f"{quantity}_stderr"), mean_and_stderr(values), strict=True))
     columns["likeliest"] = likeliest.mean(0)
     numbers = {name: column.numpy() for name, column in columns.items()}
     return pd.DataFrame({"end": cut.end, "site": cut.site, "rho": cut.rho, "name": names, **numbers})

@@ -16,7 +16,7 @@ class Sweep:
 
     Columns of `frame`: step, end (what was cut, see `truncation.cuts.End`), site, rho, metric, value, stderr. On the
     recall experiment the metrics are those of `recall.evaluate` and, uncut, the attention probes; on prompts they are
-    `p(name)`, `margin(name)` (logits of "correct" over the name) and `likeliest(name)`.
+    `p(name)`, `log_p(name)`, `rank(name)`, `margin(name)` (logits of "correct" over the name) and `likeliest(name)`.
     """
 
     frame: pd.DataFrame
