@@ -85,7 +85,7 @@ def over_training(
     generic: str | int | None = " the",
     several: Several = "refuse",
     prepend_bos: bool | None = None,
-    batch_size: int = 32,
+    batch_size: int = 128,
     cache: str | Path | None = None,
     progress: bool = True,
 ) -> TrainingStudy:
