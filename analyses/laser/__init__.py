@@ -43,6 +43,12 @@ from analyses.laser.candidates import MLP as MLP
 from analyses.laser.candidates import PAPER_RHOS, ByRho, Published
 from analyses.laser.candidates import Candidate as Candidate
 from analyses.laser.candidates import Family as Family
+from analyses.laser.complements import Complement as Complement
+from analyses.laser.complements import MinorAnswers as MinorAnswers
+from analyses.laser.complements import Similarity as Similarity
+from analyses.laser.complements import minor_answers as minor_answers
+from analyses.laser.complements import similarity_of_embeddings as similarity_of_embeddings
+from analyses.laser.complements import similarity_of_texts as similarity_of_texts
 from analyses.laser.compose import Composition as Composition
 from analyses.laser.compose import Step as Step
 from analyses.laser.compose import compose

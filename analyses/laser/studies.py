@@ -82,15 +82,22 @@ def paraphrase_robustness(comparison: Comparison, *, level: float = 0.95, seed: 
     return Robustness(len(groups), all_right, consistent, before, after)
 
 
-def by_frequency(comparison: Comparison, frequency: Frequency, *, bins: int = 5) -> pd.DataFrame:
+def by_frequency(
+    comparison: Comparison, frequency: Frequency, *, bins: int = 5, level: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
     """A row for each of `bins` equally full ranges of training frequency: accuracy before and after, and what changed.
 
-    `corrected_fraction` is of the items that were wrong before, `broken_fraction` of those that were right.
+    `corrected_fraction` is of the items that were wrong before, `broken_fraction` of those that were right. Columns
+    that end in `_low` and `_high` are intervals of a bootstrap that draws paraphrases together; where all items of a
+    range are right, or all wrong, it has seen nothing else, and the interval has no width.
 
     Args:
         comparison: any two scorings of the same items, such as `search(...).test`.
-        frequency: a function of an item, one number an item, or numbers by the text of the reference answer.
+        frequency: a function of an item, such as `tasks.frequencies(...)`, one number an item, or numbers by the text
+            of the reference answer.
         bins: how many ranges; items of the same frequency stay together, so that there may be fewer.
+        level: of the intervals.
+        seed: of the bootstrap.
 
     Raises:
         ValueError: if an item has no frequency, or there are fewer than one bin.
@@ -108,6 +115,8 @@ def by_frequency(comparison: Comparison, frequency: Frequency, *, bins: int = 5)
     frame = frame.assign(corrected=~before & after, broken=before & ~after)
     rank = frame["frequency"].rank(method="min")
     groups = frame.groupby(((rank - 1) * bins // len(frame)).astype(int))
+    cluster = {item: n for n, members in enumerate(comparison.before.task.clusters()) for item in members}
+    intervals = pd.DataFrame([_intervals(part, cluster, level=level, seed=seed) for _, part in groups])
     table = groups.agg(
         **{"from": ("frequency", "min"), "to": ("frequency", "max")},
         items=("before", "size"),
@@ -120,7 +129,18 @@ def by_frequency(comparison: Comparison, frequency: Frequency, *, bins: int = 5)
     return table.assign(
         corrected_fraction=table["corrected"] / (table["items"] - right).round().clip(lower=1),
         broken_fraction=table["broken"] / right.round().clip(lower=1),
-    )
+    ).join(intervals)
+
+
+def _intervals(part: pd.DataFrame, cluster: Mapping[int, int], *, level: float, seed: int) -> dict[str, float]:
+    """Of the items in a range: the intervals of both accuracies, the change and its interval."""
+    sides = torch.tensor(part[["before", "after"]].to_numpy(float)).T
+    values = torch.stack([*sides, sides[1] - sides[0]])
+    numbers = torch.tensor([cluster[int(item)] for item in part.index]).unique(return_inverse=True)[1]
+    before, after, change = bootstrap(values, numbers, level=level, seed=seed)
+    named = {"accuracy_before": before, "accuracy_after": after, "change": change}
+    ends = {f"{name}_{end}": getattr(of, end) for name, of in named.items() for end in ("low", "high")}
+    return {**ends, "change": change.difference}
 
 
 def effective_ranks(

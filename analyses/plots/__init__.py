@@ -15,6 +15,7 @@ Results of any kind have their figure here; those of a paper's method in a modul
 | `laser.laser_heatmap`, `laser.layer_task` | `laser.search`, by layer and ρ; several searches, by layer and task |
 | `laser.rank_curve` | `laser.rank_curve`: both ends of the spectrum |
 | `laser.corrected_broken` | items that a reduction corrects, beside those it breaks |
+| `laser.frequency` | `laser.by_frequency`: accuracy before and after in ranges of training frequency |
 | `eigenpruning.scores`, `.validation`, `.report` | `eigenpruning.prune`: scores, choice of the fraction, outcome |
 | `truncation.dynamics`, `.training`, `.curve`, `.gradient_steps` | results of `truncation` |
 | `truncation.over_training` | `truncation.over_training`: layer by step, for each matrix and ρ |

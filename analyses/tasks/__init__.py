@@ -10,11 +10,13 @@ scores = scoring.score(model, parts.test)
 
 `from_jsonl`, `from_csv`, `from_records` and `from_datasets` read the same fields; `from_counterfact`, `from_bigbench`,
 `from_truthfulqa` and `from_blimp` read published files. `ioi`, `greater_than`, `addition`, `multiplication` and
-`recall` make a task. What every item has is told by `tasks.Item`; a file that cannot be read raises
-`tasks.TaskFileError`.
+`recall` make a task. `frequencies` counts how often a task's facts stand in a corpus. What every item has is told by
+`tasks.Item`; a file that cannot be read raises `tasks.TaskFileError`.
 """
 
 from analyses.tasks._benchmarks import from_bigbench, from_blimp, from_counterfact, from_truthfulqa
+from analyses.tasks._frequencies import Frequencies as Frequencies
+from analyses.tasks._frequencies import frequencies
 from analyses.tasks._generators import addition, greater_than, ioi, multiplication, recall
 from analyses.tasks._json_csv import TaskFileError as TaskFileError
 from analyses.tasks._readers import from_csv, from_datasets, from_jsonl, from_records
@@ -25,7 +27,7 @@ from analyses.tasks.items import Unscorable as Unscorable
 from analyses.tasks.task import Splits, Task
 
 __all__ = [
-    "AnswerItem", "ChoiceItem", "MinimalPair", "Splits", "Task", "addition", "from_bigbench", "from_blimp",
-    "from_counterfact", "from_csv", "from_datasets", "from_jsonl", "from_records", "from_truthfulqa",
+    "AnswerItem", "ChoiceItem", "MinimalPair", "Splits", "Task", "addition", "frequencies", "from_bigbench",
+    "from_blimp", "from_counterfact", "from_csv", "from_datasets", "from_jsonl", "from_records", "from_truthfulqa",
     "greater_than", "ioi", "multiplication", "recall",
 ]  # fmt: skip
