@@ -5,6 +5,7 @@ import json
 import random
 import re
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,8 @@ PARTS = [
 
 
 def task(facts: list[tuple[str, str]] = FACTS) -> tasks.Task:
-    items = [
-        tasks.AnswerItem(f"{name} {n}", (f" {a}",), metadata={"subject": name}) for n, (name, a) in enumerate(facts)
-    ]
+    numbered = enumerate(facts)
+    items = [tasks.AnswerItem(f"{name} {n}", (f" {a}",), metadata={"subject": name}) for n, (name, a) in numbered]
     return tasks.Task("facts", tuple(items))
 
 
@@ -40,7 +40,7 @@ def occurrences(text: str, document: str, ignore_case: bool) -> int:
         text, document = text.casefold(), document.casefold()
     parts = re.findall(r"\w+|[^\w\s]", text)
     pattern = re.escape(parts[0])
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in pairwise(parts):
         both_words = re.match(r"\w", before) and re.match(r"\w", after)
         pattern += (r"\s+" if both_words else r"\s*") + re.escape(after)
     edge = [r"(?<!\w)" if re.match(r"\w", parts[0]) else "", r"(?!\w)" if re.match(r"\w", parts[-1]) else ""]
