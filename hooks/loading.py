@@ -69,7 +69,7 @@ def _hooked(source: str, revision: str | None, dtype: torch.dtype, device: torch
             f"transformer-lens 3.9 takes the architecture from the word {misleading!r} in the path and not from "
             "config.json"
         )
-    pinned = {} if revision is None else {"revision": revision}
+    pinned: dict = {} if revision is None else {"revision": revision}
     cfg = loading_from_pretrained.get_pretrained_model_config(source, dtype=dtype, device=device, **pinned)
     if folder:
         cfg.tokenizer_name = source

@@ -75,7 +75,8 @@ class MinorAnswers:
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row for each item: its context and reference, and what each of the three says and whether it is right."""
-        frame = self.unedited.task.to_dataframe()[["context", "reference"]]
+        items = self.unedited.task.to_dataframe()
+        frame = pd.DataFrame({"context": items["context"], "reference": items["reference"]})
         for name in ("unedited", "edited", "minor"):
             scores: Scores = getattr(self, name)
             frame[name], frame[f"{name}_correct"] = list(scores.predictions), scores.correct.tolist()
@@ -190,8 +191,8 @@ def similarity_of_texts(
     texts = list(dict.fromkeys(text.strip() for n in at for text in (said[n], right[n])))
     rows = _encoded(encode, texts)
     row_of = {text: row for row, text in enumerate(texts)}
-    pairs = [rows[[row_of[side[n].strip()] for n in at]] for side in (said, right)]
-    return _similarity(*pairs, _clusters(answers, at), draws=draws, level=level, seed=seed)
+    said_rows, right_rows = (rows[[row_of[side[n].strip()] for n in at]] for side in (said, right))
+    return _similarity(said_rows, right_rows, _clusters(answers, at), draws=draws, level=level, seed=seed)
 
 
 def similarity_of_embeddings(
@@ -221,9 +222,11 @@ def similarity_of_embeddings(
     said = answers.minor.prediction_ids
     at = [n for n in _chosen(answers, items) if said[n]]
     right = [answers.minor.encoded.items[n].continuations[0].ids for n in at]
-    pairs = [[W_E[list(ids)].mean(0) for ids in side] for side in ([said[n] for n in at], right)]
-    stacked = [torch.stack(rows) if rows else W_E[:0] for rows in pairs]
-    return _similarity(*stacked, _clusters(answers, at), draws=draws, level=level, seed=seed)
+    said_rows, right_rows = (
+        torch.stack([W_E[list(ids)].mean(0) for ids in side]) if side else W_E[:0]
+        for side in ([said[n] for n in at], right)
+    )
+    return _similarity(said_rows, right_rows, _clusters(answers, at), draws=draws, level=level, seed=seed)
 
 
 def _similarity(
@@ -249,7 +252,8 @@ def _similarity(
         [(said * right[torch.randperm(len(said), generator=generator)]).sum(1).mean() for _ in range(draws)]
     ).numpy()
     tail = (1 - level) / 2
-    chance = (float(shuffled.mean()), *map(float, np.quantile(shuffled, [tail, 1 - tail])))
+    least, most = np.quantile(shuffled, [tail, 1 - tail])
+    chance = (float(shuffled.mean()), float(least), float(most))
     # 1e-12: a shuffle that deals everybody an equal answer differs by rounding alone.
     as_similar = int((shuffled >= cosines.mean().item() - 1e-12).sum())
     return Similarity(cosines.mean().item(), low.item(), high.item(), chance, (1 + as_similar) / (1 + draws), len(said))

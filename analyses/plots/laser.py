@@ -103,22 +103,19 @@ def corrected_broken(
 
 def frequency(table: pd.DataFrame) -> go.Figure:
     """Accuracy before and after an edit in each range of training frequency, from `laser.by_frequency`."""
-    ranges = [f"{low:g} to {high:g}<br>{n} items" for low, high, n in zip(*_columns(table), strict=True)]
+    bounds = zip(table["from"], table["to"], table["items"], strict=True)
+    ranges = [f"{low:g}{f' to {high:g}' if high > low else ''}<br>{n} items" for low, high, n in bounds]
     drawn = figure("Accuracy by training frequency", "bars: confidence interval over items")
     for name, colour in (("before", BLUE), ("after", VERMILION)):
         value = f"accuracy_{name}"
         # The interval of one cluster alone is everything: no bar is drawn that has no end.
-        low, high = (table[f"{value}_{end}"].clip(0, 1) for end in ("low", "high"))
-        bars = reaching(low, table[value], high)
+        low, high = (pd.Series(table[f"{value}_{end}"]).clip(0, 1) for end in ("low", "high"))
+        bars = reaching(low, pd.Series(table[value]), high)
         drawn.add_scatter(
             x=ranges, y=table[value], error_y=bars, mode="lines+markers", line_color=colour, name=name
         )  # fmt: skip
     drawn.update_xaxes(title_text="frequency of the fact", type="category")
     return drawn.update_yaxes(title_text="accuracy (fraction of items)", range=[-0.02, 1.02])
-
-
-def _columns(table: pd.DataFrame) -> tuple[pd.Series, pd.Series, pd.Series]:
-    return table["from"], table["to"], table["items"]
 
 
 def layer_task(frame: pd.DataFrame) -> go.Figure:

@@ -73,8 +73,11 @@ def pieces(files: Iterable[Path], *, document: Document, field: str, progress: b
 
 def _of_file(path: Path, raw: BinaryIO, document: Document, field: str) -> Iterator[Piece]:
     unpacked = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-    # Held to the end: when it goes, it closes the file under it, which is still asked how far it has been read.
-    text = io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline=None)  # type: ignore[arg-type]
+    with io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline=None) as text:  # type: ignore[arg-type]
+        yield from _of_text(path, text, document, field)
+
+
+def _of_text(path: Path, text: io.TextIOWrapper, document: Document, field: str) -> Iterator[Piece]:
     lines = _numbered(path, text)
     if _kind(path) == ".jsonl":
         for number, line in _whole(lines):

@@ -61,10 +61,10 @@ class Frequencies:
         return self.frame.copy()
 
     def __repr__(self) -> str:
-        together = self.frame["together"]
+        together = self.frame["together"].tolist()
         return (
             f"{counted(len(together), 'item')} of {self.task.name!r} in {counted(self.documents, 'document')}: "
-            f"{int((together > 0).sum())} with subject and answer together, at most {int(together.max())} times"
+            f"{sum(map(bool, together))} with subject and answer together, at most {max(together)} times"
         )
 
 

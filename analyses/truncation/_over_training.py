@@ -61,13 +61,15 @@ class TrainingStudy:
         """
         frame = self.sweep.to_dataframe()
         parts = frame["metric"].str.extract(r"(?P<quantity>\w+)\((?P<name>.*)\)")
-        sites = {site: Site.parse(site) for site in frame["site"].unique() if site}
-        whole_mlp = frame["end"] == "MLP dropped"
-        frame["layer"] = frame["site"].map({name: site.layer for name, site in sites.items()}).astype("Int64")
-        matrices = {name: name.rpartition(".")[2] for name in sites}  # with its head, if it is of one
-        frame["matrix"] = frame["site"].map(matrices).where(~whole_mlp, "").fillna("")
+        sites = frame["site"].tolist()
+        layers = {site: Site.parse(site).layer if site else pd.NA for site in set(sites)}
+        frame["layer"] = pd.array([layers[site] for site in sites], dtype="Int64")
+        # The matrix with its head, if it is of one.
+        whole_mlp = (frame["end"] == "MLP dropped").tolist()
+        matrices = zip(sites, whole_mlp, strict=True)
+        frame["matrix"] = ["" if all_of_it else site.rpartition(".")[2] for site, all_of_it in matrices]
         columns = ["step", "end", "site", "layer", "matrix", "rho", "name", "quantity", "value", "stderr"]
-        return frame.assign(**parts)[columns]
+        return pd.DataFrame(frame.assign(**parts), columns=columns)
 
     def __repr__(self) -> str:
         left_out = f", {self.left_out} left out" if self.left_out else ""
