@@ -19,7 +19,7 @@ from analyses.tasks.items import Kind
 from analyses.tasks.task import Task
 from surgery.arguments import counted, one_of, shown, whole
 
-Per: TypeAlias = Literal["sequence", "token", "byte"]
+Per: TypeAlias = Literal["sequence", "token", "byte", "first"]
 
 
 class Rule(OfTask):
@@ -143,7 +143,30 @@ def rule_for(task: Task, rule: Rule | Metric | None) -> tuple[Rule, Metric | Non
             "metrics.log_prob(), or None."
         )
     if not isinstance(rule, Rule):
-        return (StartsWith() if task.kind == "answer" else Likeliest()), rule
+        return _checked(task, _default(task)), rule
+    return _checked(task, rule), None
+
+
+def _default(task: Task) -> Rule:
+    """The rule that the task names, or the usual one for items of its kind."""
+    named = task.rule
+    if named is None:
+        return StartsWith() if task.kind == "answer" else Likeliest()
+    # A dataclass with slots is made twice, and the class that is used comes second: the later of a name is kept.
+    rules = {rule.__name__: rule for rule in Rule.__subclasses__()}
+    if named.name not in rules:
+        raise ValueError(
+            f"task {task.name!r} is scored by {named}, and there is no rule {named.name!r}: there are "
+            f"{', '.join(sorted(rules))}. Give one of them as rule=, or name it in the task."
+        )
+    try:
+        return rules[named.name](**named.settings)
+    except TypeError as error:
+        raise ValueError(f"task {task.name!r} is scored by {named}: {error}. Correct the settings.") from None
+
+
+def _checked(task: Task, rule: Rule) -> Rule:
+    """The rule, if it can judge the task's items."""
     if task.kind not in rule.kinds:
         raise ValueError(
             f"{rule!r} is given for task {task.name!r}, whose items are of kind {task.kind!r}: "
@@ -156,4 +179,4 @@ def rule_for(task: Task, rule: Rule | Metric | None) -> tuple[Rule, Metric | Non
             f"{rule!r} is given for task {task.name!r}, which has token ids: only strings have a length in bytes. "
             "Take per='token'."
         )
-    return rule, None
+    return rule

@@ -10,7 +10,8 @@ scores = scoring.score(model, parts.test)
 
 `from_jsonl`, `from_csv`, `from_records` and `from_datasets` read the same fields; `from_counterfact`, `from_bigbench`,
 `from_truthfulqa` and `from_blimp` read published files. `ioi`, `greater_than`, `addition`, `multiplication` and
-`recall` make a task. What every item has is told by `tasks.Item`; a file that cannot be read raises
+`recall` make a task. `recipes()` lists the papers' own tasks, and `recipe("bios-gender").task(file)` reads one as the
+paper does, with the rule that it is scored by. What every item has is told by `tasks.Item`; a file that cannot be read raises
 `tasks.TaskFileError`.
 """
 
@@ -22,10 +23,13 @@ from analyses.tasks.items import AnswerItem, ChoiceItem, MinimalPair
 from analyses.tasks.items import Item as Item
 from analyses.tasks.items import Text as Text
 from analyses.tasks.items import Unscorable as Unscorable
+from analyses.tasks.published import Recipe as Recipe
+from analyses.tasks.published import recipe, recipes
+from analyses.tasks.rules import NamedRule as NamedRule
 from analyses.tasks.task import Splits, Task
 
 __all__ = [
     "AnswerItem", "ChoiceItem", "MinimalPair", "Splits", "Task", "addition", "from_bigbench", "from_blimp",
     "from_counterfact", "from_csv", "from_datasets", "from_jsonl", "from_records", "from_truthfulqa",
-    "greater_than", "ioi", "multiplication", "recall",
+    "greater_than", "ioi", "multiplication", "recall", "recipe", "recipes",
 ]  # fmt: skip

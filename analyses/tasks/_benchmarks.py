@@ -19,7 +19,7 @@ from analyses.tasks._json_csv import (
 from analyses.tasks._parsing import Schema, joined, task_of, without_repeats
 from analyses.tasks.items import AnswerItem, ChoiceItem, Item
 from analyses.tasks.task import Task
-from surgery.arguments import one_of, seed
+from surgery.arguments import one_of, seed, shown
 
 CounterFactPrompt: TypeAlias = Literal["rewrite", "paraphrase", "neighborhood"]
 TruthfulQAForm: TypeAlias = Literal["best", "binary", "statements"]
@@ -148,7 +148,7 @@ def from_truthfulqa(
     one_of(form, "form", get_args(TruthfulQAForm))
     if template is None:
         template = _STATEMENT if form == "statements" else _QUESTION
-    _check_template(template, ["{question}", "{answer}"] if form == "statements" else ["{question}"])
+    check_template(template, ["{question}", "{answer}"] if form == "statements" else ["{question}"])
     if read_text(path).lstrip()[:1] in ("[", "{"):
         raise TaskFileError(
             f"{path}:1",
@@ -191,7 +191,14 @@ def from_blimp(path: FilePath, *, name: str | None = None) -> Task:
     return Task(name, tuple(items), metadata, tuple(unscorable))
 
 
-def _check_template(template: str, fields: Sequence[str]) -> None:
+def check_template(template: object, fields: Sequence[str]) -> None:
+    """Refuse a template without these fields, or with others.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    if not isinstance(template, str):
+        raise ValueError(f"template={shown(template)}: it is a text with {' and '.join(fields)}. Give one.")
     try:
         template.format(**{field[1:-1]: "" for field in fields})
     except (KeyError, IndexError, ValueError, AttributeError) as error:

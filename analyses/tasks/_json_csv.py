@@ -25,12 +25,14 @@ class TaskFileError(SourcedError):
 class Record:
     """Named fields, and where they were read: `file:line`, or the number of the record, counted from 0.
 
-    `repeated` is a name that the record gave to two fields, of which JSON keeps the last.
+    `repeated` is a name that the record gave to two fields, of which JSON keeps the last; `split` the part of the data
+    set that it belongs to, where that is known.
     """
 
     source: str
     fields: Mapping[str, object]
     repeated: str | None = None
+    split: str = ""
 
     def error(self, given: str, allowed: str, remedy: str) -> ItemError:
         """An error that names the record's source."""

@@ -121,7 +121,7 @@ def from_records(
     (' 2',)
     """
     schema = Schema(rename or {}, template, labels, separator, correct_is=correct_is)
-    return task_of(_records(records, name), schema.item, name=name, metadata={"source": name})
+    return task_of(read_records(records, name), schema.item, name=name, metadata={"source": name})
 
 
 def from_datasets(
@@ -174,7 +174,12 @@ def from_datasets(
     return task_of(records, schema.item, name=called, metadata={"source": called})
 
 
-def _records(records: object, name: str) -> Iterator[Record]:
+def read_records(records: object, name: str) -> Iterator[Record]:
+    """The records of a list of dicts or a DataFrame.
+
+    Raises:
+        TypeError: if these are no records.
+    """
     if isinstance(records, pd.DataFrame):
         records = records.to_dict("records")
     if isinstance(records, str | bytes | Mapping) or not isinstance(records, Iterable):
@@ -188,13 +193,17 @@ def _records(records: object, name: str) -> Iterator[Record]:
                 f"record {number} of {name!r} is {shown(fields)}: give a dict of named fields for each item, such as "
                 "{'prompt': ..., 'answer': ...}."
             )
-        yield Record(f"{name}, record {number}", {str(key): _plain(value) for key, value in fields.items()})
+        yield Record(f"{name}, record {number}", {str(key): plain(value) for key, value in fields.items()})
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """Numbers and arrays of numpy, pandas and torch as Python's own; a missing value as None."""
     if isinstance(value, np.ndarray | np.generic | Tensor):
         value = value.tolist()
+    if isinstance(value, list):
+        return [plain(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
     return None if value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value) else value
 
 

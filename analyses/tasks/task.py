@@ -11,6 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from analyses.tasks.items import Item, Kind, Unscorable
+from analyses.tasks.rules import NamedRule
 from surgery.arguments import counted, number, shown, whole
 from surgery.arguments import seed as checked_seed
 
@@ -25,6 +26,7 @@ class Task:
         metadata: facts about the task as a whole, such as the file it came from.
         unscorable: items that were left out because they cannot be scored, each with its source and reason; every part
             of the task keeps them.
+        rule: what counts as right where scoring is given no rule; None for scoring's own choice by kind.
 
     >>> task = tasks.Task("facts", (tasks.AnswerItem("The capital of Peru is", (" Lima",)),))
     >>> task
@@ -37,9 +39,16 @@ class Task:
     items: tuple[Item, ...]
     metadata: Mapping[str, object] = field(default_factory=dict, hash=False)
     unscorable: tuple[Unscorable, ...] = ()
+    rule: NamedRule | None = None
 
     def __post_init__(self) -> None:
         items: object = self.items
+        rule: object = self.rule
+        if rule is not None and not isinstance(rule, NamedRule):
+            raise TypeError(
+                f"task {self.name!r} is given rule={shown(rule)}: a task names its rule, as in "
+                "tasks.NamedRule('Contains', {'n_tokens': 10}). A rule itself is given to scoring.score(rule=)."
+            )
         if not isinstance(items, tuple) or not all(isinstance(item, Item) for item in items):
             raise TypeError(
                 f"task {self.name!r} is given items={shown(items)}: they are a tuple of AnswerItem, ChoiceItem or "
@@ -75,7 +84,23 @@ class Task:
     def __repr__(self) -> str:
         kind = f" of kind {self.kind!r}" if self.items else ""
         left_out = f", {len(self.unscorable)} unscorable left out" if self.unscorable else ""
-        return f"Task({self.name!r}, {counted(len(self.items), 'item')}{kind}{left_out})"
+        rule = f", by {self.rule}" if self.rule is not None else ""
+        return f"Task({self.name!r}, {counted(len(self.items), 'item')}{kind}{left_out}{rule})"
+
+    def __add__(self, other: object) -> "Task":
+        """The items of both, in order, under this task's name and metadata; both have the same rule.
+
+        Raises:
+            ValueError: if their rules differ.
+        """
+        if not isinstance(other, Task):
+            return NotImplemented
+        if self.rule != other.rule:
+            raise ValueError(
+                f"task {self.name!r} is scored by {self.rule}, and task {other.name!r} by {other.rule}: the items of "
+                "one task have one rule. Give one of them the other's with dataclasses.replace(task, rule=...)."
+            )
+        return replace(self, items=self.items + other.items, unscorable=self.unscorable + other.unscorable)
 
     @overload
     def __getitem__(self, index: int) -> Item: ...

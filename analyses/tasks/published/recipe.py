@@ -1,0 +1,180 @@
+"""A recipe: a paper's own task, from the data set to items, rule and parts."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from os import PathLike
+from typing import TypeAlias, final
+
+import pandas as pd
+
+from analyses.tasks._json_csv import Record, TaskFileError
+from analyses.tasks._parsing import task_of
+from analyses.tasks.items import Item
+from analyses.tasks.published.data import Hub, records_by_split
+from analyses.tasks.published.divisions import Division
+from analyses.tasks.published.form import Form, LeftOut
+from analyses.tasks.rules import NamedRule
+from analyses.tasks.task import Splits, Task
+from surgery.arguments import shown
+
+Table: TypeAlias = str | PathLike[str] | pd.DataFrame | Iterable[Mapping[str, object]]
+"""One table of records: a file, a folder, a DataFrame, a loaded dataset, or a list of dicts."""
+Option: TypeAlias = object
+"""The value of an option; which ones a recipe has, and of which type, is told by the fields of its form."""
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class Recipe:
+    """How a paper makes its task: which data, which prompt, what counts as right, which part chooses and reports.
+
+    Args:
+        name: by which `tasks.recipe` finds it.
+        paper: that ran it.
+        title: what is asked.
+        source: where the data are from, in words.
+        hub: where `datasets` finds them; None where they are in no hub, or made here.
+        kept: which records are kept.
+        form: how records become items; its fields are the options of `task`.
+        division: which items choose and which report.
+        wording: how the prompt was established: "as published", or which part is ours.
+        size: how many items there are, where that is known for sure.
+        licence: of the data, where that is known for sure.
+
+    >>> recipe = tasks.recipe("bios-gender")
+    >>> recipe.rule, recipe.hub
+    (Likeliest(per='sequence'), LabHC/bias_in_bios, split dev)
+    >>> task = recipe.task([{"hard_text": "She teaches in Lima", "profession": 26, "gender": 1}])
+    >>> task[0].prompt[-63:], task[0].right
+    ('person in this text a male or female? The gender of this person is', (' female',))
+    """
+
+    name: str
+    paper: str
+    title: str
+    source: str
+    hub: Hub | None
+    kept: str
+    form: Form
+    division: Division
+    wording: str = "as published"
+    size: str = "not known here"
+    licence: str = "not known here"
+
+    @property
+    def rule(self) -> NamedRule:
+        """What counts as right, as published."""
+        return self.form.rule
+
+    @property
+    def prompt(self) -> str:
+        """The template of the prompt."""
+        return self.form.prompt
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Every option of `task`, and its published value."""
+        return {option.name: getattr(self.form, option.name) for option in fields(self.form)}
+
+    def __repr__(self) -> str:
+        return f"Recipe({self.name!r}: {self.title}, {self.paper}, by {self.rule})"
+
+    def task(self, data: Table | Mapping[str, Table] | None = None, **options: Option) -> Task:
+        """The paper's task, which carries its rule; every departure from the published form is an option.
+
+        Args:
+            data: a file (JSON, JSON lines, CSV, TSV, parquet), a folder of them, a list of records, a DataFrame, a
+                loaded dataset, or one of these for each split, as in `{"validation": "validation.jsonl"}`; None loads
+                the published splits from the hub.
+            options: see `recipe.options`, which has them with their published values.
+
+        What was left out by the published filter is counted in the task's metadata, under "left_out"; a record that
+        makes no item goes to `unscorable`.
+
+        Raises:
+            ValueError: if there is no such option or split, or no item is left.
+            TaskFileError: if a file cannot be read, or none of its records makes an item.
+            FileNotFoundError: if there is no such file, or the folder has none.
+            ConnectionError: if the data cannot be loaded from the hub.
+        """
+        form = self._form(options)
+        parts = records_by_split(
+            data, name=self.name, hub=self.hub, splits=form.splits, source=self.source, asked="splits" in options
+        )
+        records = form.ordered(parts)
+        items_of, left_out = form.reader(records), Counter[str]()
+
+        def read(record: Record) -> list[Item]:
+            try:
+                items = items_of(record)
+            except LeftOut as reason:
+                left_out[str(reason)] += 1
+                return []
+            return [replace(item, metadata={**item.metadata, "split": record.split}) for item in items]
+
+        metadata = {"recipe": self.name, "paper": self.paper, "source": _described(data, self.hub)}
+        metadata |= {"options": dict(options), "left_out": left_out}
+        try:
+            task = task_of(records, read, name=self.name, metadata=metadata)
+        except TaskFileError:
+            raise
+        except ValueError:
+            raise _nothing_left(self, left_out) from None
+        note = form.note(task.items)
+        metadata |= {"left_out": dict(left_out)} | ({"note": note} if note else {})
+        return replace(task, metadata=metadata, rule=form.rule)
+
+    def split(self, task: Task, *, seed: int = 0) -> Splits:
+        """The task in the paper's parts: what chooses is `validation` (or `screen`), what reports is `test`.
+
+        Items that belong together are not kept together where the paper does not: `Task.split` does that.
+
+        Args:
+            task: from this recipe.
+            seed: of parts that are drawn at random; the paper's own are not known.
+
+        Raises:
+            ValueError: if a part would have no items.
+        """
+        return self.division.parts(task, seed=seed)
+
+    def _form(self, options: Mapping[str, object]) -> Form:
+        """The form with these options."""
+        allowed = self.options
+        unknown = next((name for name in options if name not in allowed), None)
+        if unknown is not None:
+            near = get_close_matches(unknown, allowed, n=1)
+            guess = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"recipe {self.name!r} has no option {unknown!r}: it has {', '.join(sorted(allowed))}.{guess}"
+            )
+        if "splits" in options:
+            splits = options["splits"]
+            given = (splits,) if isinstance(splits, str) else splits
+            if not isinstance(given, tuple | list) or not given or not all(isinstance(one, str) for one in given):
+                raise ValueError(f"splits={shown(splits)}: give the names of splits in a list, such as ['validation'].")
+            options = {**options, "splits": tuple(given)}
+        return replace(self.form, **options)  # type: ignore[arg-type]
+
+
+def _described(data: object, hub: Hub | None) -> str:
+    """Where the records came from, in a few words."""
+    match data:
+        case None:
+            return str(hub) if hub is not None else "made here"
+        case str() | PathLike():
+            return str(data)
+        case dict() if all(isinstance(part, str | PathLike) for part in data.values()):
+            return ", ".join(f"{split}: {part}" for split, part in data.items())
+    return f"a {type(data).__name__}"
+
+
+def _nothing_left(recipe: Recipe, left_out: Counter[str]) -> ValueError:
+    reasons = "; ".join(f"{n} × {reason}" for reason, n in left_out.most_common(5))
+    given = f"all {left_out.total()} records were left out ({reasons})" if left_out else "the data hold no record"
+    return ValueError(
+        f"recipe {recipe.name!r}: {given}. It keeps: {recipe.kept}. Give the data of {recipe.source}, or another "
+        "option for what is kept."
+    )
