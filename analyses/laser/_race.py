@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from analyses.laser._trials import Bench, Objective, Setup, Trial, joined
 from analyses.laser.candidates import Candidate
 from analyses.metrics.of_tasks import ItemMetric, log_loss
-from analyses.metrics.readings import Readings, log_probs, logsumexp_by, summed
+from analyses.metrics.readings import Readings, log_probs, logsumexp_by
 from analyses.prompts import Batch
 from analyses.scoring import EncodedTask, Likeliest, outcome
 from analyses.tasks.task import Task
@@ -389,6 +389,6 @@ def _mean_loss(encoded: EncodedTask, log_prob: Float[Tensor, " target"]) -> Floa
         return (-values if metric.higher_is_better else values).mean()
     if not isinstance(encoded.rule, Likeliest):
         return log_loss(table, readings).mean()
-    values = encoded.rule.compared(table, summed(table, log_prob))
+    values = encoded.rule.compared(table, log_prob)
     every, right = (logsumexp_by(values, table.item, keep, table.n_items) for keep in (table.right | True, table.right))
     return (every - right).mean()

@@ -82,9 +82,10 @@ def search_header(
         name: [(item.kind, item.context, item.right, item.wrong, item.groups) for item in part.items]
         for name, part in parts.items()
     }
+    rules = {name: repr(part.rule) for name, part in parts.items() if part.rule is not None}
     return {
         "model": model_fingerprint(model),
-        "task": _digest(repr(items)),
+        "task": _digest(repr((items, rules) if rules else items)),
         "candidates": _digest(repr(candidates)),
         **{name: _named(value) for name, value in settings.items()},
     }

@@ -77,9 +77,22 @@ def log_p(table: Continuations, values: Float[Tensor, " continuation"], *, right
     return logsumexp_by(values, table.item, (table.right == right) & ~table.nested, table.n_items)
 
 
-def worst_rank(table: Continuations, rank: Int[Tensor, " target"]) -> Int[Tensor, " item"]:
-    """The rank of the worst token of each item's best right continuation: 0 if all its tokens are the likeliest."""
+def place_of(table: Continuations) -> Int[Tensor, " target"]:
+    """The place of each target in its continuation, from 0."""
+    starts = table.length.cumsum(0) - table.length
+    return torch.arange(len(table.target)) - starts[table.target]
+
+
+def worst_rank(
+    table: Continuations, rank: Int[Tensor, " target"], *, n_tokens: int | None = None
+) -> Int[Tensor, " item"]:
+    """The rank of the worst token of each item's best right continuation: 0 if all its tokens are the likeliest.
+
+    `n_tokens` is how many of its tokens count, from the first on; None for all.
+    """
     rank = rank.cpu()
+    if n_tokens is not None:
+        rank = torch.where(place_of(table) < n_tokens, rank, 0)
     worst = torch.zeros(len(table.item), dtype=torch.long).scatter_reduce(0, table.target, rank, "amax")
     largest = torch.full((table.n_items,), torch.iinfo(torch.long).max)
     return largest.scatter_reduce(0, table.item[table.right], worst[table.right], "amin")

@@ -22,6 +22,7 @@ from analyses.scoring._performance import score_encoded as score_encoded
 from analyses.scoring._performance import text_loss_encoded as text_loss_encoded
 from analyses.scoring._rules import Contains, Likeliest, StartsWith
 from analyses.scoring._rules import Rule as Rule
+from analyses.scoring._rules import SaysNext as SaysNext
 from analyses.scoring._scores import Scores
 from analyses.scoring._scores import Summary as Summary
 from analyses.scoring._texts import EncodedText as EncodedText

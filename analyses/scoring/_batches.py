@@ -23,7 +23,7 @@ from analyses.prompts.continuations import (
     targets_of,
 )
 from analyses.prompts.reading import Prompts
-from analyses.scoring._rules import Rule, rule_for
+from analyses.scoring._rules import Rule, check_decided, rule_for
 from analyses.tasks.items import Item
 from analyses.tasks.task import Task, as_task
 from analyses.tokens.items import TokenisedItem, UnscorableItems, tokenise
@@ -89,8 +89,8 @@ def encode(
         model: a HookedTransformer or a TransformerBridge; only its tokenizer, configuration and device are used, and
             its output where a metric takes it as its reference.
         task: any task, or a list of items.
-        rule: what counts as right, by default `StartsWith()` for answers and `Likeliest()` for choices and pairs; or a
-            metric, which is measured beside the default rule.
+        rule: what counts as right, by default the task's own rule, or else `StartsWith()` for answers and
+            `Likeliest()` for choices and pairs; or a metric, which is measured beside the default rule.
         batch_size: sequences a batch. Sequences of similar length go together.
         padding: the side to pad on; the numbers do not depend on it.
         prepend_bos: overrides `model.cfg.default_prepend_bos`.
@@ -109,6 +109,7 @@ def encode(
     if problems:
         raise UnscorableItems(task, problems)
     items = tuple(item for item in tokenised if item is not None)
+    check_decided(task, rule, items)
     flat = [continuation for item in items for continuation in item.continuations]
     rows, owners = shared([continuation.row for continuation in flat])
     batches = _batches(rows, targets_of(flat, owners), batch_size, padding, words.pad)

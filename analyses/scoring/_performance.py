@@ -35,8 +35,8 @@ def score(
     Args:
         model: a HookedTransformer or a TransformerBridge, in evaluation mode.
         task: any task, or a list of items.
-        rule: what counts as right; by default `StartsWith()` for answers, `Likeliest()` for choices and pairs. A metric
-            in its place is measured beside that, `scores.values`.
+        rule: what counts as right; by default the task's own rule, or else `StartsWith()` for answers and
+            `Likeliest()` for choices and pairs. A metric in its place is measured beside that, `scores.values`.
         batch_size: sequences a batch.
         padding: the side to pad on; the numbers do not depend on it.
         prepend_bos: overrides `model.cfg.default_prepend_bos`.

@@ -5,18 +5,20 @@
 # pyright: reportIncompatibleVariableOverride=false
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, final, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.metrics import Metric, of_tasks
+from analyses.metrics import Metric
 from analyses.metrics.of_tasks import OfTask
-from analyses.metrics.readings import Readings, amax_by, summed
+from analyses.metrics.readings import Readings, amax_by, place_of, summed, worst_rank
 from analyses.prompts import Continuations
 from analyses.tasks.items import Kind
 from analyses.tasks.task import Task
+from analyses.tokens.items import TokenisedItem
 from surgery.arguments import counted, one_of, shown, whole
 
 Per: TypeAlias = Literal["sequence", "token", "byte", "first"]
@@ -41,21 +43,66 @@ class Rule(OfTask):
         """How many tokens the model has to generate."""
         return 0
 
+    def undecided(self, item: TokenisedItem) -> str:
+        """Why the rule cannot tell the item's right texts from its wrong ones; empty if it can."""
+        return ""
+
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class StartsWith(Rule):
     """Right if greedy generation begins with an accepted answer.
 
     It does if and only if every token of the answer is the likeliest after those before it, so that one forward pass
     tells. The answer's own tokenisation is asked for; another spelling of the same text is another alternative.
+
+    Args:
+        n_tokens: how many of an answer's tokens have to come, from the first on; None for all. Eigenpruning
+            (arXiv:2404.03147) asks for 1.
+    """
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("answer",)
+    n_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_tokens is not None:
+            whole(self.n_tokens, "StartsWith was given n_tokens", least=1)
+
+    def __repr__(self) -> str:
+        return "StartsWith()" if self.n_tokens is None else f"StartsWith(n_tokens={self.n_tokens})"
+
+    def undecided(self, item: TokenisedItem) -> str:
+        """Why, where an answer and a distractor begin with the same tokens, of which no others are looked at."""
+        return "" if self.n_tokens is None else _alike(item, self.n_tokens)
+
+    def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
+        """1 where every token of an accepted answer that counts is the likeliest, else 0."""
+        return (worst_rank(table, readings.rank, n_tokens=self.n_tokens) == 0).float()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SaysNext(Rule):
+    """Right if the likeliest next token says an accepted answer, whatever its case and the white space around it.
+
+    Its text is compared with the whole answer, so that an answer of several tokens is never right. `Scores.top` counts
+    the answer's own tokens, in its own case.
+
+    Source: the accuracy of LASER (arXiv:2312.13558) on CounterFact.
     """
 
     kinds: ClassVar[tuple[Kind, ...]] = ("answer",)
 
     def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
-        """1 where every token of an accepted answer is the likeliest, else 0."""
-        return of_tasks.first(table, readings)
+        """Raises: the text of a token is no function of the logits."""
+        raise ValueError(
+            f"{self!r} compares the text of the likeliest token, which is no function of the logits alone. Take "
+            "StartsWith() or a metric, such as metrics.log_prob()."
+        )
+
+    def says(self, answer: str, text: str) -> bool:
+        """Whether the token's text says the answer."""
+        return text.strip().casefold() == answer.strip().casefold()
 
 
 @final
@@ -110,7 +157,8 @@ class Likeliest(Rule):
     """Right if a right text has a higher log-probability than every wrong one; equal does not count.
 
     Args:
-        per: what the sum of the tokens' log-probabilities is divided by: nothing, their number, or the text's bytes.
+        per: what the sum of the tokens' log-probabilities is divided by: nothing, their number, or the text's bytes;
+            or "first": the first token counts alone.
     """
 
     kinds: ClassVar[tuple[Kind, ...]] = ("choice", "pair")
@@ -119,15 +167,48 @@ class Likeliest(Rule):
     def __post_init__(self) -> None:
         one_of(self.per, "Likeliest was given per", get_args(Per))
 
-    def compared(self, table: Continuations, log_p: Float[Tensor, " continuation"]) -> Float[Tensor, " continuation"]:
-        """What the continuations are compared by."""
-        return log_p / {"sequence": 1, "token": table.length, "byte": table.n_bytes}[self.per]
+    def compared(self, table: Continuations, log_prob: Float[Tensor, " target"]) -> Float[Tensor, " continuation"]:
+        """What the continuations are compared by, from the log-probability of every target."""
+        if self.per == "first":
+            return log_prob[(place_of(table) == 0).to(log_prob.device)]
+        divisor = {"sequence": 1, "token": table.length, "byte": table.n_bytes}[self.per]
+        return summed(table, log_prob) / divisor
+
+    def undecided(self, item: TokenisedItem) -> str:
+        """Why, where a right and a wrong text begin with the same token and no other is looked at."""
+        return _alike(item, 1) if self.per == "first" else ""
 
     def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
         """1 where a right text is likelier than every wrong one, else 0."""
-        values = self.compared(table, summed(table, readings.log_prob.cpu()))
+        values = self.compared(table, readings.log_prob.cpu())
         right, wrong = (amax_by(values, table.item, side, table.n_items) for side in (table.right, ~table.right))
         return (right > wrong).float()
+
+
+def _alike(item: TokenisedItem, n_tokens: int) -> str:
+    """Which right and wrong text begin with the same tokens; empty if none do."""
+    first_with = {one.ids[:n_tokens]: one.text for one in item.continuations if one.right}
+    alike = next((one for one in item.continuations if not one.right and one.ids[:n_tokens] in first_with), None)
+    if alike is None:
+        return ""
+    ids = alike.ids[:n_tokens]
+    return f"{first_with[ids]!r}, which is right, and {alike.text!r}, which is wrong, begin with the same tokens {ids}"
+
+
+def check_decided(task: Task, rule: Rule, items: Sequence[TokenisedItem]) -> None:
+    """Refuse items whose right texts the rule cannot tell from the wrong ones.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    reasons = [(at, reason) for at, item in enumerate(items) if (reason := rule.undecided(item))]
+    if reasons:
+        at, reason = reasons[0]
+        raise ValueError(
+            f"{rule!r} cannot judge {len(reasons)} of the {counted(len(task), 'item')} of task {task.name!r}, such as "
+            f"{task.where(at)}: {reason}. Take a rule that reads all tokens, such as "
+            f"{'StartsWith()' if task.kind == 'answer' else 'Likeliest()'}, or other labels."
+        )
 
 
 def rule_for(task: Task, rule: Rule | Metric | None) -> tuple[Rule, Metric | None]:
@@ -171,7 +252,7 @@ def _checked(task: Task, rule: Rule) -> Rule:
         raise ValueError(
             f"{rule!r} is given for task {task.name!r}, whose items are of kind {task.kind!r}: "
             f"it is for the kinds {' and '.join(rule.kinds)}. "
-            f"{'StartsWith and Contains are' if task.kind == 'answer' else 'Likeliest is'} for {task.kind}."
+            f"{'StartsWith, SaysNext and Contains are' if task.kind == 'answer' else 'Likeliest is'} for {task.kind}."
         )
     texts = (text for item in task.items for text in (*item.right, *item.wrong))
     if isinstance(rule, Likeliest) and rule.per == "byte" and not all(isinstance(text, str) for text in texts):

@@ -13,7 +13,7 @@ from analyses.metrics.readings import Readings, amax_by, log_p, logsumexp_by, su
 from analyses.prompts import Continuations
 from analyses.scoring._batches import EncodedTask
 from analyses.scoring._logit_readings import Outcome
-from analyses.scoring._rules import Contains, Likeliest, StartsWith
+from analyses.scoring._rules import Contains, Likeliest, SaysNext, StartsWith
 from analyses.scoring._scores import NO_CLASS, UNDECIDED, Scores
 from analyses.tasks.items import Text
 from analyses.tokens.tokenizer import Ids
@@ -33,12 +33,19 @@ def judge(encoded: EncodedTask, outcome: Outcome) -> Scores:
     )
     match encoded.rule:
         case Likeliest() as rule:
-            return _likeliest(scores, table, rule.compared(table, of_each))
-        case StartsWith() | Contains() as rule:
-            judged = _starts_with(partial(scores, p_correct=right.exp(), p_wrong=wrong.exp()), table, readings)
+            return _likeliest(scores, table, rule.compared(table, readings.log_prob))
+        case StartsWith() | SaysNext() | Contains() as rule:
+            n_tokens = rule.n_tokens if isinstance(rule, StartsWith) else None
+            judged = _starts_with(
+                partial(scores, p_correct=right.exp(), p_wrong=wrong.exp()), table, readings, n_tokens=n_tokens
+            )
+            if isinstance(rule, SaysNext):
+                return _says_next(judged, rule, table, readings)
             return judged if isinstance(rule, StartsWith) else _contains(judged, rule, outcome.generated)
         case rule:
-            raise TypeError(f"rule={rule!r}: only StartsWith, Contains and Likeliest can be judged. Give one of them.")
+            raise TypeError(
+                f"rule={rule!r}: only StartsWith, SaysNext, Contains and Likeliest can be judged. Give one of them."
+            )
 
 
 def _values(encoded: EncodedTask, outcome: Outcome) -> Float[Tensor, " item"] | None:
@@ -79,15 +86,19 @@ def _likeliest(scores: Callable[..., Scores], table: Continuations, values: Floa
     )
 
 
-def _starts_with(scores: Callable[..., Scores], table: Continuations, readings: Readings) -> Scores:
-    rank = worst_rank(table, readings.rank)
+def _starts_with(
+    scores: Callable[..., Scores], table: Continuations, readings: Readings, *, n_tokens: int | None
+) -> Scores:
+    """The scores by how an answer's tokens rank, of which the first `n_tokens` count, or all."""
+    rank = worst_rank(table, readings.rank, n_tokens=n_tokens)
     references = table.first[:-1].tolist()
-    said = _greedy_prefixes(table, readings, references)
-    first_with = {table.ids[one]: one for one in reversed(references)}
-    distinct = [one for one in references if first_with[table.ids[one]] == one]
-    classes = {table.ids[one]: number for number, one in enumerate(distinct)}
+    counted = {one: table.ids[one][:n_tokens] for one in references}
+    said = tuple(ids[:n_tokens] for ids in _greedy_prefixes(table, readings, references))
+    first_with = {counted[one]: one for one in reversed(references)}
+    distinct = [one for one in references if first_with[counted[one]] == one]
+    classes = {counted[one]: number for number, one in enumerate(distinct)}
     unfinished = {ids[:end] for ids in classes for end in range(1, len(ids))}
-    truth = torch.tensor([classes[table.ids[one]] for one in references])
+    truth = torch.tensor([classes[counted[one]] for one in references])
     predicted = torch.tensor([UNDECIDED if ids in unfinished else _longest(ids, classes) for ids in said])
     return scores(
         correct=rank == 0,
@@ -97,6 +108,23 @@ def _starts_with(scores: Callable[..., Scores], table: Continuations, readings: 
         prediction_ids=said,
         classes=tuple(table.text[one] for one in distinct),
     )
+
+
+def _says_next(scores: Scores, rule: SaysNext, table: Continuations, readings: Readings) -> Scores:
+    """Right where the text of the likeliest next token is an accepted answer; else the class that it is, if any."""
+    said = tuple((token,) for token in readings.top[table.first_target[:-1]].tolist())
+    texts = [scores.encoded.vocabulary.decode(ids) for ids in said]
+    correct, predicted = [], []
+    for item, truth, ids, text in zip(scores.task.items, scores.truth.tolist(), said, texts, strict=True):
+        hit = any(_is(rule, answer, ids, text) for answer in item.right)
+        others = (number for number, answer in enumerate(scores.classes) if _is(rule, answer, ids, text))
+        correct.append(hit)
+        predicted.append(truth if hit else next(others, NO_CLASS))
+    return replace(scores, correct=torch.tensor(correct), predicted=torch.tensor(predicted), prediction_ids=said)
+
+
+def _is(rule: SaysNext, answer: Text, ids: Ids, text: str) -> bool:
+    return rule.says(answer, text) if isinstance(answer, str) else ids == answer
 
 
 def _contains(scores: Scores, rule: Contains, generated: Sequence[Ids]) -> Scores:

@@ -11,8 +11,8 @@ scores = scoring.score(model, parts.test)
 `from_jsonl`, `from_csv`, `from_records` and `from_datasets` read the same fields; `from_counterfact`, `from_bigbench`,
 `from_truthfulqa` and `from_blimp` read published files. `ioi`, `greater_than`, `addition`, `multiplication` and
 `recall` make a task. `recipes()` lists the papers' own tasks, and `recipe("bios-gender").task(file)` reads one as the
-paper does, with the rule that it is scored by. What every item has is told by `tasks.Item`; a file that cannot be read raises
-`tasks.TaskFileError`.
+paper does, with the rule that it is scored by. What every item has is told by `tasks.Item`; a file that cannot be read
+raises `tasks.TaskFileError`.
 """
 
 from analyses.tasks._benchmarks import from_bigbench, from_blimp, from_counterfact, from_truthfulqa

@@ -66,7 +66,7 @@ def from_counterfact(
         raise ValueError(f"prompts={prompts!r}: CounterFact has {get_args(CounterFactPrompt)}. Give a list of them.")
     return task_of(
         read_json_array(path),
-        lambda record: _facts(record, kinds, separator),
+        lambda record: facts_of(record, kinds, separator),
         name=name or Path(path).stem,
         metadata={"source": str(path)},
     )
@@ -235,7 +235,12 @@ def _strings(record: Record, key: str) -> list[str]:
     return value
 
 
-def _facts(record: Record, prompts: Sequence[CounterFactPrompt], separator: str) -> Iterator[AnswerItem]:
+def facts_of(record: Record, prompts: Sequence[CounterFactPrompt], separator: str) -> Iterator[AnswerItem]:
+    """The items of a record of CounterFact, or of known_1000.json.
+
+    Raises:
+        ItemError: if the record is of neither form.
+    """
     fields = record.fields
     # known_1000.json has the facts of CounterFact in flat records, without paraphrases.
     if "requested_rewrite" not in fields:
@@ -277,7 +282,7 @@ def _bigbench_item(header: Mapping[str, object], record: Record, separator: str,
     scores = fields.get("target_scores")
     metadata = {name: value for name, value in fields.items() if name not in ("input", "target", "target_scores")}
     if scores is None:
-        prompt = _bigbench_prompt(header, record, ())
+        prompt = bigbench_prompt(header, record, ())
         value = fields.get("target")
         targets = _strings(record, "target") if isinstance(value, list) else [_string(record, "target")]
         answers = tuple(dict.fromkeys(joined(prompt, target, separator) for target in targets))
@@ -293,12 +298,17 @@ def _bigbench_item(header: Mapping[str, object], record: Record, separator: str,
     right = [at for at, label in enumerate(order) if scores[label] == best]
     if len(right) == len(order):
         raise record.error(f"the labels score {scores!r}", "none of them is right, since all are alike", "Leave it out")
-    prompt = _bigbench_prompt(header, record, order)
+    prompt = bigbench_prompt(header, record, order)
     labels, correct = without_repeats(record, [joined(prompt, label, separator) for label in order], right)
     return ChoiceItem(prompt, labels, correct, metadata=metadata)
 
 
-def _bigbench_prompt(header: Mapping[str, object], record: Record, labels: Sequence[str]) -> str:
+def bigbench_prompt(header: Mapping[str, object], record: Record, labels: Sequence[str]) -> str:
+    """The prompt of an example, as its file's header puts it together, with these labels as its choices.
+
+    Raises:
+        ItemError: if the example has no input.
+    """
     # The format's own defaults, where a task sets none.
     defaults = {
         "task_prefix": "",
@@ -316,13 +326,9 @@ def _question(record: Record, form: TruthfulQAForm, template: str, separator: st
     question, best = (_string(record, name).strip() for name in ("Question", "Best Answer"))
     if form == "binary":
         right, wrong = [best], [_string(record, "Best Incorrect Answer").strip()]
+        _check_answers(record, right, wrong)
     else:
-        right = list(dict.fromkeys([best, *_answers(record, "Correct Answers")]))
-        wrong = _answers(record, "Incorrect Answers")
-    both = next((answer for answer in wrong if answer in right), None)
-    if both is not None or not wrong:
-        given = "there is no incorrect answer" if both is None else f"{both!r} is listed as correct and as incorrect"
-        raise record.error(given, "a question has both, and they differ", "Correct it, or leave it out")
+        right, wrong = true_and_false(record)
     metadata = {"type": record.fields.get("Type"), "category": record.fields.get("Category")}
 
     def choice(labels: Sequence[str], correct: int, groups: tuple[str, ...] = (), **fields: str) -> ChoiceItem:
@@ -335,6 +341,25 @@ def _question(record: Record, form: TruthfulQAForm, template: str, separator: st
     group = (f"question {question}",)
     answers = [(answer, 0) for answer in right] + [(answer, 1) for answer in wrong]
     return [choice(["true", "false"], truth, group, answer=answer) for answer, truth in answers]
+
+
+def true_and_false(record: Record) -> tuple[list[str], list[str]]:
+    """The correct answers of a row of TruthfulQA.csv, the best one first, and the incorrect ones.
+
+    Raises:
+        ItemError: if there are none of one of these, or the same answer is among both.
+    """
+    right = list(dict.fromkeys([_string(record, "Best Answer").strip(), *_answers(record, "Correct Answers")]))
+    wrong = _answers(record, "Incorrect Answers")
+    _check_answers(record, right, wrong)
+    return right, wrong
+
+
+def _check_answers(record: Record, right: Sequence[str], wrong: Sequence[str]) -> None:
+    both = next((answer for answer in wrong if answer in right), None)
+    if both is not None or not wrong:
+        given = "there is no incorrect answer" if both is None else f"{both!r} is listed as correct and as incorrect"
+        raise record.error(given, "a question has both, and they differ", "Correct it, or leave it out")
 
 
 def _answers(record: Record, column: str) -> list[str]:

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, TypeAlias, final
 
 from analyses.tasks._json_csv import Record
 from analyses.tasks.published.form import LeftOut
 from surgery.arguments import shown
+
+PerLabel: TypeAlias = Literal["sequence", "token", "byte", "first"]
+"""How labels of several tokens compare, as in `scoring.Likeliest`."""
 
 
 def value_of(record: Record, column: str) -> object:
@@ -19,7 +22,7 @@ def value_of(record: Record, column: str) -> object:
         raise record.error(
             f"there is no column {column!r}",
             f"this data set has it, and the record has {', '.join(map(repr, record.fields)) or 'none'}",
-            "Is it the data set of this recipe?",
+            "Give the data set of this recipe",
         )
     return record.fields[column]
 
@@ -89,7 +92,7 @@ class Classes:
         raise record.error(
             f"{self.column!r} is {shown(value)}",
             f"the classes are {', '.join(self.names)}{numbers}",
-            "Is it the data set of this recipe?",
+            "Give the data set of this recipe",
         )
 
 

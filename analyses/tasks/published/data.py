@@ -1,5 +1,6 @@
 """The records of a data set, split by split: from files, folders, what is in memory, or the hub."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -54,7 +55,7 @@ def records_by_split(
         data: what the user gave.
         name: of the recipe.
         hub: where to load from if nothing is given.
-        splits: that are wanted, in order.
+        splits: that are wanted, in order; none for all.
         source: of the data, in words.
         asked: whether the user named the splits.
 
@@ -62,6 +63,8 @@ def records_by_split(
         ValueError, TaskFileError, FileNotFoundError, ConnectionError: as `Recipe.task`.
     """
     if data is None:
+        if hub is None:
+            raise ValueError(f"recipe {name!r} is given no data, and they are in no hub. Give a file of {source}.")
         return {split: _from_hub(hub, split, name, source) for split in splits}
     given = _by_split_of_folder(Path(data), splits) if _is_folder(data) else data
     if not isinstance(given, Mapping):
@@ -70,7 +73,7 @@ def records_by_split(
                 f"splits={tuple(splits)!r} are asked of {shown(data)}, which is one table without splits. Leave it "
                 "out, or give a table for each split, as in {'validation': ...}."
             )
-        return {"": _table(given, name)}
+        return {"": table(given, name)}
     missing = next((split for split in splits if split not in given), None)
     if missing is not None:
         there = ", ".join(map(repr, given)) or "none"
@@ -79,13 +82,12 @@ def records_by_split(
             f"have {there}. Give it, or say which to take with splits=(...)."
         )
     return {
-        split: [replace(record, split=split) for record in _table(given[split], f"{name}, {split}")] for split in splits
+        str(split): [replace(record, split=str(split)) for record in table(given[split], f"{name}, {split}")]
+        for split in splits or given
     }
 
 
-def _from_hub(hub: Hub | None, split: str, name: str, source: str) -> list[Record]:
-    if hub is None:
-        raise ValueError(f"recipe {name!r} is given no data: they are in no hub. Give a file of {source}.")
+def _from_hub(hub: Hub, split: str, name: str, source: str) -> list[Record]:
     import datasets  # slow to import, and needed here only
 
     try:
@@ -101,8 +103,14 @@ def _from_hub(hub: Hub | None, split: str, name: str, source: str) -> list[Recor
     return [replace(record, split=split) for record in _of_dataset(loaded, f"{hub.name}, {split}")]
 
 
-def _table(data: object, name: str) -> list[Record]:
-    """The records of one table."""
+def table(data: object, name: str) -> list[Record]:
+    """The records of one table: a file or several, a loaded dataset, a DataFrame, or a list of dicts.
+
+    Raises:
+        TaskFileError: if a file cannot be read.
+        FileNotFoundError: if there is none.
+        TypeError: if these are no records.
+    """
     if isinstance(data, str | PathLike):
         return _of_file(Path(data))
     if isinstance(data, list | tuple) and data and all(isinstance(part, str | PathLike) for part in data):
@@ -127,12 +135,19 @@ def _of_file(path: Path) -> list[Record]:
         case ".csv" | ".tsv":
             return list(read_csv(path, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
         case ".json" | ".jsonl" | ".ndjson":
-            if re.match(r'\{\s*"', read_text(path)) and '"examples"' in read_text(path):
-                return _of_bigbench(path)
-            return list(read_json_lines(path))
+            return _of_bigbench(path) if _is_bigbench(path) else list(read_json_lines(path))
     raise TaskFileError(
         f"{path}", f"the suffix {path.suffix!r} tells no format: these are read: {', '.join(_SUFFIXES)}. Rename it."
     )
+
+
+def _is_bigbench(path: Path) -> bool:
+    """Whether the file is one object that keeps its items under "examples"."""
+    try:
+        value = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError):
+        return False  # JSON lines, or broken: whoever reads it says where
+    return isinstance(value, dict) and isinstance(value.get("examples"), list)
 
 
 def _of_bigbench(path: Path) -> list[Record]:

@@ -2,7 +2,7 @@
 
 import random
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 from analyses.tasks.task import Splits, Task
@@ -92,8 +92,18 @@ class BySplit(Division):
                 f"no item of task {task.name!r} is of the split {empty!r}: theirs are {', '.join(there)}. Read both "
                 f"splits, as in recipe.task({{{self.screen!r}: file, {self.test!r}: file}})."
             )
-        return Splits(chosen[0], replace(task, items=()), chosen[1])
+        return Splits(chosen[0], task[:0], chosen[1])
 
     @property
     def _names(self) -> tuple[str, str]:
         return self.screen, self.test
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Undivided(Division):
+    """All items report: nothing is chosen."""
+
+    def parts(self, task: Task, *, seed: int) -> Splits:
+        """All items as `test`; the other parts have none."""
+        return Splits(task[:0], task[:0], task)

@@ -1,24 +1,22 @@
 """LASER's questions about a text with a label for each class: FEVER and Bias in Bios."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, final, get_args
+from typing import final, get_args
 
 from analyses.tasks._benchmarks import check_template
 from analyses.tasks._json_csv import Record
 from analyses.tasks._parsing import joined
 from analyses.tasks.items import ChoiceItem, Item, ItemError
-from analyses.tasks.published.columns import Classes, check_labels, ended, text_of
-from analyses.tasks.published.form import Form, LeftOut
+from analyses.tasks.published.columns import Classes, PerLabel, check_labels, ended, text_of
+from analyses.tasks.published.form import FromRecords, LeftOut, Parts
 from analyses.tasks.rules import NamedRule
 from surgery.arguments import one_of
 
-PerLabel: TypeAlias = Literal["sequence", "token", "byte", "first"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledText(Form):
+class LabelledText(FromRecords):
     """A text in a prompt, and a choice among the labels of its classes.
 
     Args:
@@ -62,10 +60,10 @@ class LabelledText(Form):
 class Claims(LabelledText):
     """As `LabelledText`, of texts that several records share: those with the same class in all of them, each once."""
 
-    def reader(self, records: Sequence[Record]) -> Callable[[Record], list[Item]]:
+    def reader(self, parts: Parts) -> Callable[[Record], list[Item]]:
         """What makes an item of the first record of each text, and of none if its records differ in class."""
         names: dict[str, set[str]] = {}
-        for record in records:
+        for record in self.chosen(parts):
             with suppress(LeftOut, ItemError):
                 names.setdefault(text_of(record, self.text), set()).add(self.classes.of(record))
         seen: set[str] = set()

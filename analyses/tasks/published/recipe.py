@@ -14,7 +14,7 @@ from analyses.tasks._parsing import task_of
 from analyses.tasks.items import Item
 from analyses.tasks.published.data import Hub, records_by_split
 from analyses.tasks.published.divisions import Division
-from analyses.tasks.published.form import Form, LeftOut
+from analyses.tasks.published.form import Form, FromRecords, LeftOut, Made
 from analyses.tasks.rules import NamedRule
 from analyses.tasks.task import Splits, Task
 from surgery.arguments import shown
@@ -100,31 +100,20 @@ class Recipe:
             ConnectionError: if the data cannot be loaded from the hub.
         """
         form = self._form(options)
-        parts = records_by_split(
-            data, name=self.name, hub=self.hub, splits=form.splits, source=self.source, asked="splits" in options
-        )
-        records = form.ordered(parts)
-        items_of, left_out = form.reader(records), Counter[str]()
-
-        def read(record: Record) -> list[Item]:
-            try:
-                items = items_of(record)
-            except LeftOut as reason:
-                left_out[str(reason)] += 1
-                return []
-            return [replace(item, metadata={**item.metadata, "split": record.split}) for item in items]
-
-        metadata = {"recipe": self.name, "paper": self.paper, "source": _described(data, self.hub)}
-        metadata |= {"options": dict(options), "left_out": left_out}
-        try:
-            task = task_of(records, read, name=self.name, metadata=metadata)
-        except TaskFileError:
-            raise
-        except ValueError:
-            raise _nothing_left(self, left_out) from None
+        about = {"recipe": self.name, "paper": self.paper, "source": _described(data, self.hub), "options": options}
+        match form:
+            case Made():
+                if data is not None:
+                    raise ValueError(f"recipe {self.name!r} makes its items: leave out data={shown(data)}.")
+                task = Task(self.name, form.made(), about)
+                if not len(task):
+                    raise _nothing_left(self, Counter())
+            case FromRecords():
+                task = self._read(form, data, about)
+            case _:
+                raise TypeError(f"{form!r} neither makes items nor reads them: derive it from Made or FromRecords.")
         note = form.note(task.items)
-        metadata |= {"left_out": dict(left_out)} | ({"note": note} if note else {})
-        return replace(task, metadata=metadata, rule=form.rule)
+        return replace(task, metadata=dict(task.metadata) | ({"note": note} if note else {}), rule=form.rule)
 
     def split(self, task: Task, *, seed: int = 0) -> Splits:
         """The task in the paper's parts: what chooses is `validation` (or `screen`), what reports is `test`.
@@ -139,6 +128,30 @@ class Recipe:
             ValueError: if a part would have no items.
         """
         return self.division.parts(task, seed=seed)
+
+    def _read(self, form: FromRecords, data: object, about: Mapping[str, object]) -> Task:
+        """The task without its rule, from the records of the data."""
+        parts = records_by_split(
+            data, name=self.name, hub=self.hub, splits=form.read_splits, source=self.source,
+            asked=form.splits != self.options["splits"],
+        )  # fmt: skip
+        items_of, left_out = form.reader(parts), Counter[str]()
+
+        def read(record: Record) -> list[Item]:
+            try:
+                items = items_of(record)
+            except LeftOut as reason:
+                left_out[str(reason)] += 1
+                return []
+            return [replace(item, metadata={**item.metadata, "split": record.split}) for item in items]
+
+        try:
+            task = task_of(form.ordered(parts), read, name=self.name, metadata=about)
+        except TaskFileError:
+            raise
+        except ValueError:
+            raise _nothing_left(self, left_out) from None
+        return replace(task, metadata={**about, "left_out": dict(left_out)})
 
     def _form(self, options: Mapping[str, object]) -> Form:
         """The form with these options."""
