@@ -50,7 +50,8 @@ EIGENPRUNING = (
         kept="records with a label",
         form=Premises(
             prompt="Premise: {premise}\n\nHypothesis: {hypothesis}\n\n"
-            "Does the premise entail the hypothesis, contradict it, or is it neutral to it?\n\nAnswer (entails, contradicts, is neutral): The premise",
+            "Does the premise entail the hypothesis, contradict it, or is it neutral to it?\n\n"
+            "Answer (entails, contradicts, is neutral): The premise",
             texts=("premise", "hypothesis"),
             classes=Classes("label", ("entailment", "contradiction", "neutral")),
             labels={"entailment": "entails", "contradiction": "contradicts", "neutral": "is neutral"},
@@ -69,7 +70,8 @@ EIGENPRUNING = (
         kept="records with a label",
         form=Premises(
             prompt="Premise: {premise}\n\nHypothesis: {hypothesis}\n\n"
-            "Does the premise entail the hypothesis or contradict it?\n\nAnswer (entails or contradicts): The premise",
+            "Does the premise entail the hypothesis or contradict it?\n\n"
+            "Answer (entails or contradicts): The premise",
             texts=("premise", "hypothesis"),
             classes=Classes("label", ("entailment", "not_entailment")),
             labels={"entailment": "entails", "not_entailment": "contradicts"},

@@ -1,9 +1,6 @@
 """All recipes: one by its name, or a table of them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import final
 
 import pandas as pd
 
@@ -16,49 +13,15 @@ from surgery.arguments import shown
 _RECIPES = {recipe.name: recipe for recipe in (*LASER, *EIGENPRUNING, *TRUNCATION)}
 
 
-@final
-@dataclass(frozen=True, slots=True, repr=False)
-class RecipeTable:
-    """Recipes, one a line when they are printed.
-
-    >>> print(str(tasks.recipes()).splitlines()[4][:62])
-    bios-gender          LASER                Likeliest(per='seque
-    """
-
-    recipes: tuple[Recipe, ...]
-
-    def __iter__(self) -> Iterator[Recipe]:
-        return iter(self.recipes)
-
-    def __len__(self) -> int:
-        return len(self.recipes)
+class RecipeTable(pd.DataFrame):
+    """A data frame that prints whole, one recipe a line."""
 
     def __repr__(self) -> str:
-        frame = self.to_dataframe().drop(columns=["prompt", "kept"])
-        rows = [list(frame.columns), *frame.to_numpy().tolist()]
-        widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+        """The columns side by side, without the index; what is kept and how the prompt is known are left to a look."""
+        columns = ["name", "paper", "rule", "size", "licence", "source"]
+        rows = [columns, *self[columns].to_numpy().tolist()]
+        widths = [max(len(row[at]) for row in rows) for at in range(len(columns))]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().to_html(index=False)
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row a recipe: name, paper, rule, size, licence, source, what is kept, and how the prompt is known."""
-        return pd.DataFrame(
-            [
-                {
-                    "name": one.name,
-                    "paper": one.paper.split(" (")[0],
-                    "rule": str(one.rule),
-                    "size": one.size,
-                    "licence": one.licence,
-                    "source": one.source,
-                    "kept": one.kept,
-                    "prompt": one.wording,
-                }
-                for one in self.recipes
-            ]
-        )
 
 
 def recipe(name: str) -> Recipe:
@@ -78,11 +41,25 @@ def recipe(name: str) -> Recipe:
 
 
 def recipes() -> RecipeTable:
-    """All recipes, as a table that prints: the tasks of LASER, Eigenpruning and the truncation study.
+    """One row a recipe: the tasks of LASER, Eigenpruning and the truncation study, in a data frame that prints whole.
 
-    Out of scope are LASER's RoBERTa, which is no causal model, and its Decision Transformer and image tasks.
+    Its columns are name, paper, rule, size, licence, source, what is kept, and how the prompt is known. Out of scope
+    are LASER's RoBERTa, which is no causal model, and its Decision Transformer and image tasks, which are no text.
 
-    >>> [recipe.name for recipe in tasks.recipes()][:4]
+    >>> list(tasks.recipes()["name"])[:4]
     ['counterfact', 'hotpot-qa', 'fever', 'bios-gender']
     """
-    return RecipeTable(tuple(_RECIPES.values()))
+    rows = [
+        {
+            "name": one.name,
+            "paper": one.paper.split(" (")[0],
+            "rule": str(one.rule),
+            "size": one.size,
+            "licence": one.licence,
+            "source": one.source,
+            "kept": one.kept,
+            "prompt": one.wording,
+        }
+        for one in _RECIPES.values()
+    ]
+    return RecipeTable(rows)
