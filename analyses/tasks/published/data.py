@@ -66,7 +66,9 @@ def records_by_split(
         if hub is None:
             raise ValueError(f"recipe {name!r} is given no data, and they are in no hub. Give a file of {source}.")
         return {split: _from_hub(hub, split, name, source) for split in splits}
-    given = _by_split_of_folder(Path(data), splits) if _is_folder(data) else data
+    given = data
+    if isinstance(data, str | PathLike) and Path(data).is_dir():
+        given = _by_split_of_folder(Path(data), splits)
     if not isinstance(given, Mapping):
         if asked:
             raise ValueError(
@@ -169,10 +171,6 @@ def _of_dataset(dataset: object, name: str) -> list[Record]:
         Record(f"{name}, row {n}", {column: named(column, value) for column, value in row.items()})
         for n, row in enumerate(dataset)  # type: ignore[arg-type]
     ]
-
-
-def _is_folder(data: object) -> bool:
-    return isinstance(data, str | PathLike) and Path(data).is_dir()
 
 
 def _by_split_of_folder(folder: Path, splits: Sequence[str]) -> object:

@@ -1,7 +1,7 @@
 """A recipe: a paper's own task, from the data set to items, rule and parts."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from os import PathLike
@@ -19,8 +19,9 @@ from analyses.tasks.rules import NamedRule
 from analyses.tasks.task import Splits, Task
 from surgery.arguments import shown
 
-Table: TypeAlias = str | PathLike[str] | pd.DataFrame | Iterable[Mapping[str, object]]
-"""One table of records: a file, a folder, a DataFrame, a loaded dataset, or a list of dicts."""
+FilePath: TypeAlias = str | PathLike[str]
+Table: TypeAlias = FilePath | Sequence[FilePath] | pd.DataFrame | Iterable[Mapping[str, object]]
+"""One table of records: a file or several, a folder, a DataFrame, a loaded dataset, or a list of dicts."""
 Option: TypeAlias = object
 """The value of an option; which ones a recipe has, and of which type, is told by the fields of its form."""
 
@@ -163,13 +164,30 @@ class Recipe:
             raise ValueError(
                 f"recipe {self.name!r} has no option {unknown!r}: it has {', '.join(sorted(allowed))}.{guess}"
             )
-        if "splits" in options:
-            splits = options["splits"]
-            given = (splits,) if isinstance(splits, str) else splits
-            if not isinstance(given, tuple | list) or not given or not all(isinstance(one, str) for one in given):
-                raise ValueError(f"splits={shown(splits)}: give the names of splits in a list, such as ['validation'].")
-            options = {**options, "splits": tuple(given)}
-        return replace(self.form, **options)  # type: ignore[arg-type]
+        return replace(self.form, **{name: _like(allowed[name], value, name) for name, value in options.items()})
+
+
+def _like(published: object, value: object, name: str) -> object:
+    """The value of an option, a list or a single text as a tuple where the published value is one.
+
+    Raises:
+        ValueError: if it is of another type than the published value.
+    """
+    match published:
+        case tuple():
+            value = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+            fits = isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+        case bool() | str():
+            fits = isinstance(value, type(published))
+        case int():
+            fits = isinstance(value, int) and not isinstance(value, bool)
+        case Mapping():
+            fits = isinstance(value, Mapping) and all(isinstance(one, str) for pair in value.items() for one in pair)
+        case _:
+            fits = True  # the form itself looks at it
+    if not fits:
+        raise ValueError(f"{name}={shown(value)}: it is of the form of the published {published!r}. Give such a one.")
+    return value
 
 
 def _described(data: object, hub: Hub | None) -> str:

@@ -72,9 +72,10 @@ class Statements(FromRecords):
         elif isinstance(value, Mapping):  # mc_task.json maps each answer to its label
             choices, labels = list(value), list(value.values())
         else:
-            choices, labels = None, None
-        fits = isinstance(choices, list) and isinstance(labels, list) and len(choices) == len(labels) > 0
-        if not fits or not all(isinstance(one, str) and one.strip() for one in choices) or set(labels) - {0, 1}:
+            choices, labels = (), ()
+        fits = isinstance(choices, list) and isinstance(labels, list) and len(choices) == len(labels)
+        texts = all(isinstance(one, str) and one.strip() for one in choices)
+        if not fits or not texts or not all(label in (0, 1) for label in labels):
             raise record.error(
                 f"{self.targets!r} is {shown(value)}",
                 "it has 'choices' and as many 'labels', each 0 or 1",
