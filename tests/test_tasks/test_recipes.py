@@ -628,3 +628,29 @@ def test_the_published_files_are_read_and_scored(story: object, name: str, file:
     some = scoring.scorable(story, parts.validation[:60])
     scores = scoring.score(story, some)
     assert repr(scores.encoded.rule) == str(recipe.rule) and 0 <= scores.accuracy <= 1
+
+
+# The page
+
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_the_table_of_the_recipes() -> None:
+    table = tasks.recipes()
+    rows = [
+        [f"`{value}`" if column in ("name", "rule") else str(value) for column, value in row.items()]
+        for row in table.to_dict("records")
+    ]
+    lines = [f"| {' | '.join(cells)} |" for cells in ([*table.columns], *rows)]
+    lines.insert(1, f"|{'---|' * len(table.columns)}")
+    assert "\n".join(lines) in PAGE
+
+
+def test_the_example_on_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = PAGE.split("```python\n")[1].split("```")[0]
+    jsonl(tmp_path / "dev.jsonl", [bio(f"Text {n}.", 0, n % 2) for n in range(10)])
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"model": bridge_with(wrapped(byte_level(640)))}
+    exec(compile(block.replace("rhos=(0.1,)", "rhos=(0.1,), progress=False"), "recipes.md", "exec"), names)
+    assert len(names["scores"]) == 8 and len(names["result"].test.after) == 8

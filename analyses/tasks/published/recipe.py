@@ -48,7 +48,7 @@ class Recipe:
     >>> recipe.rule, recipe.hub
     (Likeliest(per='sequence'), LabHC/bias_in_bios, split dev)
     >>> task = recipe.task([{"hard_text": "She teaches in Lima", "profession": 26, "gender": 1}])
-    >>> task[0].prompt[-63:], task[0].right
+    >>> task[0].prompt[-66:], task[0].right
     ('person in this text a male or female? The gender of this person is', (' female',))
     """
 
