@@ -725,7 +725,7 @@ def test_a_rule_is_for_its_kind_of_item() -> None:
         scoring.score(model, answers, rule=Likeliest())
     assert str(error.value) == (
         "Likeliest(per='sequence') is given for task 'a', whose items are of kind 'answer': it is for the kinds "
-        "choice and pair. StartsWith and Contains are for answer."
+        "choice and pair. StartsWith, SaysNext and Contains are for answer."
     )
     with pytest.raises(ValueError, match=r"StartsWith\(\) is given for task 'p'.*Likeliest is for pair"):
         scoring.score(model, pairs, rule=StartsWith())

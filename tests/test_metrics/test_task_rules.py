@@ -98,7 +98,7 @@ def test_says_next_compares_the_text_of_the_likeliest_token_alone(model: nn.Modu
     assert scores.predicted[: len(right)].tolist() == scores.truth[: len(right)].tolist()
     assert not (scores.predicted == scores.truth)[len(right) :].any()
     with pytest.raises(ValueError, match="compares the text of the likeliest token"):
-        SaysNext().quantity(scores.encoded.continuations, None)
+        SaysNext().quantity(scores.encoded.continuations, _readings(model, scores.encoded))
 
 
 def test_ids_say_what_they_are() -> None:

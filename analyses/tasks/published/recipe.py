@@ -204,8 +204,8 @@ def _described(data: object, hub: Hub | None) -> str:
 
 def _nothing_left(recipe: Recipe, left_out: Counter[str]) -> ValueError:
     reasons = "; ".join(f"{n} × {reason}" for reason, n in left_out.most_common(5))
-    given = f"all {left_out.total()} records were left out ({reasons})" if left_out else "the data hold no record"
+    given = f"all {left_out.total()} records were left out ({reasons})" if left_out else "there is no item"
+    data = "" if isinstance(recipe.form, Made) else f"the data of {recipe.source}, or "
     return ValueError(
-        f"recipe {recipe.name!r}: {given}. It keeps: {recipe.kept}. Give the data of {recipe.source}, or another "
-        "option for what is kept."
+        f"recipe {recipe.name!r}: {given}. It keeps: {recipe.kept}. Give {data}another option for what is kept."
     )

@@ -11,7 +11,7 @@ from analyses.tasks._parsing import joined
 from analyses.tasks.items import AnswerItem, Item
 from analyses.tasks.published.columns import Classes, check_labels, text_of
 from analyses.tasks.published.form import FromRecords, Made
-from analyses.tasks.published.tokenizers import Tokenizer, check_tokenizer, ids_of
+from analyses.tasks.published.tokenizers import Tokenizer, check_tokenizer, ids_of, n_tokens_after
 from analyses.tasks.rules import NamedRule
 from surgery.arguments import counted, one_of, whole
 
@@ -49,9 +49,11 @@ class Arithmetic(Made):
         """The items, in order of i and then j."""
         make = addition if self.operation == "sum" else multiplication
         items = make(self.limit, template=self.prompt, separator=self.separator).items
-        if self.tokenizer is None:
+        tokenizer = self.tokenizer
+        if tokenizer is None:
             return items
-        return tuple(item for item in items if len(ids_of(self.tokenizer, str(item.right[0]))) == 1)
+        lengths = [n_tokens_after(tokenizer, str(item.context), str(item.right[0])) for item in items]
+        return tuple(item for item, length in zip(items, lengths, strict=True) if length == 1)
 
     def note(self, items: Sequence[Item]) -> str:
         """That results of several tokens were kept, where no tokenizer was given."""

@@ -40,3 +40,11 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
     if isinstance(tokenizer, Encodes):
         return list(tokenizer.encode(text, add_special_tokens=False))
     return list(tokenizer(text))
+
+
+def n_tokens_after(tokenizer: Tokenizer, prompt: str, text: str) -> int:
+    """How many tokens the text has where it continues the prompt.
+
+    By itself it may have more: some tokenizers put a space before every text.
+    """
+    return len(ids_of(tokenizer, prompt + text)) - len(ids_of(tokenizer, prompt))
