@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_tokenizers import byte_level, hooked_with, wrapped
+from tiny_tokenizers import bridge_with, byte_level, wrapped
 from torch import nn
 
 from analyses import laser, metrics, scoring, tasks
@@ -15,7 +15,7 @@ from analyses.tasks import AnswerItem, ChoiceItem, NamedRule, Task
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    return hooked_with(wrapped(byte_level()))
+    return bridge_with(wrapped(byte_level()))
 
 
 PROMPTS = ("The capital of France is", "The capital of Italy is", "Mary and John went to", "One plus one is", "3 x 4 =")
@@ -102,7 +102,7 @@ def test_says_next_compares_the_text_of_the_likeliest_token_alone(model: nn.Modu
 
 
 def test_ids_say_what_they_are() -> None:
-    model = hooked_with(None)
+    model = bridge_with(None)
     tokens = (3, 4, 5)
     top = int(model(torch.tensor([tokens]))[0, -1].argmax())
     other = (top + 1) % 40
@@ -111,7 +111,7 @@ def test_ids_say_what_they_are() -> None:
 
 
 def test_starts_with_looks_at_the_first_tokens_that_count() -> None:
-    model = hooked_with(None)
+    model = bridge_with(None)
     tokens = (3, 4, 5)
     first = int(model(torch.tensor([tokens]))[0, -1].argmax())
     second = int(model(torch.tensor([[*tokens, first]]))[0, -1].argmax())
@@ -143,7 +143,7 @@ def _readings(model: nn.Module, encoded: scoring.EncodedTask) -> scoring.Reading
 
 
 def test_labels_of_several_tokens_compare_by_sum_mean_or_first_token() -> None:
-    model = hooked_with(None)
+    model = bridge_with(None)
     tokens = (3, 4, 5)
     generator = torch.Generator().manual_seed(0)
     draws = torch.randint(1, 40, (30, 5), generator=generator).tolist()
@@ -169,7 +169,7 @@ def test_labels_of_several_tokens_compare_by_sum_mean_or_first_token() -> None:
 
 
 def test_texts_that_begin_alike_are_refused_where_only_their_beginning_counts() -> None:
-    model = hooked_with(None)
+    model = bridge_with(None)
     choice = [ChoiceItem((1, 2), ((5, 6), (7, 8)), (0,)), ChoiceItem((1, 2), ((5, 6), (5, 8)), (0,))]
     with pytest.raises(ValueError, match=r"cannot judge 1 of the 2 items .*item 1: \(5, 6\), which is right, and"):
         scoring.score(model, choice, rule=Likeliest(per="first"))
