@@ -109,7 +109,7 @@ def encode(
     if problems:
         raise UnscorableItems(task, problems)
     items = tuple(item for item in tokenised if item is not None)
-    check_decided(task, rule, items)
+    check_decided(task, rule, items, words)
     flat = [continuation for item in items for continuation in item.continuations]
     rows, owners = shared([continuation.row for continuation in flat])
     batches = _batches(rows, targets_of(flat, owners), batch_size, padding, words.pad)

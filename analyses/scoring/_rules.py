@@ -19,6 +19,7 @@ from analyses.prompts import Continuations
 from analyses.tasks.items import Kind
 from analyses.tasks.task import Task
 from analyses.tokens.items import TokenisedItem
+from analyses.tokens.tokenizer import Vocabulary
 from surgery.arguments import counted, one_of, shown, whole
 
 Per: TypeAlias = Literal["sequence", "token", "byte", "first"]
@@ -43,7 +44,7 @@ class Rule(OfTask):
         """How many tokens the model has to generate."""
         return 0
 
-    def undecided(self, item: TokenisedItem) -> str:
+    def undecided(self, item: TokenisedItem, words: Vocabulary) -> str:
         """Why the rule cannot tell the item's right texts from its wrong ones; empty if it can."""
         return ""
 
@@ -71,9 +72,9 @@ class StartsWith(Rule):
     def __repr__(self) -> str:
         return "StartsWith()" if self.n_tokens is None else f"StartsWith(n_tokens={self.n_tokens})"
 
-    def undecided(self, item: TokenisedItem) -> str:
+    def undecided(self, item: TokenisedItem, words: Vocabulary) -> str:
         """Why, where an answer and a distractor begin with the same tokens, of which no others are looked at."""
-        return "" if self.n_tokens is None else _alike(item, self.n_tokens)
+        return "" if self.n_tokens is None else _alike(item, self.n_tokens, words)
 
     def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
         """1 where every token of an accepted answer that counts is the likeliest, else 0."""
@@ -174,9 +175,9 @@ class Likeliest(Rule):
         divisor = {"sequence": 1, "token": table.length, "byte": table.n_bytes}[self.per]
         return summed(table, log_prob) / divisor
 
-    def undecided(self, item: TokenisedItem) -> str:
+    def undecided(self, item: TokenisedItem, words: Vocabulary) -> str:
         """Why, where a right and a wrong text begin with the same token and no other is looked at."""
-        return _alike(item, 1) if self.per == "first" else ""
+        return _alike(item, 1, words) if self.per == "first" else ""
 
     def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
         """1 where a right text is likelier than every wrong one, else 0."""
@@ -185,8 +186,13 @@ class Likeliest(Rule):
         return (right > wrong).float()
 
 
-def _alike(item: TokenisedItem, n_tokens: int) -> str:
-    """Which right and wrong text begin with the same tokens; empty if none do."""
+def _alike(item: TokenisedItem, n_tokens: int, words: Vocabulary) -> str:
+    """Which right and wrong text begin with the same tokens, or which right one with a space alone; empty if none."""
+    # Some tokenizers have a token for the space before a number, which is then the first one of every number.
+    beginnings = ((one.text, one.ids[:n_tokens]) for one in item.continuations if one.right and one.ids[n_tokens:])
+    blank = next((text for text, ids in beginnings if not words.decode(ids).strip()), None)
+    if blank is not None:
+        return f"{blank!r} begins with a token of white space, which says nothing of the rest"
     first_with = {one.ids[:n_tokens]: one.text for one in item.continuations if one.right}
     alike = next((one for one in item.continuations if not one.right and one.ids[:n_tokens] in first_with), None)
     if alike is None:
@@ -195,13 +201,13 @@ def _alike(item: TokenisedItem, n_tokens: int) -> str:
     return f"{first_with[ids]!r}, which is right, and {alike.text!r}, which is wrong, begin with the same tokens {ids}"
 
 
-def check_decided(task: Task, rule: Rule, items: Sequence[TokenisedItem]) -> None:
+def check_decided(task: Task, rule: Rule, items: Sequence[TokenisedItem], words: Vocabulary) -> None:
     """Refuse items whose right texts the rule cannot tell from the wrong ones.
 
     Raises:
         ValueError: if there are any.
     """
-    reasons = [(at, reason) for at, item in enumerate(items) if (reason := rule.undecided(item))]
+    reasons = [(at, reason) for at, item in enumerate(items) if (reason := rule.undecided(item, words))]
     if reasons:
         at, reason = reasons[0]
         raise ValueError(

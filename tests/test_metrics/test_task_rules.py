@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_tokenizers import bridge_with, byte_level, wrapped
+from tiny_tokenizers import bridge_with, byte_level, sentence_piece, wrapped
 from torch import nn
 
 from analyses import laser, metrics, scoring, tasks
@@ -178,3 +178,13 @@ def test_texts_that_begin_alike_are_refused_where_only_their_beginning_counts() 
     with pytest.raises(ValueError, match=r"begin with the same tokens \(5,\)\. .* such as StartsWith\(\)"):
         scoring.score(model, answer, rule=StartsWith(1))
     assert len(scoring.score(model, answer, rule=StartsWith(2))) == 1
+
+
+def test_a_first_token_of_white_space_is_no_answer() -> None:
+    model = bridge_with(wrapped(sentence_piece()))
+    ids = model.tokenizer.encode("3 x 4 = 7", add_special_tokens=False)[-2:]
+    task = Task("product", (AnswerItem("3 x 4 =", (" 7",)),))
+    before = scoring.score(model, task)
+    assert before.encoded.items[0].continuations[0].ids == tuple(ids) and not model.tokenizer.decode(ids[:1]).strip()
+    with pytest.raises(ValueError, match="' 7' begins with a token of white space, which says nothing of the rest"):
+        scoring.score(model, task, rule=StartsWith(1))
