@@ -60,7 +60,7 @@ def short_name(model: str) -> str:
 def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         n = torch.cuda.device_count() if torch.cuda.is_available() else 0
         have = f"cpu and cuda:0 to cuda:{n - 1}" if n else "the cpu only"
         first = str(error).strip().splitlines()[0][:150]
