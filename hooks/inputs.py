@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from hooks.past import Past
+
 __all__ = ["Inputs", "Reads"]
 
 
@@ -27,7 +29,7 @@ class Inputs:
     """Rows of tokens and the positions at which their logits are read.
 
     `mask` is 1 on tokens and 0 on padding; None says that every token is real. Where `reads` is None, logits are read
-    everywhere.
+    everywhere. The rows follow what is in `past`, which a pass through the model adds them to.
 
     >>> inputs = Inputs(tokens, reads=Reads(torch.tensor([0, 1]), torch.tensor([7, 7])))
     >>> len(inputs), inputs.take(torch.tensor([2, 0, 0])).tokens.shape
@@ -37,6 +39,7 @@ class Inputs:
     tokens: Int[Tensor, "row pos"]
     mask: Int[Tensor, "row pos"] | Bool[Tensor, "row pos"] | None = None
     reads: Reads | None = None
+    past: Past | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

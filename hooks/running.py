@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 
 from hooks.hosts import host_of
 from hooks.inputs import Inputs, Reads
+from hooks.past import read_on
 from hooks.places import Place
 from hooks.recording import Recording, has_hooks, hidden, in_form_of, recorded, replayed
 from hooks.sites import Site
@@ -131,6 +132,8 @@ def autograd(on: bool) -> Iterator[None]:
 
 def _forward(model: nn.Module, inputs: Inputs) -> Float[Tensor, "row2 pos2 d_vocab"]:
     # Without a mask TransformerLens makes one of its own, from the padding side and the padding token.
+    if inputs.past is not None:
+        return read_on(model, inputs.tokens, inputs.mask, inputs.past)
     if inputs.mask is None:
         return model(inputs.tokens, return_type="logits")
     return model(inputs.tokens, attention_mask=inputs.mask.long(), return_type="logits")
