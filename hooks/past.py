@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from hooks.hosts import HookedTransformerHost, host_of
+from hooks.records import record_of
 
-__all__ = ["Past", "read_on"]
+__all__ = ["Past", "joined", "read_on", "reads_on"]
 
 KeysValues: TypeAlias = tuple[Float[Tensor, "row head pos d_head"], Float[Tensor, "row head pos d_head"]]
 
@@ -56,11 +57,17 @@ class Past:
         """The memory that it takes."""
         return sum(keys.nbytes + values.nbytes for keys, values in self.layers.values())
 
+    def skip(self, mask: Int[Tensor, "row pos"]) -> None:
+        """Take note of tokens that were passed over: no layer has their keys and values."""
+        self.mask, self.layers = torch.cat([self.mask, mask.to(self.mask)], 1), {}
+
     def at(self, rows: Sequence[int], lengths: Sequence[int]) -> "Past":
         """Of each of these rows the first so many tokens, aligned at the right."""
         device = self.mask.device
         row, length = torch.tensor(rows, device=device), torch.tensor(lengths, device=device)
         width = max(lengths)
+        if width == 0:
+            return Past.nothing(self.mask[row])
         everything = width == self.n_pos and list(rows) == list(range(len(self.mask))) and min(lengths) == width
         if everything:
             return Past(self.mask, dict(self.layers))
@@ -99,6 +106,42 @@ def read_on(
         logits, layers = _on_bridge(model, tokens, now, past)
     past.mask, past.layers = torch.cat([past.mask, now], 1), layers
     return logits
+
+
+@torch.no_grad()
+def reads_on(model: nn.Module) -> bool:
+    """Whether the model, reading on from a past, says what it says when it reads everything at once.
+
+    It is tried out on a few tokens, once a model: state-space models, and positions that are no function of the mask
+    (shortformer's), do not.
+    """
+    return record_of(model).of(_Tried, lambda: _Tried(_reads_on(model))).reads_on
+
+
+@dataclass(frozen=True)
+class _Tried:
+    reads_on: bool
+
+
+def _reads_on(model: nn.Module) -> bool:
+    host = host_of(model)
+    tokens = (torch.arange(10, device=host.device) % host.d_vocab).reshape(2, 5)
+    if host.n_ctx is not None and host.n_ctx < 5:
+        return False
+    past = Past.nothing(tokens)
+    first, then = torch.ones_like(tokens[:, :3]), torch.ones_like(tokens[:, :2])
+    first[1, 2] = 0  # one row is shorter than the other
+    rest = torch.stack([tokens[0, 3:], tokens[1, 2:4]])
+    try:
+        whole = model(tokens, attention_mask=torch.ones_like(tokens), return_type="logits")
+        read_on(model, tokens[:, :3], first, past)
+        past = past.at([0, 1], [3, 2])
+        got = read_on(model, rest, then, past)
+    except Exception:  # a stranger's forward pass may refuse a past in any way it likes
+        return False
+    wanted = torch.stack([whole[0, 3:], whole[1, 2:4]])
+    exact = whole.dtype in (torch.float32, torch.float64)
+    return bool((got - wanted).abs().max() <= (1e-3 if exact else 5e-2) * wanted.abs().max())
 
 
 class _Entry:

@@ -35,6 +35,17 @@ class Recording:
         """The activation that a module returned, without what else it returned."""
         return hidden(self.outputs[layer, part])
 
+    def columns(self, start: int, end: int) -> "Recording":
+        """What flowed at these positions only."""
+
+        def cut(output: object) -> object:
+            activation = hidden(output)
+            # A stand-in for an output has no positions.
+            return in_form_of(output, activation[:, start:end]) if activation.ndim == 3 else output
+
+        resid_pre = {layer: resid[:, start:end] for layer, resid in self.resid_pre.items()}
+        return Recording(resid_pre, {key: cut(output) for key, output in self.outputs.items()})
+
 
 def recorded(model: nn.Module, layers: range) -> Temporary[Recording]:
     """An empty recording, filled by the forward pass inside the `with` block; hooks that are active take part."""

@@ -88,6 +88,8 @@ def rerun(
     # Another W_O needs attention to run; what is added to the output of W_O does not.
     known = site.part == "mlp" or added is not None
     if known and taps is None and reruns_reads_alone(model, inputs, site):
+        if inputs.past is not None:
+            inputs.past.skip(torch.ones_like(inputs.tokens) if inputs.mask is None else inputs.mask)
         return _from_reads(model, inputs, recording, site, rows, added)
     if added is None and taps is None and _last_mlp_can_wait(model, inputs, recording):
         reached = _last_attention(model, inputs, recording, site, rows)

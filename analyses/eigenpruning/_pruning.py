@@ -13,11 +13,10 @@ from analyses.eigenpruning._finetuning import FineTuning, fine_tuned
 from analyses.eigenpruning._results import FineTuned, Pruning
 from analyses.eigenpruning._settings import Best, Method, Report, as_fraction, says_where_settings_are
 from analyses.eigenpruning.scores import ComponentScores, Order, attribute
-from analyses.scoring import EncodedTask, Scores, encode, score_encoded
+from analyses.scoring import EncodedTask, Scores, encode, score_model
 from analyses.tasks.items import Item
 from analyses.tasks.task import Splits, Task, as_splits
 from hooks import place_of
-from hooks.running import run
 from surgery import Decompositions, Edit
 
 _KEYS = "blocks.*.attn.W_K[*]"
@@ -146,9 +145,9 @@ def _variants(trial: _Trial, test: EncodedTask, fraction: float, seeds: Iterable
 
 def _scored(model: nn.Module, encoded: EncodedTask, spec: Mapping[str, Edit]) -> Scores:
     if not spec:
-        return score_encoded(encoded, partial(run, model))
+        return score_model(model, encoded)
     with surgery.apply(model, spec, progress=False):
-        return score_encoded(encoded, partial(run, model))
+        return score_model(model, encoded)
 
 
 def _best(

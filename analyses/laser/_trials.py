@@ -3,7 +3,7 @@
 Everything that touches scoring (encode, forward, read, judge) and everything that runs the model goes through `Bench`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import final
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import surgery
+from analyses.laser._drafts import Drafts
 from analyses.laser._resume import Log, LogError, lengths, packed, unpacked
 from analyses.laser.candidates import UNEDITED, Candidate, first_alike, gains_of
 from analyses.metrics import Metric
@@ -199,9 +200,14 @@ class Bench:
     sites: tuple[Site, ...]
     _unedited: Trial | None = field(default=None, init=False, repr=False)
     _recordings: dict[int, Recording] = field(default_factory=dict, init=False, repr=False)
-    """By the identity of the inputs."""
+    """By the identity of the inputs' tokens."""
     _recorded: tuple[Site, ...] = field(default=(), init=False, repr=False)
     """The sites at which a trial can start from the recordings."""
+    _drafts: Drafts = field(init=False, repr=False)
+    """What the rule has had generated without an edit, where it has anything generated."""
+
+    def __post_init__(self) -> None:
+        self._drafts = Drafts(self.setup.model, self.encoded)
 
     def unedited(self) -> Trial:
         """The model as it was given."""
@@ -253,8 +259,9 @@ class Bench:
     @torch.no_grad()
     def now(self, candidate: Candidate | None, first: Site | None = None) -> Trial:
         """The model as it is now, where nothing before the matrix `first` differs from what was recorded."""
-        forward = partial(self._rerun, first) if first is not None and first in self._recorded else self.run
-        return judged(candidate, self.encoded, self._said(forward))
+        start = first if first in self._recorded else None
+        forward = self.run if start is None else partial(self._rerun, start)
+        return judged(candidate, self.encoded, outcome(self.encoded, forward, speaker=self._drafts.follower(start)))
 
     def run(self, inputs: Inputs) -> Float[Tensor, "read d_vocab"]:
         """The logits by a pass through the whole model."""
@@ -265,6 +272,7 @@ class Bench:
         self._recorded = tuple(site for site in self._recorded if not _is_before(changed, site))
         if not self._recorded:
             self._recordings.clear()
+            self._drafts.clear()
 
     def _tried_at_one_site(self, candidates: Sequence[Candidate]) -> dict[Candidate, Trial]:
         trials = {candidate: self._known(candidate.key, candidate) for candidate in candidates}
@@ -289,8 +297,10 @@ class Bench:
     def _record_up_to(self, site: Site, *, is_unedited: bool) -> None:
         """Record what `rerun` needs to start at `site`, and at those after it in the list as the memory allows."""
         self._recordings.clear()
+        self._drafts.clear()
         self._recorded = self._fitting(site)
-        said = self._said(partial(self._record, self._recorded))
+        speaker = self._drafts.recorder(self._recorded, self._room)
+        said = outcome(self.encoded, partial(self._record, self._recorded), speaker=speaker)
         # That pass is the unedited model's trial, if no edit is in force: nothing has to be run for it again.
         if is_unedited and self._unedited is None and f"{self.part} {UNEDITED}" not in self.setup.log:
             self._unedited = self._kept(UNEDITED, judged(None, self.encoded, said), UNEDITED)
@@ -304,19 +314,19 @@ class Bench:
         layers = list(dict.fromkeys(other.layer for other in coming))[: max(1, self.setup.memory // of_layer)]
         return tuple(other for other in self.sites or coming if other.layer in layers)
 
-    def _said(self, forward: Callable[[Inputs], Tensor]) -> Outcome:
-        # What is generated grows the rows, so that no recording serves it.
-        return outcome(self.encoded, forward, generate_with=self.run)
+    def _room(self) -> int:
+        """How many bytes of the memory recordings have left."""
+        return self.setup.memory - sum(map(nbytes, self._recordings.values()))
 
     def _record(self, sites: Sequence[Site], inputs: Inputs) -> Float[Tensor, "read d_vocab"]:
         recording, logits = record(self.setup.model, inputs, sites)
         # A first estimate chose the sites; what recordings really take decides how many batches are kept.
-        if sum(map(nbytes, self._recordings.values())) + nbytes(recording) <= self.setup.memory:
-            self._recordings[id(inputs)] = recording
+        if nbytes(recording) <= self._room():
+            self._recordings[id(inputs.tokens)] = recording
         return logits
 
     def _rerun(self, site: Site, inputs: Inputs) -> Float[Tensor, "read d_vocab"]:
-        recording = self._recordings.get(id(inputs))
+        recording = self._recordings.get(id(inputs.tokens))
         return self.run(inputs) if recording is None else rerun(self.setup.model, inputs, recording, site)
 
     def _known(self, key: str, candidate: Candidate | None) -> Trial | None:
@@ -330,7 +340,7 @@ class Bench:
             return None
         said = unpacked(piece["said"])
         n, n_items, metric = self.encoded.n_targets, len(self.encoded.task), self.encoded.metric
-        wanted = [n, n, n, n_items if self.encoded.rule.new_tokens else 0]
+        wanted = [n, n, n, n_items * self.encoded.rule.n_generated]
         wanted.append(n_items if metric is not None and metric.rows is None else 0)
         if lengths(said) != wanted:
             raise LogError(

@@ -15,6 +15,9 @@ from torch import Tensor
 from analyses.metrics.readings import Readings, log_probs, ranks
 from analyses.prompts.continuations import pad
 from analyses.scoring._batches import EncodedTask
+from analyses.scoring._choosing import Key, check_numbers, chosen, unended
+from analyses.scoring._generating_rules import Generates
+from analyses.scoring._generation import Speaker
 from analyses.tokens.tokenizer import Ids
 from hooks.inputs import Inputs, Reads
 
@@ -29,7 +32,8 @@ class Outcome:
 
     Args:
         readings: about every target, on the CPU.
-        generated: the tokens that followed each item's prompt, where the rule asks for them.
+        generated: the tokens that followed each item's prompt, where the rule asks for them; of an item's samples one
+            after the other. A speaker ends where nothing that follows changes the verdict.
         measured: the metric of each item, where one that readings do not tell was asked for.
     """
 
@@ -39,10 +43,11 @@ class Outcome:
 
 
 @torch.no_grad()
-def outcome(encoded: EncodedTask, forward: Forward, *, generate_with: Forward | None = None) -> Outcome:
+def outcome(encoded: EncodedTask, forward: Forward, *, speaker: Speaker | None = None) -> Outcome:
     """What a forward says about the task.
 
-    `generate_with` is the forward for what the rule has generated, whose inputs are not among the task's batches.
+    `speaker` generates what the rule asks for, from the keys and values that each batch leaves behind. Without one the
+    forward does, a whole pass a token, and gets inputs that are not among the task's batches.
 
     Raises:
         FloatingPointError: if a logit is not a number.
@@ -51,9 +56,10 @@ def outcome(encoded: EncodedTask, forward: Forward, *, generate_with: Forward | 
     metric = encoded.metric if encoded.metric is not None and encoded.metric.rows is None else None
     first_targets = encoded.continuations.first_target[:-1]
     for batch in encoded.batches:
-        logits = forward(batch.inputs)
+        inputs = batch.inputs if speaker is None else speaker.reading(batch.inputs)
+        logits = forward(inputs)
         said = log_probs(logits, batch.at, batch.target)
-        _check(said, logits)
+        check_numbers(said, logits)
         top = logits.argmax(-1)[batch.at.to(logits.device)]
         parts.append((batch.index, said, ranks(logits, batch.at, batch.target), top))
         if metric is not None:  # the answer of an item is asked for where its first target is read
@@ -62,10 +68,12 @@ def outcome(encoded: EncodedTask, forward: Forward, *, generate_with: Forward | 
             asked = logits[batch.at[targets.to(batch.at.device)].to(logits.device)]
             if len(items):
                 values.append((items, metric.select(items).checked(asked, len(items), n_pos).double().cpu()))
+        if speaker is not None and inputs.past is not None:
+            speaker.speak(batch, inputs.past, logits)
     index, log_prob, rank, top = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     back = index.argsort()
     readings = Readings(log_prob[back].double(), rank[back], top[back])
-    generated = generate(encoded, generate_with or forward) if encoded.rule.new_tokens else ()
+    generated = () if not encoded.rule.new_tokens else speaker.generated() if speaker else generate(encoded, forward)
     if metric is None:
         return Outcome(readings, generated)
     items, measured = (torch.cat(column) for column in zip(*values, strict=True))
@@ -73,41 +81,38 @@ def outcome(encoded: EncodedTask, forward: Forward, *, generate_with: Forward | 
 
 
 def generate(encoded: EncodedTask, forward: Forward) -> tuple[Ids, ...]:
-    """The tokens that follow each item's prompt greedily, up to the end of text or the number that the rule asks for.
+    """The tokens that follow each item's prompt, sample by sample, up to the end of text, a stop string or the number.
 
-    Sequences are padded on the right and grow into their padding, so that no position or cache has to be kept right.
-    The text has ended when the model says so; a sequence that has ended waits for the others of its batch.
+    Every token takes a pass through whole rows, of which nothing is kept. They are padded on the right and grow into
+    their padding, so that no position has to be kept right. What has ended waits for the others of its batch.
     """
+    rule, eos = encoded.rule, encoded.vocabulary.eos
+    assert isinstance(rule, Generates), "no other rule has tokens generated"
     batch_size = max(len(batch.inputs) for batch in encoded.batches)
     prompts = sorted(set(encoded.prompts), key=lambda ids: (len(ids), ids), reverse=True)
-    said: dict[Ids, Ids] = {}
-    for start in range(0, len(prompts), batch_size):
-        chosen = prompts[start : start + batch_size]
-        said.update(zip(chosen, _continue(chosen, encoded, forward), strict=True))
-    return tuple(said[prompt] for prompt in encoded.prompts)
+    keys = [(prompt, sample) for prompt in prompts for sample in range(rule.samples)]
+    said: dict[Key, Ids] = {}
+    for start in range(0, len(keys), batch_size):
+        said |= _continued(keys[start : start + batch_size], encoded, rule, forward)
+    return tuple(unended(said[prompt, n], eos) for prompt in encoded.prompts for n in range(rule.samples))
 
 
-def _continue(contexts: list[Ids], encoded: EncodedTask, forward: Forward) -> list[Ids]:
+def _continued(keys: list[Key], encoded: EncodedTask, rule: Generates, forward: Forward) -> dict[Key, Ids]:
     device = encoded.batches[0].inputs.tokens.device
-    words, rows = encoded.vocabulary, list(contexts)
-    for _ in range(encoded.rule.new_tokens):
-        tokens, mask = pad(rows, "right", words.pad)
-        last = Reads(torch.arange(len(rows)), mask.sum(1) - 1)
+    words, said = encoded.vocabulary, dict.fromkeys(keys, ())
+    live = keys
+    while live:
+        tokens, mask = pad([(*key[0], *said[key]) for key in keys], "right", words.pad)
+        last = Reads(torch.arange(len(keys)), mask.sum(1) - 1)
         logits = forward(Inputs(tokens.to(device), mask.to(device), last))
-        _check(logits, logits)
-        rows = [(*row, token) for row, token in zip(rows, logits.argmax(-1).tolist(), strict=True)]
-        if words.eos is not None and all(words.eos in row[len(c) :] for row, c in zip(rows, contexts, strict=True)):
-            break
-    return [_until(row[len(context) :], words.eos) for row, context in zip(rows, contexts, strict=True)]
-
-
-def _until(ids: Ids, end: int | None) -> Ids:
-    return ids[: ids.index(end)] if end is not None and end in ids else ids
-
-
-def _check(values: Tensor, logits: Tensor) -> None:
-    if values.isnan().any():
-        raise FloatingPointError(
-            f"logits of {logits.dtype} contain {int(logits.isnan().sum())} values that are not numbers: a score needs "
-            "numbers. Look at the edited weights, or use a wider dtype."
-        )
+        for key, token in zip(keys, chosen(rule, logits, [(key, len(said[key])) for key in keys]), strict=True):
+            if key in live:
+                said[key] = (*said[key], token)
+        live = [
+            key
+            for key in live
+            if len(said[key]) < rule.n_tokens
+            and said[key][-1] != words.eos
+            and not (rule.stop and rule.has_stopped(words.decode(said[key])))
+        ]
+    return said

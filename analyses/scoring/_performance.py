@@ -11,6 +11,7 @@ from analyses.metrics import Metric
 from analyses.metrics.readings import log_probs
 from analyses.prompts.continuations import PaddingSide
 from analyses.scoring._batches import EncodedTask, encode
+from analyses.scoring._generation import speaker_of
 from analyses.scoring._logit_readings import Forward, outcome
 from analyses.scoring._rules import Rule
 from analyses.scoring._scores import Scores
@@ -56,7 +57,12 @@ def score(
     torch.Size([12])
     """
     encoded = encode(model, task, rule=rule, batch_size=batch_size, padding=padding, prepend_bos=prepend_bos)
-    return score_encoded(encoded, partial(run, model))
+    return score_model(model, encoded)
+
+
+def score_model(model: nn.Module, encoded: EncodedTask) -> Scores:
+    """The scores of the model as it is now, on a task that was encoded for it."""
+    return judge(encoded, outcome(encoded, partial(run, model), speaker=speaker_of(model, encoded)))
 
 
 def score_encoded(encoded: EncodedTask, forward: Forward) -> Scores:
@@ -65,7 +71,7 @@ def score_encoded(encoded: EncodedTask, forward: Forward) -> Scores:
     Args:
         encoded: the task, from `encode`.
         forward: from inputs to the logits at their reads. A rule that generates also calls it with inputs that are not
-            among the task's batches.
+            among the task's batches, once a token: `score_model` keeps what was read.
 
     Raises:
         FloatingPointError: if a logit is not a number.

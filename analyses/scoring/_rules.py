@@ -1,10 +1,9 @@
-"""What counts as right: an answer that comes first, one found in a generated text, the likeliest of several texts."""
+"""What counts as right by the logits of one pass: an answer that comes first, the likeliest of several texts."""
 
 # All rules share their unit and direction, and are named after their settings: class variables and a property stand
 # where other metrics have fields.
 # pyright: reportIncompatibleVariableOverride=false
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, final, get_args
 
@@ -17,7 +16,7 @@ from analyses.metrics.readings import Readings, amax_by, summed
 from analyses.prompts import Continuations
 from analyses.tasks.items import Kind
 from analyses.tasks.task import Task
-from surgery.arguments import counted, one_of, shown, whole
+from surgery.arguments import one_of, shown
 
 Per: TypeAlias = Literal["sequence", "token", "byte"]
 
@@ -41,6 +40,18 @@ class Rule(OfTask):
         """How many tokens the model has to generate."""
         return 0
 
+    @property
+    def n_generated(self) -> int:
+        """How many texts the model has to generate for each item."""
+        return 0
+
+    def check(self, task: Task) -> None:
+        """Refuse a task that this rule cannot judge.
+
+        Raises:
+            ValueError: if there is something about its items.
+        """
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -60,52 +71,6 @@ class StartsWith(Rule):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Contains(Rule):
-    """Right if an accepted answer is found among the first tokens generated greedily, the prompt not being looked at.
-
-    String answers are looked for in the generated text up to the end-of-text token, ids in the generated ids.
-    Generation goes on from the prompt exactly as it is given, spaces at its end included. Every token takes a whole
-    forward pass, of which nothing is kept: the speed-ups of `laser` are those of rules that read an answer off one
-    forward pass, such as `StartsWith`, and generation has none of them.
-
-    Args:
-        n_tokens: how many tokens to generate.
-        whole_words: whether a letter or digit right before or after the answer speaks against it: "he" is not in "the".
-            Turn it off for languages that do not separate words.
-        ignore_case: if True, compare without regard to case.
-
-    Source: the generation accuracy of LASER (arXiv:2312.13558).
-    """
-
-    kinds: ClassVar[tuple[Kind, ...]] = ("answer",)
-    n_tokens: int = 10
-    whole_words: bool = True
-    ignore_case: bool = True
-
-    def __post_init__(self) -> None:
-        whole(self.n_tokens, "Contains was given n_tokens", least=1)
-
-    @property
-    def new_tokens(self) -> int:
-        """How many tokens are generated."""
-        return self.n_tokens
-
-    def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
-        """Raises: what is generated is no function of the logits of one pass."""
-        raise ValueError(
-            f"{self!r} has the model generate {counted(self.n_tokens, 'token')}, which is no function of the logits of "
-            "one pass. Take StartsWith() or a metric, such as metrics.log_prob()."
-        )
-
-    def find(self, answer: str, text: str) -> int | None:
-        """Where in the text the answer is, or None."""
-        edge = r"(?<!\w){}(?!\w)" if self.whole_words else "{}"
-        found = re.search(edge.format(re.escape(answer.strip())), text, re.IGNORECASE if self.ignore_case else 0)
-        return None if found is None else found.start()
-
-
-@final
-@dataclass(frozen=True, slots=True)
 class Likeliest(Rule):
     """Right if a right text has a higher log-probability than every wrong one; equal does not count.
 
@@ -118,6 +83,15 @@ class Likeliest(Rule):
 
     def __post_init__(self) -> None:
         one_of(self.per, "Likeliest was given per", get_args(Per))
+
+    def check(self, task: Task) -> None:
+        """Refuse to divide by the bytes of token ids."""
+        texts = (text for item in task.items for text in (*item.right, *item.wrong))
+        if self.per == "byte" and not all(isinstance(text, str) for text in texts):
+            raise ValueError(
+                f"{self!r} is given for task {task.name!r}, which has token ids: only strings have a length in bytes. "
+                "Take per='token'."
+            )
 
     def compared(self, table: Continuations, log_p: Float[Tensor, " continuation"]) -> Float[Tensor, " continuation"]:
         """What the continuations are compared by."""
@@ -150,10 +124,5 @@ def rule_for(task: Task, rule: Rule | Metric | None) -> tuple[Rule, Metric | Non
             f"it is for the kinds {' and '.join(rule.kinds)}. "
             f"{'StartsWith and Contains are' if task.kind == 'answer' else 'Likeliest is'} for {task.kind}."
         )
-    texts = (text for item in task.items for text in (*item.right, *item.wrong))
-    if isinstance(rule, Likeliest) and rule.per == "byte" and not all(isinstance(text, str) for text in texts):
-        raise ValueError(
-            f"{rule!r} is given for task {task.name!r}, which has token ids: only strings have a length in bytes. "
-            "Take per='token'."
-        )
+    rule.check(task)
     return rule, None

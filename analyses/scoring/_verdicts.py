@@ -12,8 +12,9 @@ from analyses.metrics.of_tasks import ItemMetric
 from analyses.metrics.readings import Readings, amax_by, log_p, logsumexp_by, summed, worst_rank
 from analyses.prompts import Continuations
 from analyses.scoring._batches import EncodedTask
+from analyses.scoring._generating_rules import Contains, Generates, LastNumber, find_ids
 from analyses.scoring._logit_readings import Outcome
-from analyses.scoring._rules import Contains, Likeliest, StartsWith
+from analyses.scoring._rules import Likeliest, StartsWith
 from analyses.scoring._scores import NO_CLASS, UNDECIDED, Scores
 from analyses.tasks.items import Text
 from analyses.tokens.tokenizer import Ids
@@ -34,11 +35,13 @@ def judge(encoded: EncodedTask, outcome: Outcome) -> Scores:
     match encoded.rule:
         case Likeliest() as rule:
             return _likeliest(scores, table, rule.compared(table, of_each))
-        case StartsWith() | Contains() as rule:
+        case StartsWith() | Generates() as rule:
             judged = _starts_with(partial(scores, p_correct=right.exp(), p_wrong=wrong.exp()), table, readings)
-            return judged if isinstance(rule, StartsWith) else _contains(judged, rule, outcome.generated)
+            return judged if isinstance(rule, StartsWith) else _generated(judged, rule, outcome.generated)
         case rule:
-            raise TypeError(f"rule={rule!r}: only StartsWith, Contains and Likeliest can be judged. Give one of them.")
+            raise TypeError(
+                f"rule={rule!r}: only StartsWith, Contains, LastNumber and Likeliest can be judged. Give one of them."
+            )
 
 
 def _values(encoded: EncodedTask, outcome: Outcome) -> Float[Tensor, " item"] | None:
@@ -99,9 +102,19 @@ def _starts_with(scores: Callable[..., Scores], table: Continuations, readings: 
     )
 
 
+def _generated(scores: Scores, rule: Generates, generated: Sequence[Ids]) -> Scores:
+    match rule:
+        case Contains():
+            return _contains(scores, rule, generated)
+        case LastNumber():
+            return _last_number(scores, rule, generated)
+        case _:
+            raise TypeError(f"rule={rule!r}: only Contains and LastNumber judge what is generated. Give one of them.")
+
+
 def _contains(scores: Scores, rule: Contains, generated: Sequence[Ids]) -> Scores:
     """Right where an accepted answer is in the generated tokens; else the class that is in them first, if any."""
-    texts = [scores.encoded.vocabulary.decode(ids) for ids in generated]
+    texts = [rule.before_stop(scores.encoded.vocabulary.decode(ids)) for ids in generated]
     correct, predicted = [], []
     for item, truth, ids, text in zip(scores.task.items, scores.truth.tolist(), generated, texts, strict=True):
         hit = any(_find(rule, answer, ids, text) is not None for answer in item.right)
@@ -112,11 +125,26 @@ def _contains(scores: Scores, rule: Contains, generated: Sequence[Ids]) -> Score
     )
 
 
+def _last_number(scores: Scores, rule: LastNumber, generated: Sequence[Ids]) -> Scores:
+    """Right where the number that most samples end in is the answer's; else the class that this number is, if any."""
+    number_of = {rule.reference(str(text)): number for number, text in reversed(list(enumerate(scores.classes)))}
+    correct, predicted, shown = [], [], []
+    for index, (item, truth) in enumerate(zip(scores.task.items, scores.truth.tolist(), strict=True)):
+        samples = generated[index * rule.samples : (index + 1) * rule.samples]
+        numbers = [rule.number(scores.encoded.vocabulary.decode(ids)) for ids in samples]
+        said = rule.vote(numbers)
+        hit = said is not None and any(said == rule.reference(str(answer)) for answer in item.right)
+        correct.append(hit)
+        predicted.append(truth if hit else NO_CLASS if said is None else number_of.get(said, NO_CLASS))
+        shown.append(samples[numbers.index(said)])
+    return replace(
+        scores, correct=torch.tensor(correct), predicted=torch.tensor(predicted), prediction_ids=tuple(shown)
+    )
+
+
 def _find(rule: Contains, answer: Text, ids: Ids, text: str) -> int | None:
     """Where the answer is in what was generated, in characters or, of ids, in tokens."""
-    if isinstance(answer, str):
-        return rule.find(answer, text)
-    return next((at for at in range(len(ids) - len(answer) + 1) if ids[at : at + len(answer)] == answer), None)
+    return rule.find(answer, text) if isinstance(answer, str) else find_ids(answer, ids)
 
 
 def _earliest(rule: Contains, classes: Sequence[Text], ids: Ids, text: str) -> int:

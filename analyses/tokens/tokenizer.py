@@ -28,6 +28,16 @@ class Vocabulary:
         """The text of the ids, or their numbers if there is no tokenizer."""
         return " ".join(map(str, ids)) if self.tokenizer is None else self.tokenizer.decode(list(ids))
 
+    @property
+    def only_appends(self) -> bool:
+        """Whether a text never changes before its end when tokens are added to it.
+
+        It may where a tokenizer tidies up: "do" and "n't" become one word.
+        """
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        joins_words = type(getattr(backend, "decoder", None)).__name__ == "WordPiece"
+        return not joins_words and not getattr(self.tokenizer, "clean_up_tokenization_spaces", False)
+
 
 def vocabulary(model: nn.Module, *, prepend_bos: bool | None = None) -> Vocabulary:
     """What the model reads; texts begin with its beginning-of-sequence token if its configuration wants one.
