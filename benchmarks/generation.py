@@ -11,7 +11,7 @@ soon, which is the worst case. The table says which share of the tokens was that
 
 The exhaustive search is run on every third layer; the screened one on all matrices, against the loop over all.
 
-    python benchmarks/generation.py                # GPT-2 small's size, 64 items
+    python benchmarks/generation.py                # GPT-2 small's size, 32 items
     python benchmarks/generation.py --quick        # a first look, on a small model
 """
 
@@ -149,7 +149,7 @@ def compare(name: str, args: argparse.Namespace) -> None:
         ratios = [n * alone.processor / took.processor for alone in (generation, both)]
         print(
             f"  {strategy}: {n} candidates in {took}: {ratios[0]:.1f} times as fast as the loop, {ratios[1]:.1f} times "
-            f"with its log-loss; on the clock {n * generation.wall / took.wall:.1f} and {n * both.wall / took.wall:.1f}. "
+            f"with its log-loss (on the clock {n * generation.wall / took.wall:.1f}, {n * both.wall / took.wall:.1f}). "
             f"{in_common(result):.0%} of the tokens as without an edit; unedited accuracy "
             f"{result.unedited.scores.accuracy:.2f}. {verdict(ratios[1], 5)}",
             flush=True,
@@ -160,11 +160,11 @@ def main() -> None:
     """Both models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag, value in {
-        "layers": 12, "d-model": 768, "d-vocab": 50257, "items": 64, "pos": 16, "new-tokens": 10, "batch-size": 32,
+        "layers": 12, "d-model": 768, "d-vocab": 50257, "items": 32, "pos": 16, "new-tokens": 10, "batch-size": 32,
         "sample": 4,
     }.items():  # fmt: skip
         parser.add_argument(f"--{flag}", type=int, default=value)
-    parser.add_argument("--confidence", type=float, default=0.5, help="how long the embeddings of the stable model are")
+    parser.add_argument("--confidence", type=float, default=2.0, help="how long the embeddings of the stable model are")
     parser.add_argument("--only", choices=["stable", "random"], help="one of the models")
     parser.add_argument("--quick", action="store_true", help="a small model, for a first look")
     args = parser.parse_args()
