@@ -14,7 +14,7 @@ only the components that do harm are removed.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import ceil
 from typing import NamedTuple, final
@@ -29,7 +29,7 @@ from analyses.laser.candidates import Candidate
 from analyses.metrics.of_tasks import ItemMetric, log_loss
 from analyses.metrics.readings import Readings, log_probs, logsumexp_by, summed
 from analyses.prompts import Batch
-from analyses.scoring import EncodedTask, Likeliest, outcome
+from analyses.scoring import EncodedTask, Likeliest, StartsWith, outcome
 from analyses.tasks.task import Task
 from hooks import Place, Site, host_of
 from hooks.running import autograd
@@ -373,8 +373,10 @@ def _loss_weights(bench: Bench) -> Float[Tensor, " target"]:
     if one_answer_each and not isinstance(encoded.rule, Likeliest) and encoded.metric is None:
         values = torch.zeros(encoded.n_targets, dtype=torch.double)  # the loss is linear: any values do
     else:
+        # Nothing has to be generated for the readings.
+        read = replace(encoded, rule=StartsWith()) if encoded.rule.new_tokens else encoded
         with torch.no_grad():
-            values = outcome(encoded, bench.run).readings.log_prob
+            values = outcome(read, bench.run).readings.log_prob
     with autograd(True):
         values = values.clone().requires_grad_()
         return torch.autograd.grad(_mean_loss(encoded, values), values)[0]
