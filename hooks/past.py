@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from hooks.hosts import HookedTransformerHost, host_of
+from hooks.hooked_transformer import HookedTransformerHost
+from hooks.hosts import host_of
 from hooks.records import record_of
 
 __all__ = ["Past", "joined", "read_on", "reads_on"]
