@@ -6,6 +6,7 @@ Tokens of a past stand at the right, so that the next tokens follow without a ga
 # torch types every attribute of a module as `Tensor | Module`; here a stranger's modules are read by name.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, final
@@ -189,14 +190,14 @@ def _on_hooked_transformer(
 
 
 def _on_bridge(model: nn.Module, tokens: Tensor, now: Tensor, past: Past) -> tuple[Tensor, dict[int, KeysValues]]:
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
+    # What a bridge wraps is a model of transformers, which is loaded therefore.
+    theirs = sys.modules["transformers.cache_utils"]
     # Of a layer that will not run only the length is asked.
     absent = torch.empty((), dtype=host_of(model).dtype, device=tokens.device).expand(len(tokens), 1, past.n_pos, 1)
-    cache = DynamicCache()
+    cache = theirs.DynamicCache()
     for layer in range(host_of(model).n_layers if past.n_pos else 0):
         keys, values = past.layers.get(layer, (absent, absent))
-        held = DynamicLayer()
+        held = theirs.DynamicLayer()
         held.lazy_initialization(keys, values)
         held.keys, held.values = keys, values
         cache.layers.append(held)
