@@ -20,6 +20,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Literal
 
 import torch
 from timing import machine, verdict
@@ -84,6 +85,7 @@ def one_candidate(model: nn.Module, site: str, rho: float, task: Task, args: arg
     """Generation, and the pass for the log-loss, under one reduction, the straightforward way."""
     place = place_of(model, site)
     weight = place.slots[0].registered()
+    assert weight is not None
     before = weight.clone()
     start = Clock.now()
     U, S, V = torch.svd_lowrank(W := place.matrix(), q=rank_from_rho(rho, min(W.shape)), niter=2)
@@ -92,7 +94,9 @@ def one_candidate(model: nn.Module, site: str, rho: float, task: Task, args: arg
     answers = torch.tensor([item.right[0][0] for item in task.items])
     settings = {"do_sample": False, "stop_at_eos": False, "verbose": False, "use_past_kv_cache": True}
     for rows, wanted in zip(tokens.split(args.batch_size), answers.split(args.batch_size), strict=True):
-        said = model.generate(rows, max_new_tokens=args.new_tokens, return_type="tokens", **settings)
+        said = model.generate(  # type: ignore[operator]
+            rows, max_new_tokens=args.new_tokens, return_type="tokens", **settings
+        )
         (said[:, args.pos :] == wanted[:, None]).any(1).sum()
     generated = Clock.now() - start
     for rows, wanted in zip(tokens.split(args.batch_size), answers.split(args.batch_size), strict=True):
@@ -136,7 +140,10 @@ def compare(name: str, args: argparse.Namespace) -> None:
     print(f"{name} model, {args.layers} layers of {args.d_model}, {args.items} items of {args.pos} tokens")
     generation, both = loop(model, parts.validation, args)
     every_third = "blocks.{" + ",".join(str(layer) for layer in range(1, args.layers, 3)) + "}.mlp.W_{in,out}"
-    searches = {"exhaustive": (every_third, PAPER_RHOS[:: 1 if args.quick else 2]), "screened": (MLP, PAPER_RHOS)}
+    searches: dict[Literal["exhaustive", "screened"], tuple[str, tuple[float, ...]]] = {
+        "exhaustive": (every_third, PAPER_RHOS[:: 1 if args.quick else 2]),
+        "screened": (MLP, PAPER_RHOS),
+    }
     for strategy, (sites, rhos) in searches.items():
         surgery.forget(model)
         start = Clock.now()

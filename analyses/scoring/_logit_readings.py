@@ -99,7 +99,8 @@ def generate(encoded: EncodedTask, forward: Forward) -> tuple[Ids, ...]:
 
 def _continued(keys: list[Key], encoded: EncodedTask, rule: Generates, forward: Forward) -> dict[Key, Ids]:
     device = encoded.batches[0].inputs.tokens.device
-    words, said = encoded.vocabulary, dict.fromkeys(keys, ())
+    words = encoded.vocabulary
+    said: dict[Key, Ids] = dict.fromkeys(keys, ())
     live = keys
     while live:
         tokens, mask = pad([(*key[0], *said[key]) for key in keys], "right", words.pad)
