@@ -35,7 +35,8 @@ class Basis(ABC):
     ... class Columns(Basis):  # every output dimension by itself, the longest column of the matrix first
     ...     def decompose(self, W):
     ...         S, order = W.float().norm(dim=0).sort(descending=True)
-    ...         return Factors(W[:, order] / S, S, torch.eye(len(S))[order])
+    ...         U = W[:, order] / S.clamp_min(1e-30)  # a column of zeros is a component of strength 0
+    ...         return Factors(U, S, torch.eye(len(S), device=W.device)[order])
     >>> svds = surgery.decompose(model, "blocks.0.mlp.W_out", basis=Columns())
     >>> U, S, Vh = (getattr(svds["blocks.0.mlp.W_out"], name) for name in Factors._fields)
     >>> torch.allclose((U * S) @ Vh, surgery.weight(model, "blocks.0.mlp.W_out"), atol=1e-6)
