@@ -124,6 +124,8 @@ class Eigenpruning(Method):
         strongest = max(controls, key=accuracy.__getitem__)
         less = sum(accuracy[name] < accuracy["pruned"] for name in controls)
         as_much = sum(accuracy[name] == accuracy["pruned"] for name in controls)
+        loss = {name: float(row["log_loss"]) for name, row in by.items()}
+        worse = sum(loss[name] > loss["pruned"] for name in controls)
         low, high = (100 * float(by["pruned"][f"accuracy_{end}"]) for end in ("low", "high"))
         covers = low <= 0 <= high
         lines = [
@@ -134,6 +136,8 @@ class Eigenpruning(Method):
             + ("The interval covers 0: no evidence of a change." if covers else "The interval does not cover 0."),
             f"It is more accurate than {less} of {counted(len(controls), 'control')} and as accurate as {as_much}; the "
             f"strongest of them, '{strongest}', has {percent(accuracy[strongest])}.",
+            f"Log-loss {loss['base']:.3f} to {loss['pruned']:.3f} nats per token, lower than that of {worse} of them; "
+            f"the lowest of a control is {min(loss[name] for name in controls):.3f}.",
         ]
         if "fine-tuned" in by:
             lines.append(

@@ -148,7 +148,7 @@ def fraction_from(model: nn.Module, site: Site) -> float:
 def memory_of(
     model: nn.Module, sites: Sequence[Site], measured: Measured, *, activations: int | None, batch_size: int
 ) -> dict[str, int]:
-    """Bytes by what takes them; `activations` is the budget for recordings, None where nothing is recorded."""
+    """Bytes by what takes them; `activations` are those of recordings, None where nothing is recorded."""
     host, decomposed = host_of(model), 0
     for site in sites:
         place = host.place(site)
@@ -165,6 +165,13 @@ def memory_of(
         "activations and logits of a pass": int((of_a_pass + logits) * max(4, host.dtype.itemsize)),
         **({} if activations is None else {"recordings of earlier layers, at most": activations}),
     }
+
+
+def recordings(model: nn.Module, measured: Measured, n_items: int, *, budget: int) -> int:
+    """Bytes of the residual stream of so many items, before every block and after its attention; at most the budget."""
+    host = host_of(model)
+    a_token = 2 * host.n_layers * host.d_model * host.dtype.itemsize
+    return min(budget, int(measured.tokens * n_items * a_token))
 
 
 def spoken(seconds: float) -> str:

@@ -12,7 +12,16 @@ import surgery
 from analyses import laser, plots, scoring
 from analyses.laser import MEMORY, PAPER_RHOS, Composition, Controls, SearchResult
 from analyses.laser.candidates import MLP, Candidate, candidates
-from analyses.papers._estimates import Estimate, Measured, Work, decompositions, fraction_from, measure, memory_of
+from analyses.papers._estimates import (
+    Estimate,
+    Measured,
+    Work,
+    decompositions,
+    fraction_from,
+    measure,
+    memory_of,
+    recordings,
+)
 from analyses.papers._folders import RunFolder
 from analyses.papers._items import divided
 from analyses.papers._method import Asked, Findings, Method
@@ -55,7 +64,8 @@ class Laser(Method):
             asked.model, asked.task, sites, prepend_bos=settings.prepend_bos, batch_size=settings.batch_size
         )
         work = passes(asked.model, parts, tried, measured, draws=settings.draws, composing=self.compose)
-        memory = memory_of(asked.model, sites, measured, activations=MEMORY, batch_size=settings.batch_size or 64)
+        recorded = recordings(asked.model, measured, len(asked.task), budget=MEMORY)
+        memory = memory_of(asked.model, sites, measured, activations=recorded, batch_size=settings.batch_size or 64)
         return Estimate([*decompositions(asked.model, sites, measured), *work], memory)
 
     def find(self, asked: Asked, folder: RunFolder) -> Findings:

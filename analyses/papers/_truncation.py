@@ -15,7 +15,7 @@ from torch import Tensor
 import surgery
 from analyses import laser, plots, truncation
 from analyses.laser import MEMORY
-from analyses.papers._estimates import Estimate, Work, decompositions, fraction_from, measure, memory_of
+from analyses.papers._estimates import Estimate, Work, decompositions, fraction_from, measure, memory_of, recordings
 from analyses.papers._folders import RunFolder
 from analyses.papers._items import TaskError
 from analyses.papers._laser import random_edits
@@ -76,7 +76,8 @@ class Truncation(Method):
             f"items that report, under {counted(n_controls, 'control')}": len(reporting) * (2 + n_controls),
         }
         work = [Work(what, times, measured.an_item) for what, times in counts.items()]
-        memory = memory_of(asked.model, sites, measured, activations=MEMORY, batch_size=settings.batch_size or 32)
+        recorded = recordings(asked.model, measured, len(asked.task), budget=MEMORY)
+        memory = memory_of(asked.model, sites, measured, activations=recorded, batch_size=settings.batch_size or 32)
         return Estimate([*decompositions(asked.model, sites, measured), *work], memory)
 
     def find(self, asked: Asked, folder: RunFolder) -> Findings:

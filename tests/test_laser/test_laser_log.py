@@ -14,10 +14,11 @@ import torch
 from asked_models import borrowed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import build
 from test_laser import QUIET, made, parts_of
 
 import surgery
-from analyses import laser
+from analyses import laser, tasks
 from analyses.laser._resume import Log, LogError, line_of, model_fingerprint, packed, unpacked
 from analyses.laser._trials import Bench, Trial
 from analyses.laser.candidates import Family
@@ -289,3 +290,24 @@ def test_a_line_can_be_read_by_a_person(tmp_path: Path) -> None:
     for one in result.trials:
         entry = by_edit[json.dumps({str(one.candidate.site): repr(one.candidate.edit)})]
         assert (entry["accuracy"], entry["log_loss"]) == (one.summary.accuracy, one.summary.log_loss)
+
+
+def test_controls_and_curves_go_on_from_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, spec = build("bridge gpt2"), {"blocks.1.mlp.W_out": surgery.KeepTop(rank=2)}
+    task = [tasks.AnswerItem((n, n + 1), ((n + 2,),)) for n in range(12)]
+    asked = {"seed": 0, "progress": False}
+    first = laser.random_controls(model, task, spec, draws=1, log=tmp_path / "log", **asked)
+    curve = laser.rank_curve(model, task, "blocks.1.mlp.W_out", rhos=(0.5,), log=tmp_path / "curve", **asked)
+
+    def no_pass(*_: object) -> None:
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr("analyses.laser._trials.record", no_pass)
+    monkeypatch.setattr("analyses.laser._trials.run", no_pass)
+    monkeypatch.setattr("analyses.laser._trials.rerun", no_pass)
+    again = laser.random_controls(model, task, spec, draws=1, log=tmp_path / "log", **asked)
+    pd.testing.assert_frame_equal(again.to_dataframe(), first.to_dataframe())
+    again = laser.rank_curve(model, task, "blocks.1.mlp.W_out", rhos=(0.5,), log=tmp_path / "curve", **asked)
+    pd.testing.assert_frame_equal(again.to_dataframe(), curve.to_dataframe())
+    with pytest.raises(laser.LogError, match="differs in candidates"):
+        laser.random_controls(model, task, spec, draws=2, log=tmp_path / "log", **asked)

@@ -15,7 +15,7 @@ from analyses.laser.candidates import MLP, candidates
 from analyses.papers import main
 from analyses.papers._commands import parsed
 from analyses.papers._eigenpruning import items_asked
-from analyses.papers._estimates import Estimate, Measured, Work, decompositions, measure, spoken
+from analyses.papers._estimates import Estimate, Measured, Work, decompositions, measure, recordings, spoken
 from analyses.papers._items import divided, file_hash
 from analyses.papers._laser import passes
 from analyses.tasks import AnswerItem, Splits, Task
@@ -237,3 +237,10 @@ def test_every_command_on_the_page_can_be_understood(command: str, capsys: pytes
 def test_the_page_has_commands() -> None:
     assert {command.split()[3] for command in COMMANDS} == {"laser", "eigenpruning", "truncation", "tasks"}
     assert len(COMMANDS) >= 12
+
+
+def test_recordings_are_counted_up_to_their_budget(home: Path) -> None:
+    model, measured = load(str(home / "model")), Measured(0.5, None, 4.0, 1.0)
+    # 10 items of 4 tokens, 2 layers with 2 residual streams of 16 numbers of 4 bytes each.
+    assert recordings(model, measured, 10, budget=2**30) == 10 * 4 * 2 * 2 * 16 * 4
+    assert recordings(model, measured, 10, budget=1000) == 1000
