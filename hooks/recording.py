@@ -19,7 +19,7 @@ from hooks.ends import is_of_an_end
 from hooks.sites import Site
 from hooks.temporary import Forward, Hook, Temporary
 
-__all__ = ["Recording", "has_hooks", "hidden", "recorded", "replayed"]
+__all__ = ["Recording", "has_hooks", "hidden", "recorded", "replayed", "skipped"]
 
 Part = Literal["block", "attn", "mlp"]
 
@@ -74,7 +74,7 @@ def replayed(
     block = blocks[site.layer]
     put: list[Hook | Forward] = []
     for layer in range(site.layer):
-        put.append(_skipped(blocks[layer], recording.outputs[layer, "block"]))
+        put.append(skipped(blocks[layer], recording.outputs[layer, "block"]))
     feed = _feed(_rows_of(recording.resid_pre[site.layer], rows))
     put.append(Hook(block, "input", feed, with_kwargs=True, prepend=True))
     if site.part == "mlp" and (site.layer, "attn") in recording.outputs:
@@ -127,7 +127,7 @@ def _feed(resid: Tensor) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict
     return feed
 
 
-def _skipped(block: nn.Module, recorded_output: object) -> Forward:
+def skipped(block: nn.Module, recorded_output: object) -> Forward:
     """The block hands its input on, in the form in which it returned its output."""
 
     def forward(*args: object, **kwargs: object) -> object:

@@ -3,6 +3,7 @@
 | function | effect of removing one component | cost in forward passes |
 |---|---|---|
 | `by_gradient` | to first order, or clean to corrupted | about 2, for every component of every matrix |
+| `by_readout` | blocks to first order, what comes after them exactly | 7 to 18, for every component of every matrix |
 | `by_fisher` | on a loss, with the Fisher diagonal | 10, for every component of every matrix |
 | `by_curvature` | to second order, estimated | about 200, for every component of every matrix |
 | `by_exact_curvature` | to second order, exact diagonal | 2 for each component |
@@ -24,6 +25,7 @@ from analyses.attribution._curvature import by_curvature, by_fisher
 from analyses.attribution._curvature import by_exact_curvature as by_exact_curvature
 from analyses.attribution._gradients import by_gradient
 from analyses.attribution._paths import by_path
+from analyses.attribution._readout import by_readout
 from analyses.attribution.ablations import by_ablation
 from analyses.attribution.effects import Effects, Shares
 from analyses.attribution.effects import Measure as Measure
@@ -33,5 +35,5 @@ from analyses.attribution.shapley import by_shapley, interactions
 
 __all__ = [
     "Effects", "Selection", "Shares", "by_ablation", "by_curvature", "by_fisher", "by_gradient", "by_path",
-    "by_shapley", "interactions", "screen",
+    "by_readout", "by_shapley", "interactions", "screen",
 ]  # fmt: skip

@@ -95,22 +95,56 @@ def backward(question: Question, part: Examples, *, direct: bool = False) -> Bac
     Raises:
         ValueError: if the metric does not depend differentiably on the logits.
     """
+    trace = traced(question, lambda: part.measured(run(question.model, part.read)), direct=direct)
+    check_connected(question, trace.output)
+    found = trace.pulled()
+    found.values = trace.output.detach()
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The graph of one forward pass, from what passes at every target to an output; from `traced`.
+
+    `wanted` are the tensors of the graph at which a backward pass gives gradients, and where these go.
+    """
+
+    output: Tensor
+    direct: bool
+    inputs: dict[Site, Tensor]
+    outputs: dict[Site, Tensor]
+    wanted: list[tuple[Site, bool, Tensor]]
+
+    def pulled(self, cotangent: Tensor | None = None, *, keep: bool = False) -> Backward:
+        """The gradients of `cotangent · output` at every target (None: of the output's sum), by one backward pass.
+
+        `keep` keeps the graph for another one.
+        """
+        seeds = torch.ones_like(self.output) if cotangent is None else cotangent
+        tensors = [tensor for _, _, tensor in self.wanted]
+        with arithmetic(True):
+            gradients = torch.autograd.grad(self.output, tensors, seeds, allow_unused=True, retain_graph=keep)
+        found = Backward(self.direct, inputs=self.inputs, outputs=self.outputs)
+        for (joint, at_input, tensor), gradient in zip(self.wanted, gradients, strict=True):
+            store = found.input_gradients if at_input else found.output_gradients
+            store[joint] = torch.zeros_like(tensor) if gradient is None else gradient
+        return found
+
+
+def traced(question: Question, output: Callable[[], Tensor], *, direct: bool = False) -> Trace:
+    """The graph of `output()`, which runs the model."""
     # Only singular vectors are orthogonal on both sides, which the shorter way to a score needs.
-    found = Backward(direct or question.basis != SVD())
-    wanted: list[tuple[dict[Site, Tensor], Site, Tensor]] = []
+    direct = direct or question.basis != SVD()
+    inputs: dict[Site, Tensor] = {}
+    outputs: dict[Site, Tensor] = {}
+    wanted: list[tuple[Site, bool, Tensor]] = []
     places = _joint_places(question)
     taps = (
-        _tapped(joint, places[joint], narrow_input and not found.direct, found, wanted)
+        _tapped(joint, places[joint], narrow_input and not direct, inputs, outputs, wanted)
         for joint, narrow_input in _routes(question).items()
     )
     with together(*taps), arithmetic(True):
-        values = part.measured(run(question.model, part.read))
-        check_connected(question, values)
-        gradients = torch.autograd.grad(values.sum(), [tensor for _, _, tensor in wanted], allow_unused=True)
-    for (store, joint, tensor), gradient in zip(wanted, gradients, strict=True):
-        store[joint] = torch.zeros_like(tensor) if gradient is None else gradient
-    found.values = values.detach()
-    return found
+        return Trace(output(), direct, inputs, outputs, wanted)
 
 
 def check_differentiable(question: Question) -> None:
@@ -194,24 +228,31 @@ def _routes(question: Question) -> dict[Site, bool]:
     return routes
 
 
-def _tapped(joint: Site, place: Place, at_input: bool, found: Backward, wanted: list) -> Temporary[None]:
+def _tapped(
+    joint: Site,
+    place: Place,
+    at_input: bool,
+    inputs: dict[Site, Tensor],
+    outputs: dict[Site, Tensor],
+    wanted: list[tuple[Site, bool, Tensor]],
+) -> Temporary[None]:
     """Keep what passes at both ends of a matrix; the end where the gradient is wanted is put on `wanted`."""
 
     def on_input(x: Tensor) -> Tensor | None:
         start = x if x.requires_grad else x.detach().requires_grad_()
         # A view of its own: the gradient is then this matrix's, not that of all who read the tensor.
         alone = start.view_as(start) if x.requires_grad else start
-        found.inputs[joint] = alone
+        inputs[joint] = alone
         if at_input:
-            wanted.append((found.input_gradients, joint, alone))
+            wanted.append((joint, True, alone))
         return alone
 
     def on_output(y: Tensor) -> Tensor | None:
         # Hooks that come after ours may change the output in place.
         kept = y.clone() if len(place.output.module._forward_hooks) > 1 else y
-        found.outputs[joint] = kept
+        outputs[joint] = kept
         if not at_input:
-            wanted.append((found.output_gradients, joint, kept))
+            wanted.append((joint, False, kept))
         return kept
 
     return place.tapped(at_input=on_input, at_output=on_output)

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Literal, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -56,6 +56,11 @@ class AnswerMetric(Metric):
     def attention_mask(self) -> Bool[Tensor, "rows pos"] | None:
         """The mask that the metric was made with."""
         return self.positions.attention_mask if isinstance(self.positions, Positions) else None
+
+    @property
+    def of_probability(self) -> Literal["p", "log p"] | None:
+        """The answer's probability is `p`."""
+        return {prob: "p", log_prob: "log p"}.get(self.score)
 
     @property
     def n_examples(self) -> int | None:

@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 
+from typing import Literal
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -93,6 +95,8 @@ class Metric(ABC):
     """Whether the metric has to see all examples at once, in their order."""
     pooled: bool = False
     """Whether the metric gave one number for all examples together, which then stands in each one's place."""
+    of_probability: Literal["p", "log p", "-log p"] | None = None
+    """What the value is of a probability p, where it is read at one position; None if it is of none."""
     n_examples: int | None = None
     """How many examples the metric knows something about each of; None if it treats all alike."""
 

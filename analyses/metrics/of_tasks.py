@@ -10,7 +10,7 @@ tokens counts with all of them.
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias, final
+from typing import Literal, TypeAlias, final
 
 import torch
 from jaxtyping import Float, Int
@@ -131,6 +131,11 @@ class ItemMetric(Metric):
         """The first row of each item; None where an item is a row."""
         first = self.rows.first
         return None if bool((first.diff() == 1).all()) else first
+
+    @property
+    def of_probability(self) -> Literal["p", "log p", "-log p"] | None:
+        """The probability of an item's accepted answers is `p`."""
+        return {prob: "p", log_prob: "log p", log_loss: "-log p"}.get(self.value)
 
     @property
     def n_examples(self) -> int:

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Literal, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,6 +32,7 @@ class Loss(Metric):
     unit: str = "nats"
     higher_is_better: bool | None = False
     differentiable: bool = True
+    of_probability: Literal["-log p"] = "-log p"
     rows: ItemRows | None = None
 
     def __post_init__(self) -> None:

@@ -138,9 +138,9 @@ FACES = (
 )  # fmt: skip
 
 
-def test_what_users_need_is_at_most_150_names() -> None:
+def test_what_users_need_is_at_most_151_names() -> None:
     faces = {name: importlib.import_module(name).__all__ for name in FACES}
-    assert sum(map(len, faces.values())) <= 150
+    assert sum(map(len, faces.values())) <= 151
     for module, names in faces.items():
         assert all(hasattr(importlib.import_module(module), name) for name in names)
 
