@@ -35,9 +35,10 @@ from surgery.arguments import whole
 
 AT_ONE, AT_SEVERAL = 4, 8
 """Draws, unless `draws` says otherwise, where an example is read at one position, and at several."""
-_NOTHING = 1e-3
-"""A random vector this much smaller than the one it goes with adds a millionth to its square, and is left out."""
-Moves = dict[Site, Float[Tensor, "example unit"]]
+_NOTHING = 1e-2
+"""A random vector this much smaller than the one it goes with adds a ten-thousandth to its square, and is left out."""
+Moves = dict[Site, Tensor]
+"""Numbers of every matrix, `[example unit]`."""
 
 
 def by_readout(
@@ -88,7 +89,7 @@ def by_readout(
         f"readout ({draws} draws)",
         [result.values for result in results],
         {site: [result.rows[site] for result in results] for site in question.targets},
-        passes=max(result.passes for result in results),
+        passes=float(max(result.passes for result in results)),
         noise=_noise(question, results, jackknife=one),
     )
 
@@ -96,11 +97,11 @@ def by_readout(
 @final
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """What a batch gives: the metric, the effects, and for each draw their sums over examples, with or without it."""
+    """What a batch gives: the metric, the effects, and for each draw their sums over examples, `[draw unit]`."""
 
     values: Float[Tensor, " example"]
     rows: Moves
-    by_draw: dict[Site, Float[Tensor, "draw unit"]]
+    by_draw: Moves
     passes: int
 
 
@@ -253,15 +254,15 @@ def _at_one(end: _End, draws: int) -> _Result:
             pair = end.logit_pair(curvature, v)
             bend.append(end.squares(Pair(*map(end.straight, pair))))
     numbers = {
-        site: _numbers([one[site] for one in moves], [one[site] for one in rest], [one[site] for one in bend], known, norm)
+        site: _numbers(
+            [one[site] for one in moves], [one[site] for one in rest], [one[site] for one in bend], known, norm
+        )
         for site in end.question.targets
     }
     return _result(end, numbers, values.detach(), (slope_v * end.v).sum(-1).detach() if curvature is None else None)
 
 
-def _numbers(
-    moves: list[Tensor], rest: list[Tensor], bend: list[Tensor], known: Known, norm: Norm | None
-) -> Numbers:
+def _numbers(moves: list[Tensor], rest: list[Tensor], bend: list[Tensor], known: Known, norm: Norm | None) -> Numbers:
     """The numbers of one matrix, from the products with the known vectors (the residual first, if that is normalised)
     and with random ones."""
     zero, empty = torch.zeros_like(moves[0]), moves[0].new_empty(0, *moves[0].shape)

@@ -18,6 +18,10 @@ _LEAST = 1e-9
 """Probabilities below this are taken for it, where they only scale random vectors."""
 
 
+_ROUNDING = 1e-6
+"""A curvature this far below the slope is rounding."""
+
+
 class Pair(NamedTuple):
     """Vectors of which `E[plus plusᵀ − minus minusᵀ]` is a matrix, one a read."""
 
@@ -52,8 +56,8 @@ class LogitCurvature:
         of_shift = one._times(torch.ones_like(p))
         a, b = one._vectors(signs, torch.zeros_like(p[:, :1]))
         width = b.norm(dim=-1, keepdim=True) / a.norm(dim=-1, keepdim=True).clamp_min(_LEAST)
-        if not bool(width.any()):
-            return None
+        if float(width.amax()) < _ROUNDING * float(slope.detach().norm(dim=-1).amax()):
+            return None  # logits that cancel, as in a difference of log-probabilities
         return LogitCurvature(unembedded, slope, p, width, of_shift)
 
     def draw(self, signs: Float[Tensor, "read d_vocab_plus_1"]) -> Pair:

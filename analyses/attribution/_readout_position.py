@@ -142,9 +142,7 @@ class Ray:
         return Ray(0.0, 0.0, slope.double().cpu().numpy())
 
     @staticmethod
-    def run(
-        readout: Readout, bias: Tensor, v: Tensor, h: Callable[[Tensor], Tensor], low: float, high: float
-    ) -> "Ray":
+    def run(readout: Readout, bias: Tensor, v: Tensor, h: Callable[[Tensor], Tensor], low: float, high: float) -> "Ray":
         """By running the readout, and back, at Chebyshev nodes."""
         low, high = min(low, 0.0) - 0.05, max(high, 0.0) + 0.05
         nodes = np.polynomial.chebyshev.chebpts1(NODES)

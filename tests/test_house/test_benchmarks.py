@@ -58,10 +58,17 @@ def test_attribution_accuracy_prints_every_method_and_keeps_the_exact_effects(be
     flags = ["--quick", "--steps", "2", "--positions", "6", "--probes", "2", "--exact-curvature", "2"]
     accuracy.main(flags)
     first = capsys.readouterr().out
-    for method in ("gradient", "Fisher, 4 draws", "curvature, 2 by type", "curvature, 2 for all", "s_i alone"):
+    for method in (
+        "gradient",
+        "readout, 4 draws",
+        "Fisher, 4 draws",
+        "curvature, 2 by type",
+        "curvature, 2 for all",
+        "s_i alone",
+    ):
         assert method in first
-    assert len(re.findall(r"(met|MISSED) \(aim >= 0.9\d\)", first)) == 4
-    assert len(list(tmp_path.glob("leave-one-out-*"))) == 2
+    assert len(re.findall(r"(met|MISSED) \(aim >= 0.9\d\)", first)) == 4 + 3
+    assert len(list(tmp_path.glob("leave-one-out-*"))) == 3
     accuracy.main(flags)
     again = capsys.readouterr().out
     scores = [re.findall(r"-?\d\.\d{3} \(-?\d\.\d\d\)", printed) for printed in (first, again)]
