@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from hooks.hosts import host_of
 from hooks.inputs import Inputs, Reads
-from hooks.recording import has_hooks, hidden, in_form_of, skipped
+from hooks.recording import has_hooks, hidden, skipped
 from hooks.running import run
-from hooks.temporary import Forward, Hook, Temporary
+from hooks.temporary import Hook, Temporary
 
 __all__ = ["Norm", "Readout", "Stages", "read_out"]
 

@@ -1,7 +1,6 @@
 """What every metric is: a number for each example, read from the logits at the positions that it names."""
 
 from abc import ABC, abstractmethod
-
 from typing import Literal
 
 from jaxtyping import Bool, Float, Int
