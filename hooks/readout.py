@@ -170,7 +170,8 @@ def _wide(x: Tensor) -> Tensor:
 
 def _first(model: nn.Module) -> nn.Module:
     """The first module of the readout."""
-    return getattr(model, "ln_final", None) or model.unembed
+    final = getattr(model, "ln_final", None)
+    return model.unembed if final is None else final  # type: ignore[return-value]
 
 
 def _forms(model: nn.Module, forms: dict[int, object]) -> Iterator[Hook]:

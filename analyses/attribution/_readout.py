@@ -263,9 +263,7 @@ def _at_one(end: _End, draws: int) -> _Result:
 
 
 def _numbers(moves: list[Tensor], rest: list[Tensor], bend: list[Tensor], known: Known, norm: Norm | None) -> Numbers:
-    """The numbers of one matrix, from the products with the known vectors (the residual first, if that is normalised)
-    and with random ones.
-    """
+    """The numbers of one matrix, from products with known vectors (first x, if it is normalised) and random ones."""
     zero, empty = torch.zeros_like(moves[0]), moves[0].new_empty(0, *moves[0].shape)
     along, *others = moves if norm is not None else [zero, *moves]
     return Numbers(

@@ -60,7 +60,9 @@ class AnswerMetric(Metric):
     @property
     def of_probability(self) -> Literal["p", "log p"] | None:
         """The answer's probability is `p`."""
-        return {prob: "p", log_prob: "log p"}.get(self.score)
+        if self.score is prob:
+            return "p"
+        return "log p" if self.score is log_prob else None
 
     @property
     def n_examples(self) -> int | None:

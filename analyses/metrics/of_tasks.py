@@ -53,7 +53,7 @@ class OfTask(Unbound):
                 "wrong) and the rule scoring.Likeliest()."
             )
         about = self.name, self.unit, self.higher_is_better, self.differentiable
-        return ItemMetric(*about, self.quantity, prompts.with_continuations())
+        return ItemMetric(*about, self.quantity, prompts.with_continuations(), self.of_probability)
 
     def missing(self) -> str:
         """The answers."""
@@ -75,6 +75,13 @@ class TaskMetric(OfTask):
     value: Quantity
     kinds: tuple[Kind, ...] = ("answer", "choice", "pair")
 
+    @property
+    def of_probability(self) -> Literal["p", "log p"] | None:
+        """The probability of an item's accepted answers is `p`."""
+        if self.value is prob:
+            return "p"
+        return "log p" if self.value is log_prob else None
+
     def quantity(self, table: Continuations, readings: Readings) -> Float[Tensor, " item"]:
         """The number for each item."""
         return self.value(table, readings)
@@ -89,6 +96,7 @@ class TaskLoss(OfTask):
     unit: str = "nats"
     higher_is_better: bool | None = False
     differentiable: bool = True
+    of_probability: Literal["-log p"] = "-log p"
     kinds: tuple[Kind, ...] = ("answer", "choice", "pair")
 
     def bound(self, model: nn.Module, prompts: Prompts | None) -> Metric:
@@ -125,17 +133,13 @@ class ItemMetric(Metric):
     differentiable: bool
     value: Quantity
     rows: ItemRows
+    of_probability: Literal["p", "log p", "-log p"] | None = None
 
     @property
     def first_row(self) -> Int[Tensor, " example_plus_1"] | None:
         """The first row of each item; None where an item is a row."""
         first = self.rows.first
         return None if bool((first.diff() == 1).all()) else first
-
-    @property
-    def of_probability(self) -> Literal["p", "log p", "-log p"] | None:
-        """The probability of an item's accepted answers is `p`."""
-        return {prob: "p", log_prob: "log p", log_loss: "-log p"}.get(self.value)
 
     @property
     def n_examples(self) -> int:

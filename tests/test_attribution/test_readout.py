@@ -79,14 +79,12 @@ def test_a_logit_is_right_on_average_and_knows_its_noise(kind: str):
     assert 0.5 < float(claimed / spread.square().mean().sqrt()) < 2
 
 
-@pytest.fixture(scope="module", params=["LN, capped logits", "RMS", "none"])
+@pytest.fixture(scope="module", params=[-1.0, 1.5], ids=["plain logits", "capped logits"])
 def model_with_small_components(request: pytest.FixtureRequest) -> torch.nn.Module:
-    """A narrow model whose last matrix has components so small that removing one is a matter of two orders."""
+    """A model whose last matrix has components so small that removing one is a matter of two orders."""
     if not models.has_hooked_transformer():
         pytest.skip("needs HookedTransformer, which transformer-lens 4 no longer has")
-    settings = {"LN, capped logits": ("LN", 3, 0.5), "RMS": ("RMS", 2, -1.0), "none": (None, 2, -1.0)}
-    norm, d_model, cap = settings[request.param]
-    model = narrow(norm, d_model, output_logits_soft_cap=cap)
+    model = models.hooked("ln", output_logits_soft_cap=request.param)
     surgery.commit(model, {OUT: Scale(0.2)})
     return model
 
@@ -95,33 +93,25 @@ def of_squares(logits: Tensor) -> Tensor:
     return logits.square().mean((1, 2))
 
 
-SEVERAL = {
+METRICS = {
     "loss": lambda tokens: metrics.loss(metrics.next_token_labels(tokens)),
-    "log-probability": lambda tokens: metrics.log_prob(CORRECT, position=slice(2, 6)),
-    "divergence": lambda tokens: metrics.kl_from(torch.randn(3, 7, models.D_VOCAB), position=slice(1, None)),
-    "probability": lambda tokens: metrics.prob(torch.tensor([[3, 4]]), position=slice(2, 6)),
     "one's own": lambda tokens: metrics.custom(of_squares, name="squares", unit="", higher_is_better=None),
-}
-ONE = {
-    "log-probability": lambda tokens: metrics.log_prob(CORRECT),
-    "divergence": lambda tokens: metrics.kl_from(torch.randn(3, 7, models.D_VOCAB)),
-    "probability": lambda tokens: metrics.prob(CORRECT),
-    "logit of several": lambda tokens: metrics.logit(torch.tensor([[3, 4, 9]])),
+    "divergence at one position": lambda tokens: metrics.kl_from(torch.randn(3, 7, models.D_VOCAB)),
 }
 
 
-@pytest.mark.parametrize(("kind", "name"), [*(("several", name) for name in SEVERAL), *(("one", name) for name in ONE)])
-def test_the_second_order_is_that_of_the_second_derivatives(
-    model_with_small_components: torch.nn.Module, kind: str, name: str
-):
+@pytest.mark.parametrize("name", METRICS)
+def test_the_second_order_is_that_of_the_second_derivatives(model_with_small_components: torch.nn.Module, name: str):
     model, tokens = model_with_small_components, models.tokens(3)
-    metric = {"several": SEVERAL, "one": ONE}[kind][name](tokens)
-    first = attribution.by_gradient(model, tokens, metric, OUT, progress=False)[OUT]
-    both = attribution.by_exact_curvature(model, tokens, metric, OUT, progress=False)[OUT]
-    found = asked(model, metric, OUT, tokens, draws=64)
-    noise = found.noise[OUT].clamp_min(0.02 * float((both - first).abs().max()))
-    assert float(((found[OUT] - both) / noise).abs().max()) < 4.5
-    assert float(((both - first) / noise).abs().max()) > 4.5  # so that what is forgotten shows
+    metric = METRICS[name](tokens)
+    sites = Selection({OUT: range(12)})  # the strongest, whose second order is above the noise
+    first = attribution.by_gradient(model, tokens, metric, sites, progress=False)[OUT][:12]
+    both = attribution.by_exact_curvature(model, tokens, metric, sites, progress=False)[OUT][:12]
+    found = asked(model, metric, sites, tokens, draws=200)
+    noise = found.noise[OUT].clamp_min(1e-3 * float((both - first).abs().max()))
+    z, forgotten = (found[OUT][:12] - both) / noise, (both - first) / noise
+    assert float(z.abs().max()) < 5 and float(z.square().mean()) < 2.5
+    assert float(forgotten.square().mean()) > 4  # so that what is forgotten shows
 
 
 def test_the_ray_is_the_readout_at_other_lengths():
