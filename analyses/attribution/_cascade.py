@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from analyses.attribution._curvature import by_curvature
 from analyses.attribution._gradients import by_gradient
 from analyses.attribution._paths import by_path
+from analyses.attribution._readout import by_readout
 from analyses.attribution.ablations import by_ablation
 from analyses.attribution.effects import Effects, Shares
 from analyses.attribution.question import prompts_for
@@ -72,10 +73,10 @@ def screen(
 ) -> Screening:
     """Find the components that matter: an estimate for all, exact ablation of the best, a path for the chosen.
 
-    The estimate is by curvature with `draws` probes, by gradient where `draws` is 0; None takes the gradient for a
-    logit-like metric and 16 probes for a loss (nats), where first order misleads. The `choose` most harmful of the
-    exact effects (the largest, if the metric has no direction) are attributed together along a path, whose shares sum
-    to their joint effect.
+    The estimate is by the readout; with `draws`, by curvature with so many probes, and by gradient where `draws` is 0,
+    and for a plain function, which the readout cannot follow. The `choose` most harmful of the exact effects (the
+    largest, if the metric has no direction) are attributed together along a path, whose shares sum to their joint
+    effect.
 
     Raises:
         ValueError: if the metric is not differentiable, or as the stages (`by_curvature`, `by_ablation`, `by_path`).
@@ -83,17 +84,14 @@ def screen(
 
     >>> screening = attribution.screen(model, tokens, metrics.logit_difference(3, 5), choose=2, progress=False)
     >>> screening.costs()["method"].tolist()
-    ['gradient', 'ablation (zero)', 'path (8 steps)']
+    ['readout (4 draws)', 'ablation (zero)', 'path (8 steps)']
     """
     metric = as_metric(metric)
     candidates, choose = whole(candidates, "candidates", least=1), whole(choose, "choose")
-    draws = (16 if metric.unit == "nats" else 0) if draws is None else whole(draws, "draws")
+    method = _estimate(metric, None if draws is None else whole(draws, "draws"), seed)
     prompts = prompts_for(model, tokens, metric, attention_mask)
     start = perf_counter()
-    estimate = partial(by_curvature, draws=draws, seed=seed) if draws else by_gradient
-    estimated = estimate(
-        model, prompts, metric, sites, basis=basis, svds=svds, batch_size=batch_size, progress=progress
-    )
+    estimated = method(model, prompts, metric, sites, basis=basis, svds=svds, batch_size=batch_size, progress=progress)
     times = [perf_counter()]
     best = estimated.top(candidates)
     exact = by_ablation(model, prompts, metric, best, basis=basis, svds=svds, batch_size=batch_size, progress=progress)
@@ -105,3 +103,10 @@ def screen(
     times.append(perf_counter())
     spent = torch.tensor([start, *times], dtype=torch.float64).diff().tolist()
     return Screening(estimated, exact, certified, spec, tuple(spent))
+
+
+def _estimate(metric: Metric, draws: int | None, seed: int) -> Callable[..., Effects]:
+    """The method for the first stage."""
+    if draws is None and not metric.whole_batch:
+        return partial(by_readout, seed=seed)
+    return partial(by_curvature, draws=draws, seed=seed) if draws else by_gradient

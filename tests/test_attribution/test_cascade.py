@@ -60,14 +60,14 @@ def test_each_stage_says_what_it_cost(kind: str):
     costs = found.costs()
     assert list(costs.columns) == ["method", "components", "passes", "seconds"]
     assert costs["components"].tolist() == [64, 20, 2]
-    assert costs["method"][0].startswith("curvature (16 probes), drawn towards the Fisher")
+    assert costs["method"][0] == "readout (8 draws)"
     assert costs["method"][2].startswith("path (")
-    assert costs["passes"][0] == 4 + 2 * 16 + 2 * 5
+    assert costs["passes"][0] == 2 + 2 * 8
     assert 1 < costs["passes"][1] <= 1 + 20
     assert (costs["seconds"] > 0).all()
     assert "screening" in repr(found)
     assert "certificate: the change is" in repr(found)
-    assert logit.estimated.method == "gradient"  # first order is good enough for a logit
+    assert logit.estimated.method == "readout (4 draws)"
     assert logit.spec == logit.exact.drop(2)  # a metric without a direction: the largest
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import asked_models
 import models
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 import surgery
 from analyses import attribution, metrics, tasks
-from analyses.attribution import Effects
+from analyses.attribution import Effects, Selection
 from analyses.attribution._readout_curvature import LogitCurvature, norm_pair
 from analyses.attribution._readout_position import Ray
 from hooks.inputs import Inputs, Reads
@@ -111,7 +112,7 @@ def test_the_second_order_is_that_of_the_second_derivatives(model_with_small_com
     noise = found.noise[OUT].clamp_min(1e-3 * float((both - first).abs().max()))
     z, forgotten = (found[OUT][:12] - both) / noise, (both - first) / noise
     assert float(z.abs().max()) < 5 and float(z.square().mean()) < 2.5
-    assert float(forgotten.square().mean()) > 4  # so that what is forgotten shows
+    assert float(forgotten.square().mean()) > 3  # so that what is forgotten shows
 
 
 def test_the_ray_is_the_readout_at_other_lengths():
@@ -170,11 +171,11 @@ def test_batches_and_padding_change_nothing(kind: str):
     mask[0, 4:] = 0
     sites = [OUT, "blocks.0.attn.W_Q[1]", "blocks.0.mlp.W_in"]
     for metric in (metrics.log_prob(CORRECT), metrics.loss(metrics.next_token_labels(tokens, mask))):
-        with models.borrowed(kind) as model:
+        with asked_models.borrowed(kind) as model:
             together = asked(model, metric, sites, tokens, attention_mask=mask)
             apart = asked(model, metric, sites, tokens, attention_mask=mask, batch_size=1)
             alone = metric.select([0])
-            if isinstance(metric, metrics.Metric) and metric.name == "loss":
+            if metric.name == "loss":
                 alone = metrics.loss(metrics.next_token_labels(tokens[:1, :4]))
             short = asked(model, alone, sites, tokens[:1, :4])
         for site in sites:

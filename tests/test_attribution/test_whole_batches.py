@@ -45,7 +45,9 @@ ANALYSES: dict[str, Callable[..., Effects]] = {
     ),
     "path": lambda m, f, **more: attribution.by_path(m, TOKENS, f, SPEC, **more),
     "shapley": lambda m, f, **more: attribution.by_shapley(m, TOKENS, f, SPEC, draws=4, **more),
-    "screen": lambda m, f, **more: attribution.screen(m, TOKENS, f, SITES, candidates=5, choose=2, **more).exact,
+    "screen": lambda m, f, **more: (
+        attribution.screen(m, TOKENS, f, SITES, candidates=5, choose=2, draws=0, **more).exact
+    ),
     "patching": lambda m, f, **more: patching.by_component(m, TOKENS, CORRUPTED, f, SITES, **more).effects,
 }
 SPLIT_OR_NOT = [None, 1, 2, 7]
