@@ -7,6 +7,7 @@ from typing import final
 import pandas as pd
 from torch import nn
 
+from analyses.laser._pieces import try_all
 from analyses.laser._trials import MEMORY, Setup, Trial
 from analyses.laser.candidates import Candidate, Edits, candidates, gains_of, row_of
 from analyses.metrics import Metric
@@ -225,7 +226,7 @@ def _compared(
 ) -> tuple[Trial, tuple[Trial, ...], tuple[Comparison, ...]]:
     """The unedited model, every candidate, and how each compares with it, on all items of the task."""
     bench = setup.bench("all", as_task(task), (candidate.site for candidate in wanted))
-    trials = tuple(bench.try_all(wanted, "scoring").values())
+    trials = tuple(try_all(bench, wanted, "scoring").values())
     unedited = bench.unedited()
     return unedited, trials, tuple(compare(unedited.scores, trial.scores, seed=seed) for trial in trials)
 
