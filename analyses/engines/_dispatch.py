@@ -1,5 +1,6 @@
 """Jobs on their way to workers and back: what is finished is kept, what failed is tried again."""
 
+import pickle
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -71,7 +72,7 @@ class Dispatch:
                 said = Failed(traceback.format_exc())
             match said:
                 case Done(found):
-                    for one in found:
+                    for one in pickle.loads(found):
                         self.keep(one)
                     del self.left[number]
                 case Refused(why):

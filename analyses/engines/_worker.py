@@ -40,9 +40,9 @@ class Job:
 @final
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a piece of work has found."""
+    """What a piece of work has found, pickled: tensors would else lie in memory that dies with the worker."""
 
-    found: tuple[object, ...]
+    found: bytes
 
 
 @final
@@ -70,7 +70,7 @@ def answer(job: Job) -> Done | Refused | Failed:
         return Refused(_TWO_AT_A_TIME)
     try:
         function = _function_of(job)
-        return Done(tuple(function(pickle.loads(job.piece))))
+        return Done(pickle.dumps(tuple(function(pickle.loads(job.piece)))))
     except WorkerError as refusal:
         return Refused(str(refusal))
     except Exception:

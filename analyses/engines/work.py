@@ -86,7 +86,7 @@ class Work(ABC, Generic[Piece, Found]):
 
 
 def carry_out(
-    work: Work[Piece, Found],
+    work: Work[Piece, Found] | None,
     pieces: Mapping[int, Piece],
     keep: Callable[[Found], object],
     *,
@@ -97,10 +97,10 @@ def carry_out(
     """Work on every piece, by workers or here, and hand whatever is found to `keep` as it comes.
 
     Args:
-        work: what is asked.
+        work: what workers are asked; None where there can be none.
         pieces: by numbers, which are the same in every run.
         keep: what is done with each finding, always in this process and in one thread.
-        here: what `work.on(model)` is, where it has been prepared in this process already.
+        here: the same function as `work.on(model)`, prepared in this process.
         executor: who does it.
         model: the model that workers have to hold, or the loader of each piece.
 
@@ -110,6 +110,7 @@ def carry_out(
         ValueError: if the work cannot be sent to workers.
     """
     if isinstance(executor, Workers):
+        assert work is not None, "whoever takes workers has work for them"
         jobs = _jobs(work, pieces, executor.loader, model)
         Dispatch(executor, jobs, keep).run()  # type: ignore[arg-type]
         return
