@@ -41,7 +41,7 @@ class Dispatch:
                 with self.workers.opened() as pool:
                     self._by(pool)
             except BrokenExecutor as error:
-                broke = broke + 1 if len(self.left) == before else 1
+                broke = broke + 1 if len(self.left) == before else 0
                 if not self.workers.makes_pools or broke > self.workers.retries:
                     raise self._lost(error) from error
         if self.failed:
