@@ -25,7 +25,6 @@ class Loader:
     Raises:
         ValueError: if the function cannot be found under its name.
 
-    >>> from analyses import engines
     >>> engines.Loader("transformer_lens.model_bridge:TransformerBridge.boot_transformers", "gpt2")
     Loader('transformer_lens.model_bridge:TransformerBridge.boot_transformers', 'gpt2')
     """

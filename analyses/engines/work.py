@@ -58,7 +58,6 @@ def run_part(call: Callable[..., R], *, part: tuple[int, int], log: str | Path) 
         ValueError: if `part` is not `(i, n)` with i from 0 to n − 1.
 
     >>> from functools import partial
-    >>> from analyses import engines
     >>> items = [tasks.AnswerItem((n, n + 1, n + 2), ((n + 3,),)) for n in range(30)]
     >>> search = partial(laser.search, model, items, rhos=(0.5, 0.1), progress=False)
     >>> [engines.run_part(search, part=(n, 2), log=f"part-{n}.jsonl") for n in range(2)]

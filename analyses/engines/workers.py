@@ -37,7 +37,6 @@ class Workers:
 
     >>> from concurrent.futures import ProcessPoolExecutor
     >>> from functools import partial
-    >>> from analyses import engines
     >>> engines.Workers(partial(ProcessPoolExecutor, 2), engines.Loader("my_models:load"), retries=2).makes_pools
     True
     """
@@ -70,4 +69,5 @@ class Workers:
             yield pool
             is_finished = True
         finally:  # after an interrupt nobody waits for pieces that have begun
-            pool.shutdown(wait=is_finished)
+            if hasattr(pool, "shutdown"):
+                pool.shutdown(wait=is_finished)  # type: ignore[attr-defined]

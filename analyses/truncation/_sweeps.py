@@ -98,7 +98,7 @@ def _prompt_sweep(
     """A curve after the same prompts at every checkpoint."""
     by = _loadable(by_step(checkpoints), executor)
     patterns = sites if isinstance(sites, str | Mapping) or not isinstance(sites, Iterable) else list(sites)
-    work = Sweeping(source, patterns, asked | {"rhos": rhos, "batch_size": batch_size})
+    work = Sweeping(source, patterns, {**asked, "rhos": rhos, "batch_size": batch_size})
     frames: dict[int, pd.DataFrame] = {}
     shapes: dict[int, Shapes] = {}
     with tqdm(total=len(by), desc="checkpoints", delay=1, disable=not progress) as bar:
