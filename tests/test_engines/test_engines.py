@@ -257,15 +257,14 @@ def twice(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
 def test_what_is_sent_is_small_and_holds_no_model() -> None:
     with borrowed(KIND) as model:
         size = sum(parameter.nbytes for parameter in model.parameters())
-        with pytest.raises(
-            ValueError, match=r"what is asked cannot be sent .*: it holds a .*, and models are not sent"
-        ):
-            attribution.by_ablation(
-                model, models.tokens(), metrics.kl_from_run(model=model), executor=Workers(Elsewhere(), LOAD), **QUIET
-            )
+        workers, reference = (
+            Workers(Elsewhere(), LOAD),
+            metrics.custom(partial(twice, model), name="twice", unit="", higher_is_better=None),
+        )
+        with pytest.raises(ValueError, match=r"what is asked cannot be sent .*: it holds a .*, and models are not"):
+            attribution.by_ablation(model, models.tokens(), reference, executor=workers, **QUIET)
         with pytest.raises(ValueError, match=r"what is asked cannot be sent .* not of a lambda"):
-            metric, workers = (lambda logits: logits[:, -1, 0]), Workers(Elsewhere(), LOAD)
-            attribution.by_ablation(model, models.tokens(), metric, executor=workers, **QUIET)
+            attribution.by_ablation(model, models.tokens(), lambda logits: logits[:, -1, 0], executor=workers, **QUIET)
         sent: list[int] = []
         pool = Elsewhere()
         submit = pool.submit
