@@ -22,7 +22,7 @@ from analyses.engines import Work, Workers
 from analyses.metrics import Metric, as_metric
 from analyses.metrics.positions import Mask
 from analyses.prompts import Prompts, Tokens, read
-from hooks import Site
+from hooks import Site, host_of
 from hooks.inputs import Inputs
 from surgery import Basis, Decompositions
 from surgery.arguments import one_of
@@ -105,13 +105,15 @@ class Ablating(Work[Piece, Measured]):
 
     def on(self, model: nn.Module) -> Callable[[Piece], Iterable[Measured]]:
         """As `Work.on`."""
-        question = self.asked.of_model(model)
-        return Removals(question, _substitute(question, self.replacement, self.seed, self.corrupted)).measured
+        question, device = self.asked.of_model(model), host_of(model).device
+        other = None if self.corrupted is None else self.corrupted.to(device)
+        return Removals(question, _substitute(question, self.replacement, self.seed, other)).measured
 
-    def cost(self, piece: Piece) -> float:
-        """How many units there are, each of which runs from its layer on."""
-        site, units = piece[1], self.asked.units
-        return len(units[str(site)]) * (1.0 + max(Site.parse(other).layer for other in units) - site.layer)
+    def turn(self, piece: Piece) -> tuple[float, ...]:
+        """Batch by batch, since each is recorded once; of a batch, the matrices first of which most blocks run."""
+        (batch, site), units = piece, self.asked.units
+        last = max(Site.parse(other).layer for other in units)
+        return batch, -len(units[str(site)]) * (1.0 + last - site.layer)
 
 
 def _substitute(question: Question, replacement: Replacement, seed: int, corrupted: Prompts | None) -> Substitute:

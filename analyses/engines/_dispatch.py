@@ -56,6 +56,9 @@ class Dispatch:
             while results.waiting:
                 for number in self._taken(results.finished()):
                     results.add(pool.submit(answer, self.left[number]), number)
+        except BrokenExecutor:
+            self._taken(results.ready())  # what was finished before is not lost
+            raise
         finally:
             results.cancel()
 
@@ -135,6 +138,10 @@ class _Results:
             while not self._announced.empty():
                 done.append(self._announced.get())
         return [self.waiting.pop(id(result)) for result in done]
+
+    def ready(self) -> list[tuple[object, int]]:
+        """Those that are finished already, with their numbers."""
+        return [one for one in self.waiting.values() if isinstance(one[0], Future) and one[0].done()]
 
     def cancel(self) -> None:
         """Take back what has not begun."""

@@ -79,9 +79,9 @@ class Work(ABC, Generic[Piece, Found]):
     def on(self, model: nn.Module) -> Callable[[Piece], Iterable[Found]]:
         """The function that works on a piece with this model, and gives what it finds one after the other."""
 
-    def cost(self, piece: Piece) -> float:
-        """How long a piece takes beside others: workers begin with the longest."""
-        return 1.0
+    def turn(self, piece: Piece) -> tuple[float, ...]:
+        """When a piece is handed out: the smaller, the earlier. Those that take longest had better not come last."""
+        return (0.0,)
 
 
 def carry_out(
@@ -127,7 +127,7 @@ def _jobs(
     loader: Loader | None,
     model: nn.Module | Mapping[int, Loader],
 ) -> dict[int, Job]:
-    """The jobs, the longest first.
+    """The jobs, in the order in which they are handed out.
 
     Raises:
         ValueError: if there is no loader or one too many, the model has hooks, or something cannot be sent.
@@ -147,6 +147,6 @@ def _jobs(
         raise ValueError(f"{loader!r} is not used, since each piece has a loader of its own: give Workers(pool).")
     else:
         loaders = {number: packed(model[number], "a loader") for number in pieces}
-    order = sorted(pieces, key=lambda number: -work.cost(pieces[number]))
+    order = sorted(pieces, key=lambda number: work.turn(pieces[number]))
     asked, sender = packed(work, "what is asked"), (PROCESS, getpid())
     return {n: Job(loaders[n], marks, asked, packed(pieces[n], "a piece of the work"), sender) for n in order}

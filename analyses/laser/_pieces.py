@@ -86,9 +86,9 @@ class Trying(Work[tuple[Candidate, ...], Said]):
             )
         return bench.said_of
 
-    def cost(self, piece: tuple[Candidate, ...]) -> float:
-        """How many blocks run, counted from the layer of the last site."""
-        return len(piece) * (1.0 + self.sites[0].layer - piece[0].site.layer)
+    def turn(self, piece: tuple[Candidate, ...]) -> tuple[float, ...]:
+        """Those under which most blocks run come first."""
+        return (-len(piece) * (1.0 + self.sites[0].layer - piece[0].site.layer),)
 
 
 def _rows(encoded: EncodedTask) -> str:

@@ -335,6 +335,18 @@ def test_a_pool_that_breaks_loses_nothing_that_was_finished(tmp_path: Path) -> N
     assert rest.n == 2
 
 
+def test_what_was_finished_when_a_pool_takes_no_more_is_kept(tmp_path: Path) -> None:
+    class Closing(Elsewhere):
+        def submit(self, fn: Callable[..., object], /, job: _worker.Job) -> Future:
+            if self.n == 3:
+                raise BrokenProcessPool("it takes no more")
+            return super().submit(fn, job)
+
+    with pytest.raises(WorkerError, match="3 of 4 pieces had been finished"):
+        search(Workers(Closing(), LOAD), log=tmp_path / "log")
+    assert len(keys(tmp_path / "log")) == 3 * 3 + 1
+
+
 def test_broken_pools_are_replaced_as_long_as_pieces_get_finished() -> None:
     pools = iter([breaking(1), breaking(0), breaking(2), Elsewhere()])
     made: list[Elsewhere] = []
