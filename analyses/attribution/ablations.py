@@ -113,7 +113,7 @@ class Ablating(Work[Piece, Measured]):
         """Batch by batch, since each is recorded once; of a batch, the matrices first of which most blocks run."""
         (batch, site), units = piece, self.asked.units
         last = max(Site.parse(other).layer for other in units)
-        return batch, -len(units[str(site)]) * (1.0 + last - site.layer)
+        return float(batch), -len(units[str(site)]) * (1.0 + last - site.layer)
 
 
 def _substitute(question: Question, replacement: Replacement, seed: int, corrupted: Prompts | None) -> Substitute:
