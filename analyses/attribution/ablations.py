@@ -4,9 +4,10 @@ Removing component i changes a matrix's output by `−s_i (x_t·u_i) v_i`; `anal
 for many at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from functools import cache, partial
+from typing import Literal, final, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 
 from analyses.attribution.effects import REMOVAL, Effects
 from analyses.attribution.passes import inputs_kept, inputs_of, metric_of
-from analyses.attribution.question import Question, Target, ask, counterparts
+from analyses.attribution.question import Asked, Question, Target, ask, counterparts, prompts_for
 from analyses.attribution.selections import Sites
-from analyses.attribution.single_removals import Substitute, measure_each
-from analyses.metrics import Metric
+from analyses.attribution.single_removals import Measured, Piece, Removals, Substitute, measure_each
+from analyses.engines import Work, Workers
+from analyses.metrics import Metric, as_metric
 from analyses.metrics.positions import Mask
-from analyses.prompts import Tokens
-from hooks import Site
+from analyses.prompts import Prompts, Tokens, read
+from hooks import Site, host_of
 from hooks.inputs import Inputs
 from surgery import Basis, Decompositions
 from surgery.arguments import one_of
@@ -47,6 +49,7 @@ def by_ablation(
     svds: Decompositions | None = None,
     attention_mask: Mask = None,
     batch_size: int | None = None,
+    executor: Workers | None = None,
     progress: bool = True,
 ) -> Effects:
     """The exact effect of removing each component by itself (of each unit of a selection together).
@@ -58,7 +61,11 @@ def by_ablation(
     `batch_size` is the number of sequences that run at a time, an example once for each component. Where hooks of your
     own are active, components run one at a time on the whole batch, so that the hooks see what they were written for.
 
+    With `executor`, `analyses.engines.Workers`, matrices are worked on elsewhere, with the same results. Workers
+    decompose by themselves, so that `svds` is left out.
+
     Raises:
+        WorkerError: if workers do not hold this model, or fail.
         ValueError: if there is only one example to resample from, the metric gives the wrong shape or NaN, or as `ask`.
         SiteError: if a pattern names no editable matrix.
 
@@ -69,12 +76,14 @@ def by_ablation(
     ('ablation (zero)', True)
     """
     one_of(replacement, "replacement", get_args(Replacement))
-    question = ask(
-        model, tokens, metric, sites,
-        basis=basis, svds=svds, attention_mask=attention_mask, batch_size=batch_size, progress=progress,
-    )  # fmt: skip
-    substitute = _substitute(question, replacement, whole_seed(seed), corrupted)
-    removals = measure_each(question, substitute, work="ablation", progress=progress)
+    if executor is not None and svds is not None:
+        raise ValueError("svds= stays in this process, and workers decompose by themselves: leave out one of both.")
+    prompts = prompts_for(model, tokens, as_metric(metric), attention_mask)
+    question = ask(model, prompts, metric, sites, basis=basis, svds=svds, batch_size=batch_size, progress=progress)
+    other = None if corrupted is None else read(model, corrupted)
+    substitute = _substitute(question, replacement, whole_seed(seed), other)
+    asking = Ablating(Asked.of(question, prompts, metric), replacement, seed, other and other.to("cpu"))
+    removals = measure_each(question, substitute, work="ablation", progress=progress, asking=asking, executor=executor)
     return question.effects(
         f"ablation ({replacement})",
         [removals.baseline],
@@ -84,7 +93,30 @@ def by_ablation(
     )
 
 
-def _substitute(question: Question, replacement: Replacement, seed: int, corrupted: Tokens | None) -> Substitute:
+@final
+@dataclass(frozen=True, slots=True)
+class Ablating(Work[Piece, Measured]):
+    """The question of an ablation as workers are told of it."""
+
+    asked: Asked
+    replacement: Replacement
+    seed: int
+    corrupted: Prompts | None
+
+    def on(self, model: nn.Module) -> Callable[[Piece], Iterable[Measured]]:
+        """As `Work.on`."""
+        question, device = self.asked.of_model(model), host_of(model).device
+        other = None if self.corrupted is None else self.corrupted.to(device)
+        return Removals(question, _substitute(question, self.replacement, self.seed, other)).measured
+
+    def turn(self, piece: Piece) -> tuple[float, ...]:
+        """Batch by batch, since each is recorded once; of a batch, the matrices first of which most blocks run."""
+        (batch, site), units = piece, self.asked.units
+        last = max(Site.parse(other).layer for other in units)
+        return float(batch), -len(units[str(site)]) * (1.0 + last - site.layer)
+
+
+def _substitute(question: Question, replacement: Replacement, seed: int, corrupted: Prompts | None) -> Substitute:
     """How far every coordinate moves when its component goes out: a function of target, input and example indices."""
     match replacement:
         case "zero":
@@ -92,8 +124,8 @@ def _substitute(question: Question, replacement: Replacement, seed: int, corrupt
                 raise ValueError('corrupted examples go with replacement="resample"; zero ablation uses none.')
             return lambda target, x, chosen: -_coordinates(target, x)
         case "mean":
-            means = _mean_coordinates(question)
-            return lambda target, x, chosen: means[target.place.site] - _coordinates(target, x)
+            means = cache(partial(_mean_coordinates, question))  # not before they are asked for, by workers perhaps
+            return lambda target, x, chosen: means()[target.place.site] - _coordinates(target, x)
         case _ if corrupted is not None:
             return Resampled(question, counterparts(question, corrupted))
         case _:

@@ -173,6 +173,29 @@ class Question:
         )
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question without its model, for those who have one of their own."""
+
+    prompts: Prompts
+    metric: metrics.Metric | Callable[[Tensor], Tensor]
+    units: dict[str, tuple[Unit, ...]]
+    basis: Basis
+    batch_size: int | None
+
+    @classmethod
+    def of(cls, question: Question, prompts: Prompts, metric: metrics.Metric | Callable[[Tensor], Tensor]) -> "Asked":
+        """What was asked, from the prompts and the metric that it was made of."""
+        units = {str(site): target.units for site, target in question.targets.items()}
+        return cls(prompts.to("cpu"), metric, units, question.basis, question.batch_size)
+
+    def of_model(self, model: nn.Module) -> Question:
+        """The same question of this model."""
+        prompts, sites = self.prompts.to(host_of(model).device), Selection(self.units, basis=self.basis)
+        return ask(model, prompts, self.metric, sites, batch_size=self.batch_size, progress=False)
+
+
 def ask(
     model: nn.Module,
     tokens: Tokens,

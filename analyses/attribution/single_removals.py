@@ -4,8 +4,8 @@ Moving the coordinate `x·u_i` by δ changes a matrix's output by `s_i δ v_i`. 
 rows of a batch, and only the part of the model that comes after the matrix runs; what comes before is recorded once.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from analyses.attribution.passes import inputs_kept
 from analyses.attribution.question import Examples, Question, Target
 from analyses.attribution.selections import Unit
+from analyses.engines import Work, Workers, carry_out
 from hooks import Site, host_of
 from hooks.inputs import Reads
 from hooks.recording import Recording, has_hooks
@@ -35,6 +36,21 @@ class Moved:
     passes: float
 
 
+Piece = tuple[int, Site]
+"""The number of a batch of examples, and a matrix."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was found about one matrix on one batch, and in how many passes of the whole model over all examples."""
+
+    piece: Piece
+    baseline: Float[Tensor, " example"]
+    effects: Float[Tensor, "example position unit"]
+    passes: float
+
+
 def measure_each(
     question: Question,
     substitute: Substitute,
@@ -42,31 +58,75 @@ def measure_each(
     positions: Sequence[int] | None = None,
     work: str,
     progress: bool,
+    asking: Work[Piece, Measured] | None = None,
+    executor: Workers | None = None,
 ) -> Moved:
-    """Move every unit by itself and measure: at all positions together, or at each of `positions` by itself."""
+    """Move every unit by itself and measure: at all positions together, or at each of `positions` by itself.
+
+    `asking` makes the same question in a worker, where there are workers.
+    """
     at = (None,) if positions is None else tuple(positions)
-    n_layers = host_of(question.model).n_layers
-    baselines: list[Tensor] = []
-    rows: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
+    removals = Removals(question, substitute, at)
+    pieces = [(batch, site) for batch in range(len(removals.batches)) for site in question.targets]
+    found: dict[Piece, Measured] = {}
     total = question.n_examples * len(at) * sum(len(target.units) for target in question.targets.values())
-    passes = 1.0
     with tqdm(total=total, desc=work, unit="run", delay=1, disable=not progress) as bar:
-        for chosen in question.batches():
-            part = question.examples.take(chosen)
-            with inputs_kept(question) as kept, arithmetic(False):
-                recording, logits = record(question.model, part.read)
-                baseline = part.measured(logits)
-            inputs = kept()
-            baselines.append(baseline)
-            for site, target in question.targets.items():
-                moves = substitute(target, inputs[site], chosen)
-                suffix = _Suffix(question, part, target, recording, baseline, moves)
-                patches = [(unit, position) for position in at for unit in target.units]
-                effects = suffix.effects(patches, bar.update)
-                rows[site].append(effects.view(len(chosen), len(at), -1).float().cpu())
-                share = (n_layers - site.layer) / n_layers * len(chosen) / question.n_examples
-                passes += share * len(suffix.reaching(patches))
-    return Moved(torch.cat(baselines), {site: torch.cat(parts) for site, parts in rows.items()}, passes)
+
+        def keep(one: Measured) -> None:
+            found[one.piece] = one
+            bar.update(one.effects.numel() if executor else 0)
+
+        removals.done = bar.update
+        numbered, here = dict(enumerate(pieces)), removals.measured
+        carry_out(asking, numbered, keep, here=here, executor=executor, model=question.model)
+    first = next(iter(question.targets))
+    parts = {site: [found[batch, site].effects for batch in range(len(removals.batches))] for site in question.targets}
+    return Moved(
+        torch.cat([found[batch, first].baseline for batch in range(len(removals.batches))]),
+        {site: torch.cat(effects) for site, effects in parts.items()},
+        1.0 + sum(found[piece].passes for piece in pieces),
+    )
+
+
+@dataclass(slots=True)
+class Removals:
+    """A question, and by how far each coordinate moves; what lies before the matrices is recorded once a batch."""
+
+    question: Question
+    substitute: Substitute
+    at: tuple[int | None, ...] = (None,)
+    done: Callable[[int], object] = bool
+    batches: tuple[Tensor, ...] = field(init=False)
+    _batch: int = field(default=-1, init=False)
+    _part: Examples = field(init=False)
+    _recording: Recording = field(default_factory=Recording, init=False)
+    _baseline: Tensor = field(default_factory=lambda: torch.empty(0), init=False)
+    _inputs: dict[Site, Tensor] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.batches, self._part = tuple(self.question.batches()), self.question.examples
+
+    def measured(self, piece: Piece) -> Iterator[Measured]:
+        """The metric with each unit of one matrix moved by itself, on one batch."""
+        batch, site = piece
+        if batch != self._batch:
+            self._record(batch)
+        question, target, chosen = self.question, self.question.targets[site], self.batches[batch]
+        moves = self.substitute(target, self._inputs[site], chosen)
+        suffix = _Suffix(question, self._part, target, self._recording, self._baseline, moves)
+        patches = [(unit, position) for position in self.at for unit in target.units]
+        effects = suffix.effects(patches, self.done).view(len(chosen), len(self.at), -1).float().cpu()
+        n_layers = host_of(question.model).n_layers
+        share = (n_layers - site.layer) / n_layers * len(chosen) / question.n_examples
+        yield Measured(piece, self._baseline.cpu(), effects, share * len(suffix.reaching(patches)))
+
+    def _record(self, batch: int) -> None:
+        question, self._batch = self.question, -1
+        self._part = question.examples.take(self.batches[batch])
+        with inputs_kept(question) as kept, arithmetic(False):
+            self._recording, logits = record(question.model, self._part.read)
+            self._baseline = self._part.measured(logits)
+        self._inputs, self._batch = kept(), batch
 
 
 Patch = tuple[Unit, int | None]

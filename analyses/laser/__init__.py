@@ -29,6 +29,8 @@ These arguments mean the same in every function:
 - `memory`: bytes for activations. Recordings of earlier layers take at most so much, a pass about a quarter of it.
 - `log`: a file to which results go as they are finished, and from which the same search goes on after it was stopped.
   With more or other candidates it is another search, which needs a file of its own.
+- `executor`: who tries the candidates: `analyses.engines.Workers`, or this process. The results are the same. Workers
+  decompose by themselves, so that `svds` is left out, and each takes `memory` for itself.
 - `progress`: whether to show progress bars.
 
 Source: Sharma, Ash and Misra, "The Truth is in There" (arXiv:2312.13558).
@@ -38,6 +40,7 @@ from analyses.laser import studies
 from analyses.laser._race import Screened
 from analyses.laser._resume import Log as Log
 from analyses.laser._resume import LogError as LogError
+from analyses.laser._resume import join_logs
 from analyses.laser._resume import model_fingerprint as model_fingerprint
 from analyses.laser._trials import MEMORY as MEMORY
 from analyses.laser._trials import Trial as Trial
@@ -68,6 +71,6 @@ from analyses.laser.studies import paraphrase_robustness as paraphrase_robustnes
 from analyses.laser.studies import published_distance as published_distance
 
 __all__ = [
-    "PAPER_RHOS", "ByRho", "Published", "Screened", "SearchResult", "compose", "random_controls", "rank_curve",
-    "search", "studies",
+    "PAPER_RHOS", "ByRho", "Published", "Screened", "SearchResult", "compose", "join_logs", "random_controls",
+    "rank_curve", "search", "studies",
 ]  # fmt: skip

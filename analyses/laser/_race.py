@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from analyses.laser._pieces import try_all
 from analyses.laser._trials import Bench, Objective, Setup, Trial, joined
 from analyses.laser.candidates import Candidate
 from analyses.metrics.of_tasks import ItemMetric, log_loss
@@ -148,7 +149,7 @@ class _Track:
                 continue
             part, sites = f"validation {start}:{end} of the race", [candidate.site for candidate in behind]
             bench = self.setup.bench(part, self.items[start:end], sites)
-            for candidate, trial in bench.try_all(behind, f"racing, items {start} to {end}").items():
+            for candidate, trial in try_all(bench, behind, f"racing, items {start} to {end}").items():
                 self.stretches.setdefault(candidate, []).append(trial)
             if len(self.stretches[None]) == number:  # nobody has run this stretch before
                 self.stretches[None].append(bench.unedited())

@@ -5,8 +5,7 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Mapping
-from hashlib import blake2b
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import final
 
@@ -14,13 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from analyses.engines import digest, model_fingerprint
 from analyses.metrics import Metric
 from analyses.scoring import Outcome, Readings, Rule
 from analyses.tasks.task import Task
-from hooks.fingerprints import parameter_fingerprints
-from surgery import active
 from surgery.files import whole_file
-from surgery.json_values import encode
 
 _FORMAT = {"format": "model-surgery search log", "version": 2}
 _COLUMNS = {"log_prob": "<f8", "rank": "<i8", "top": "<i8"}
@@ -69,9 +66,39 @@ class Log:
                 os.fsync(file.fileno())
 
 
+def join_logs(logs: Iterable[str | Path], *, into: str | Path) -> Path:
+    """One log of everything that several logs of the same search hold, such as those of its parts; its path.
+
+    `into` may be there already, as a log of the same search. Where two logs hold the same piece, the first one counts.
+
+    Raises:
+        LogError: if there are no logs, or one is of another search than the first.
+        FileNotFoundError: if there is no such file.
+
+    >>> items = [tasks.AnswerItem((n, n + 1, n + 2), ((n + 3,),)) for n in range(30)]
+    >>> result = laser.search(model, items, rhos=(0.5,), log="one.jsonl", progress=False)
+    >>> laser.join_logs(["one.jsonl"], into="all.jsonl").name
+    'all.jsonl'
+    """
+    into, paths = Path(into), [logs] if isinstance(logs, str | Path) else [*logs]
+    if not paths:
+        raise LogError("no logs were given: name the logs of a search, such as Path('parts').glob('*.jsonl').")
+    every = [*([into] if into.exists() else []), *map(Path, paths)]
+    headers = {path: _header_of(path) for path in every}
+    pieces: dict[str, dict] = {}
+    for path in every:
+        for key, piece in _read(path, headers[every[0]])[0].items():
+            pieces.setdefault(key, piece)
+    into.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(into) as file:
+        first = json.dumps({**_FORMAT, **headers[every[0]]}) + "\n"
+        file.write_text(first + "".join(map(line_of, pieces.values())), encoding="utf-8")
+    return into
+
+
 def line_of(piece: Mapping[str, object]) -> str:
     """A piece as a line of the file, with its checksum."""
-    return json.dumps({**piece, "check": _digest(json.dumps(piece))}) + "\n"
+    return json.dumps({**piece, "check": digest(json.dumps(piece))}) + "\n"
 
 
 def search_header(
@@ -85,8 +112,8 @@ def search_header(
     rules = {name: repr(part.rule) for name, part in parts.items() if part.rule is not None}
     return {
         "model": model_fingerprint(model),
-        "task": _digest(repr((items, rules) if rules else items)),
-        "candidates": _digest(repr(candidates)),
+        "task": digest(repr((items, rules) if rules else items)),
+        "candidates": digest(repr(candidates)),
         **{name: _named(value) for name, value in settings.items()},
     }
 
@@ -96,12 +123,6 @@ def _named(setting: object) -> str:
     if isinstance(setting, Metric) and not isinstance(setting, Rule):
         return f"{type(setting).__name__}({setting.name!r})"
     return repr(setting)
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """32 hexadecimal digits for the weights as they are stored, and for the edits in force on them."""
-    edits = [(str(change.site), encode(change.edit)) for operation in active(model) for change in operation.changes]
-    return _digest(repr((parameter_fingerprints(model), edits)))
 
 
 def packed(said: Outcome) -> dict[str, object]:
@@ -135,9 +156,18 @@ def _tensor(text: str, dtype: str) -> Tensor:
     return torch.from_numpy(column.astype(column.dtype.newbyteorder("="), copy=True))
 
 
-def _digest(text: str) -> str:
-    # Prompts from files may hold surrogates, which plain UTF-8 refuses.
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+def _header_of(path: Path) -> dict[str, str]:
+    """What a log says of its search.
+
+    Raises:
+        LogError: if the file is no log.
+    """
+    if path.is_dir():
+        raise LogError(f"'{path}' is a folder: name the logs in it.")
+    with path.open("rb") as file:
+        line = file.readline()
+    _check_header(path, line, {})
+    return {name: value for name, value in json.loads(line).items() if name not in _FORMAT}
 
 
 def _opened(path: Path, header: Mapping[str, str]) -> dict[str, dict]:
@@ -149,6 +179,14 @@ def _opened(path: Path, header: Mapping[str, str]) -> dict[str, dict]:
         with whole_file(path) as file:
             file.write_text(json.dumps({**_FORMAT, **header}) + "\n", encoding="utf-8")
         return {}
+    pieces, end = _read(path, header)
+    if end < path.stat().st_size:
+        os.truncate(path, end)
+    return pieces
+
+
+def _read(path: Path, header: Mapping[str, str]) -> tuple[dict[str, dict], int]:
+    """The finished pieces in a log, and where its last whole line ends."""
     data = path.read_bytes()
     finished = data[: data.rfind(b"\n") + 1]
     first, *lines = finished.split(b"\n")[:-1] or [b"{}"]
@@ -166,14 +204,12 @@ def _opened(path: Path, header: Mapping[str, str]) -> dict[str, dict]:
             f"{path}: damaged and passed over: {numbers} (numbers of lines). What they held is found out again.",
             stacklevel=2,
         )
-    if len(finished) < len(data):
-        os.truncate(path, len(finished))
-    return pieces
+    return pieces, len(finished)
 
 
 def _piece(line: bytes) -> dict:
     piece = json.loads(line)
-    if piece.pop("check") != _digest(json.dumps(piece)):
+    if piece.pop("check") != digest(json.dumps(piece)):
         raise ValueError("not as it was written")
     return piece
 

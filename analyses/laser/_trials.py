@@ -3,17 +3,17 @@
 Everything that touches scoring (encode, forward, read, judge) and everything that runs the model goes through `Bench`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from typing import final
+from typing import TypeAlias, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 import surgery
+from analyses.engines import Executor, Workers
 from analyses.laser._drafts import Drafts
 from analyses.laser._resume import Log, LogError, lengths, packed, unpacked
 from analyses.laser.candidates import UNEDITED, Candidate, first_alike, gains_of
@@ -142,10 +142,13 @@ class Setup:
     memory: int = MEMORY
     progress: bool = True
     log: Log = field(default_factory=Log)
+    executor: Executor = None
 
     def __post_init__(self) -> None:
         check_deterministic(self.model)
         whole(self.memory, "memory", least=1)
+        if isinstance(self.executor, Workers) and self.svds is not None:
+            raise ValueError("svds= stays in this process, and workers decompose by themselves: leave out one of both.")
         if isinstance(self.rule, Metric) and self.rule.higher_is_better is None:
             raise ValueError(
                 f"the metric {self.rule.name!r} has no direction, so that no candidate is better by it than another: "
@@ -184,6 +187,10 @@ class Setup:
         return sum(n_layers - candidate.site.layer for candidate in candidates)
 
 
+Said: TypeAlias = tuple[Candidate | None, Outcome]
+"""A candidate, or None for the unedited model, and what the model says under it."""
+
+
 @final
 @dataclass(slots=True)
 class Bench:
@@ -211,21 +218,32 @@ class Bench:
 
     def unedited(self) -> Trial:
         """The model as it was given."""
-        if self._unedited is None:
-            self._unedited = self._known(UNEDITED, None) or self._kept(UNEDITED, self.now(None), UNEDITED)
+        self._unedited = self._unedited or self.known(UNEDITED, None) or self.kept_unedited(self.said())
         return self._unedited
 
-    def try_all(self, candidates: Sequence[Candidate], doing: str) -> dict[Candidate, Trial]:
-        """A trial of each candidate; those that leave the same matrix behind are run once."""
-        trials: dict[Candidate, Trial] = {}
-        n_items, cost, quiet = len(self.encoded.task), self.setup.cost, not self.setup.progress
-        # Blocks and not candidates, since one of the last layer takes a fraction of the time of one of the first.
-        with tqdm(total=cost(candidates) * n_items, desc=doing, unit="block", delay=1, disable=quiet) as bar:
-            for site in self.sites:
-                here = [candidate for candidate in candidates if candidate.site == site]
-                trials |= self._tried_at_one_site(here)
-                bar.update(cost(here) * n_items)
-        return {candidate: trials[candidate] for candidate in candidates}
+    def kept_unedited(self, said: Outcome) -> Trial:
+        """The trial of the unedited model, which is found on the way to others, and kept once."""
+        if self._unedited is None:
+            trial = self.known(UNEDITED, None) or self.kept(UNEDITED, judged(None, self.encoded, said), UNEDITED)
+            self._unedited = trial
+        return self._unedited
+
+    def said_of(self, candidates: Sequence[Candidate]) -> Iterator[Said]:
+        """What the model says under candidates of one matrix; those that leave the same matrix behind are run once.
+
+        With it comes what the unedited model says, where that is found on the way.
+        """
+        gains, found = gains_of(self.setup.model, candidates, svds=self.setup.svds, progress=False), {}
+        for candidate, first in first_alike(gains).items():
+            if first is candidate:
+                self._make_ready(candidate.site)
+                with self.setup.under(candidate.spec):
+                    found[candidate] = self.said(candidate.site)
+            else:
+                found[candidate] = self.unedited().outcome if first is None else found[first]
+            yield candidate, found[candidate]
+        if self._unedited is not None:
+            yield None, self._unedited.outcome
 
     def try_spec(
         self,
@@ -245,23 +263,20 @@ class Bench:
             candidate: what the trial is of, if it is one candidate.
             under: edits that are in force while activations up to `first` are recorded.
         """
-        known = self._known(key, candidate)
+        known = self.known(key, candidate)
         if known is not None:
             return known
-        if first not in self._recorded:
-            # A recording made under the edits that stay serves every trial that only adds to them.
-            with self.setup.under(under or {}):
-                self._record_up_to(first, is_unedited=not under)
+        self._make_ready(first, under)
         with self.setup.under(spec):
-            trial = self.now(candidate, first)
-        return self._kept(key, trial, {site: repr(edit) for site, edit in spec.items()})
+            trial = judged(candidate, self.encoded, self.said(first))
+        return self.kept(key, trial, {site: repr(edit) for site, edit in spec.items()})
 
     @torch.no_grad()
-    def now(self, candidate: Candidate | None, first: Site | None = None) -> Trial:
-        """The model as it is now, where nothing before the matrix `first` differs from what was recorded."""
+    def said(self, first: Site | None = None) -> Outcome:
+        """What the model says as it is now, where nothing before the matrix `first` differs from what was recorded."""
         start = first if first in self._recorded else None
         forward = self.run if start is None else partial(self._rerun, start)
-        return judged(candidate, self.encoded, outcome(self.encoded, forward, speaker=self._drafts.follower(start)))
+        return outcome(self.encoded, forward, speaker=self._drafts.follower(start))
 
     def run(self, inputs: Inputs) -> Float[Tensor, "read d_vocab"]:
         """The logits by a pass through the whole model."""
@@ -274,24 +289,12 @@ class Bench:
             self._recordings.clear()
             self._drafts.clear()
 
-    def _tried_at_one_site(self, candidates: Sequence[Candidate]) -> dict[Candidate, Trial]:
-        trials = {candidate: self._known(candidate.key, candidate) for candidate in candidates}
-        if None not in trials.values():  # a resumed search: nothing has to be decomposed
-            return trials  # type: ignore[return-value]
-        gains = gains_of(self.setup.model, candidates, svds=self.setup.svds, progress=False)
-        for candidate, first in first_alike(gains).items():
-            if trials[candidate] is not None:
-                continue
-            if first is candidate:
-                trials[candidate] = self.try_spec(
-                    candidate.spec, key=candidate.key, first=candidate.site, candidate=candidate
-                )
-                continue
-            same = self.unedited() if first is None else trials[first]
-            assert same is not None, "the first of those that are alike comes first"
-            edit = {str(candidate.site): repr(candidate.edit)}
-            trials[candidate] = self._kept(candidate.key, replace(same, candidate=candidate), edit)
-        return trials  # type: ignore[return-value]
+    def _make_ready(self, first: Site, under: Mapping[str, Edit] | None = None) -> None:
+        """Record what trials that start at the matrix `first` need, unless that is there."""
+        if first not in self._recorded:
+            # A recording made under the edits that stay serves every trial that only adds to them.
+            with self.setup.under(under or {}):
+                self._record_up_to(first, is_unedited=not under)
 
     @torch.no_grad()
     def _record_up_to(self, site: Site, *, is_unedited: bool) -> None:
@@ -302,17 +305,22 @@ class Bench:
         speaker = self._drafts.recorder(self._recorded, self._room)
         said = outcome(self.encoded, partial(self._record, self._recorded), speaker=speaker)
         # That pass is the unedited model's trial, if no edit is in force: nothing has to be run for it again.
-        if is_unedited and self._unedited is None and f"{self.part} {UNEDITED}" not in self.setup.log:
-            self._unedited = self._kept(UNEDITED, judged(None, self.encoded, said), UNEDITED)
+        if is_unedited:
+            self.kept_unedited(said)
 
     def _fitting(self, site: Site) -> tuple[Site, ...]:
-        """Sites that recordings within the memory serve: those of one layer at least."""
-        coming = self.sites[self.sites.index(site) :] if site in self.sites else (site,)
+        """Sites that recordings within the memory serve: those of one layer at least.
+
+        The layers of all sites are cut into the same stretches wherever work begins, so that the same batches are
+        recorded, and the numbers are the same to the last bit.
+        """
+        sites = self.sites if site in self.sites else (site,)
         tokens = sum(batch.inputs.tokens.numel() for batch in self.encoded.batches)
         # For every layer the residual stream before the block and, for sites in the MLP, after the attention.
         of_layer = 2 * tokens * _width(self.setup.model)
-        layers = list(dict.fromkeys(other.layer for other in coming))[: max(1, self.setup.memory // of_layer)]
-        return tuple(other for other in self.sites or coming if other.layer in layers)
+        layers, size = list(dict.fromkeys(other.layer for other in sites)), max(1, self.setup.memory // of_layer)
+        start = layers.index(site.layer) // size * size
+        return tuple(other for other in sites if other.layer in layers[start : start + size])
 
     def _room(self) -> int:
         """How many bytes of the memory recordings have left."""
@@ -329,7 +337,7 @@ class Bench:
         recording = self._recordings.get(id(inputs.tokens))
         return self.run(inputs) if recording is None else rerun(self.setup.model, inputs, recording, site)
 
-    def _known(self, key: str, candidate: Candidate | None) -> Trial | None:
+    def known(self, key: str, candidate: Candidate | None) -> Trial | None:
         """The trial that the log has under this key.
 
         Raises:
@@ -349,7 +357,7 @@ class Bench:
             )
         return judged(candidate, self.encoded, said)
 
-    def _kept(self, key: str, trial: Trial, edit: str | dict[str, str]) -> Trial:
+    def kept(self, key: str, trial: Trial, edit: str | dict[str, str]) -> Trial:
         """The trial, which is in the log when this returns; all but `said` is for people who read the file."""
         scores = trial.scores
         piece = {"part": self.part, "edit": edit, "items": len(scores), "accuracy": scores.accuracy}

@@ -8,6 +8,8 @@ from typing import final
 import pandas as pd
 from torch import nn
 
+from analyses.engines import Workers
+from analyses.laser._pieces import try_all
 from analyses.laser._resume import Log, search_header
 from analyses.laser._trials import MEMORY, Setup, Trial
 from analyses.laser.candidates import Candidate, Edits, candidates, gains_of, row_of
@@ -111,6 +113,7 @@ def rank_curve(
     memory: int = MEMORY,
     seed: int = 0,
     log: str | Path | None = None,
+    executor: Workers | None = None,
     progress: bool = True,
 ) -> RankCurve:
     """What the model does on the task with more and more of one matrix taken away, from the bottom and from the top.
@@ -135,8 +138,9 @@ def rank_curve(
     if len(sites) > 1:
         raise ValueError(f"site={site!r} names {len(sites)} matrices: a rank curve is of one. Name '{sites[0]}', say.")
     setup = Setup(
-        model, rule=rule, prepend_bos=prepend_bos, svds=svds, batch_size=batch_size, memory=memory, progress=progress
-    )
+        model, rule=rule, prepend_bos=prepend_bos, svds=svds, batch_size=batch_size, memory=memory, progress=progress,
+        executor=executor,
+    )  # fmt: skip
     unedited, trials, comparisons = _compared(setup, task, wanted, seed, log)
     # Edits in other bases, or by energy, keep another number than ρ times the rank.
     gains = gains_of(model, wanted, svds=svds, progress=False)
@@ -192,6 +196,7 @@ def random_controls(
     batch_size: int | None = None,
     memory: int = MEMORY,
     log: str | Path | None = None,
+    executor: Workers | None = None,
     progress: bool = True,
 ) -> Controls:
     """How an edit of one matrix compares with random ones: as many components, as much energy, and a random basis.
@@ -219,8 +224,9 @@ def random_controls(
     gains = edit.gains(decomposition)
     controls = [matched(gains, decomposition, by=by, seed=seed + n) for n in range(draws) for by in _KINDS]
     setup = Setup(
-        model, rule=rule, prepend_bos=prepend_bos, svds=svds, batch_size=batch_size, memory=memory, progress=progress
-    )
+        model, rule=rule, prepend_bos=prepend_bos, svds=svds, batch_size=batch_size, memory=memory, progress=progress,
+        executor=executor,
+    )  # fmt: skip
     wanted = [*edited, *(Candidate(site, control, None) for control in controls)]
     unedited, trials, comparisons = _compared(setup, task, wanted, seed, log)
     return Controls(trials[0], unedited, trials[1:], comparisons)
@@ -236,7 +242,7 @@ def _compared(
         header = search_header(setup.model, {"all": task}, fixed, [candidate.key for candidate in wanted])
         setup = replace(setup, log=Log(log, header))
     bench = setup.bench("all", task, (candidate.site for candidate in wanted))
-    trials = tuple(bench.try_all(wanted, "scoring").values())
+    trials = tuple(try_all(bench, wanted, "scoring").values())
     unedited = bench.unedited()
     return unedited, trials, tuple(compare(unedited.scores, trial.scores, seed=seed) for trial in trials)
 

@@ -11,6 +11,8 @@ import pandas as pd
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from analyses.engines import Executor
+from analyses.laser._pieces import try_all
 from analyses.laser._race import Screened, race
 from analyses.laser._resume import Log, search_header
 from analyses.laser._trials import MEMORY, Setup, Trial
@@ -140,6 +142,7 @@ def search(
     batch_size: int | None = None,
     memory: int = MEMORY,
     log: str | Path | None = None,
+    executor: Executor = None,
     progress: bool = True,
 ) -> SearchResult:
     """The edit of one matrix with which the model does best on the validation items, then tested on the test items.
@@ -152,6 +155,7 @@ def search(
         LogError: if the log is a folder or belongs to another search.
         SiteError: if a pattern names no editable matrix.
         UnscorableItems: if there are items that this model cannot be asked.
+        WorkerError: if workers do not hold this model, or fail; what was finished is in the log.
         ValueError: if a split is empty, an edit or a setting is impossible, or the model has active dropout.
 
     >>> items = [tasks.AnswerItem((n, n + 1, n + 2), ((n + 3,),)) for n in range(30)]
@@ -163,13 +167,13 @@ def search(
     """
     settings, tried = _settings(strategy), candidates(model, sites, rhos, edits)
     setup = Setup(
-        model, rule=rule, prepend_bos=prepend_bos, svds=svds, batch_size=batch_size, memory=memory, progress=progress
-    )
+        model, rule=rule, prepend_bos=prepend_bos, svds=svds, batch_size=batch_size, memory=memory, progress=progress,
+        executor=executor,
+    )  # fmt: skip
     fixed = {"strategy": settings, "seed": seed} if settings else {"strategy": "exhaustive"}
     setup, parts = prepared(setup, task, tried, fixed, text=text, log=log, seed=seed)
     unedited, trials, promises = _tried(setup, parts, tried, settings, seed)
-    chosen = max([unedited, *complete(unedited, trials)], key=lambda trial: trial.merit)  # of equals the first
-    chosen = None if chosen is unedited else chosen
+    chosen = _best(unedited, trials)
     return SearchResult(
         task=parts.validation.name,
         strategy="exhaustive" if settings is None else "screened",
@@ -182,6 +186,12 @@ def search(
         text=text_cost(setup, text, _spec_of(chosen)),
         promises=promises,
     )
+
+
+def _best(unedited: Trial, trials: Iterable[Trial]) -> Trial | None:
+    """The best trial on all items, of equals the first; None if the unedited model is as good."""
+    best = max([unedited, *complete(unedited, trials)], key=lambda trial: trial.merit)
+    return None if best is unedited else best
 
 
 def complete(unedited: Trial, trials: Iterable[Trial]) -> list[Trial]:
@@ -275,7 +285,7 @@ def _tried(
     if settings is not None:
         return race(setup, parts.screen, parts.validation, tried, settings, seed=seed)
     bench = setup.bench("validation", parts.validation, (candidate.site for candidate in tried))
-    trials = tuple(bench.try_all(tried, "searching").values())
+    trials = tuple(try_all(bench, tried, "searching").values())
     return bench.unedited(), trials, {}
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, final
 from warnings import warn
 
@@ -36,6 +36,10 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def to(self, device: torch.device | str) -> "Prompts":
+        """The same prompts on another device."""
+        return replace(self, tokens=self.tokens.to(device), mask=None if self.mask is None else self.mask.to(device))
 
     def with_continuations(self) -> ItemRows:
         """The rows of a task's prompts together with what continues them.

@@ -18,7 +18,7 @@ MODULES = sorted(
     if ">>>" in path.read_text(encoding="utf-8")
 )
 ANALYSES = ("attribution", "controls", "eigenpruning", "laser", "metrics", "patching", "plots", "prompts", "recall",
-            "arithmetic", "associative_memory", "papers", "scoring", "tasks", "truncation")  # fmt: skip
+            "arithmetic", "associative_memory", "engines", "papers", "scoring", "tasks", "truncation")  # fmt: skip
 # What a user calls; a function of these without an example is found missing below.
 FACES = ("surgery", "hooks", *(f"analyses.{name}" for name in ANALYSES))
 

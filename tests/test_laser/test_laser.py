@@ -18,9 +18,10 @@ from torch import nn
 import surgery
 from analyses import laser, scoring
 from analyses.laser._race import Promise, _entrants, _neighbours, _order, _rounds, _undecided, _weights, promises
-from analyses.laser._trials import Bench, Objective, Setup, Trial
+from analyses.laser._trials import Bench, Objective, Setup
 from analyses.laser.candidates import _family, candidates
 from analyses.laser.search import _settings
+from analyses.scoring import Outcome
 from analyses.tasks import AnswerItem, ChoiceItem, MinimalPair, Splits, Task
 from hooks import place_of
 from surgery import Drop, DropTop, KeepBottom, KeepTop, RowBlocks, Scale, Zero
@@ -263,15 +264,15 @@ def test_another_seed_splits_otherwise() -> None:
 
 
 def test_the_model_is_left_alone_by_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, left = Bench.now, iter(range(3))
+    said, left = Bench.said, iter(range(3))
 
-    def interrupted(self: Bench, *arguments: object) -> Trial:
-        trial = now(self, *arguments)
+    def interrupted(self: Bench, *arguments: object) -> Outcome:
+        outcome = said(self, *arguments)
         if next(left, None) is None:
             raise KeyboardInterrupt
-        return trial
+        return outcome
 
-    monkeypatch.setattr(Bench, "now", interrupted)
+    monkeypatch.setattr(Bench, "said", interrupted)
     with borrowed("bridge gpt2") as model:  # checks that the model is as it was
         with pytest.raises(KeyboardInterrupt):
             laser.search(model, parts_of(made()), rhos=(0.1, 0.3), **QUIET)
@@ -488,7 +489,7 @@ def test_one_of_a_thing_is_not_called_several() -> None:
 def test_an_edit_of_more_components_than_there_are_is_refused_before_anything_is_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Bench, "try_all", lambda *_: pytest.fail("something was run"))
+    monkeypatch.setattr(Bench, "said", lambda *_: pytest.fail("something was run"))
     with borrowed("bridge gpt2") as model, pytest.raises(ValueError, match=r"asks for more components than 'blocks\.0"):
         laser.search(model, parts_of(made()), rhos=(0.5,), edits=(KeepTop, DropTop(rank=10_000)), **QUIET)
 

@@ -20,7 +20,7 @@ from test_laser import QUIET, made, parts_of
 import surgery
 from analyses import laser, tasks
 from analyses.laser._resume import Log, LogError, line_of, model_fingerprint, packed, unpacked
-from analyses.laser._trials import Bench, Trial
+from analyses.laser._trials import Bench
 from analyses.laser.candidates import Family
 from analyses.scoring import Outcome, Readings
 from surgery import KeepTop
@@ -35,11 +35,11 @@ PROGRAM = """
     from analyses import laser
     from analyses.laser._trials import Bench
 
-    now = Bench.now
+    said = Bench.said
     def slow(self, *arguments):
         time.sleep(0.2)
-        return now(self, *arguments)
-    Bench.now = slow
+        return said(self, *arguments)
+    Bench.said = slow
     laser.search(models.build("bridge gpt2"), parts_of(made()), rhos={rhos!r}, log=sys.argv[1], progress=False)
 """
 
@@ -51,14 +51,14 @@ def search(log: Path | None, **changed: object) -> laser.SearchResult:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Which candidates were run, one entry a run."""
-    ran, now = [], Bench.now
+    """Where each run started, one entry a run."""
+    ran, said = [], Bench.said
 
-    def counting(self: Bench, candidate: object, *first: object) -> Trial:
-        ran.append(candidate)
-        return now(self, candidate, *first)
+    def counting(self: Bench, first: object = None) -> Outcome:
+        ran.append(first)
+        return said(self, first)
 
-    monkeypatch.setattr(Bench, "now", counting)
+    monkeypatch.setattr(Bench, "said", counting)
     return ran
 
 
