@@ -18,9 +18,21 @@ from importlib.metadata import version
 from pathlib import Path
 
 import hypothesis
+import jaxtyping
 import pytest
 
 HAS_HOOKED_TRANSFORMER = int(version("transformer-lens").split(".")[0]) < 4
+
+# Modules that speak of shapes check them at every call; in the others the checks would find nothing, and take time.
+ROOT = Path(__file__).resolve().parents[1]
+SHAPED = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for package in ("hooks", "surgery", "analyses")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if "from jaxtyping" in path.read_text(encoding="utf-8")
+]
+if "SURGERY_UNCHECKED" not in os.environ:
+    jaxtyping.install_import_hook(SHAPED, "beartype.beartype")
 
 # The same examples in every run, so that a failure is always met again: HYPOTHESIS_PROFILE=explore looks for new ones.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)

@@ -230,6 +230,18 @@ def has_hooked_transformer() -> bool:
     return True
 
 
+def one_layer(kind: str) -> nn.Module:
+    """A model of one layer, "hooked ln" or "bridge gpt2", for what takes long with every layer: torch.compile does."""
+    if kind == "hooked ln":
+        return hooked("ln", n_layers=1)
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    torch.manual_seed(0)
+    model = hf.GPT2LMHeadModel(hf.GPT2Config(**{**_GPT, "n_layer": 1})).eval()
+    _unsettle(model)
+    return build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
+
+
 def tokens(batch: int = 2, pos: int = 7) -> Tensor:
     """The same tokens every time."""
     return torch.randint(0, D_VOCAB, (batch, pos), generator=torch.Generator().manual_seed(1))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 import jaxtyping
 import pytest
@@ -48,15 +48,27 @@ class Strike(KeyboardInterrupt):
     """The interrupt of a test, which nothing else raises."""
 
 
+class _Tracers(dict):
+    """What traces the lines of a code object, kept by code object: it is asked for at every call of any function."""
+
+    def __init__(self, interrupt: "Interrupt") -> None:
+        self.interrupt = interrupt
+
+    def __missing__(self, code: CodeType) -> Callable | None:
+        self[code] = self.interrupt.line if code.co_filename.endswith(self.interrupt.files) else None
+        return self[code]
+
+
 class Interrupt:
     """Raises at the n-th line that is run in some files; `at` says where that was."""
 
     def __init__(self, n: int, files: tuple[str, ...]) -> None:
         self.n, self.files, self.seen, self.at = n, files, 0, ("", "", 0)
         self.lines: list[tuple[str, int]] = []
+        self.tracers = _Tracers(self)
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> Callable | None:
-        return self.line if frame.f_code.co_filename.endswith(self.files) else None
+        return self.tracers[frame.f_code]
 
     def line(self, frame: FrameType, event: str, argument: object) -> Callable:
         if event == "line":
@@ -163,11 +175,11 @@ def test_an_interrupted_undo_is_finished_before_the_interrupt_goes_on(kind: str,
 
 ANALYSES: dict[str, Callable[[nn.Module], object]] = {
     "gradient": lambda m: attribution.by_gradient(m, tokens(), METRIC, "blocks.*.mlp.W_out", progress=False),
-    "ablation": lambda m: attribution.by_ablation(m, tokens(), METRIC, "blocks.0.attn.W_O", progress=False),
+    "ablation": lambda m: attribution.by_ablation(m, tokens(), METRIC, {"blocks.0.attn.W_O": [0]}, progress=False),
     "curvature": lambda m: attribution.by_curvature(m, tokens(), METRIC, "blocks.1.attn.W_K", draws=2, progress=False),
-    "path": lambda m: attribution.by_path(m, tokens(), METRIC, PAIR, progress=False),
+    "path": lambda m: attribution.by_path(m, tokens(), METRIC, PAIR, steps=1, max_steps=1, progress=False),
     "shapley": lambda m: attribution.by_shapley(m, tokens(), METRIC, PAIR, draws=2, progress=False),
-    "patching": lambda m: patching.by_component(m, tokens(), tokens().flip(0), METRIC, "blocks.0.mlp.W_out",
+    "patching": lambda m: patching.by_component(m, tokens(), tokens().flip(0), METRIC, {"blocks.0.mlp.W_out": [0]},
                                                 progress=False),
     "hooks": lambda m: m.run_with_hooks(tokens(), fwd_hooks=surgery.fwd_hooks(m, OVER, progress=False)),
 }  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from by_hand import addresses, bias, head_count, low_rank, read, regained, split, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import EVERY_KIND, ONE_OF_EACH, SOME_KINDS, State, borrowed, build, hugging_face, tokens
+from models import EVERY_KIND, ONE_OF_EACH, SOME_KINDS, State, borrowed, build, hugging_face, one_layer, tokens
 from torch import Tensor, nn
 
 import surgery
@@ -622,7 +622,7 @@ def test_shown_and_written_edits_are_undone_in_any_order(kind: str, undone_first
 
 
 def test_a_model_compiled_in_place_sees_what_is_committed(hooked_transformer: type) -> None:
-    model, twin = build("hooked ln"), build("hooked ln")
+    model, twin = one_layer("hooked ln"), one_layer("hooked ln")
     model.compile(backend="eager")
     before = logits(model)
     with surgery.commit(model, {OUT: Zero()}):
