@@ -106,10 +106,11 @@ def frequencies(
     task = as_task(task)
     asked = [(_subject(task, at, subject), tuple(map(_text, item.right))) for at, item in enumerate(task.items)]
     paths = corpus_files(files)
-    texts = list(dict.fromkeys(text for name, answers in asked for text in (name, *answers)))
-    numbers = {text: at for at, text in enumerate(texts)}
-    seen = _Counts([(numbers[name], [numbers[answer] for answer in answers]) for name, answers in asked], len(texts))
-    search = _Search([_words(text, ignore_case) for text in texts])
+    words = {text: _words(text, ignore_case) for name, answers in asked for text in (name, *answers)}
+    numbers = {pattern: at for at, pattern in enumerate(dict.fromkeys(words.values()))}
+    number = {text: numbers[pattern] for text, pattern in words.items()}  # texts of the same words are one
+    seen = _Counts([(number[name], [number[answer] for answer in answers]) for name, answers in asked], len(numbers))
+    search = _Search(list(numbers))
     stream = pieces(paths, document=document, field=text_field, progress=progress)
     for found in search.documents(stream, ignore_case):
         seen.add(found)
