@@ -88,6 +88,13 @@ def test_better_than_all_controls_but_one_is_not_beyond(model: nn.Module) -> Non
     assert verdict(model, right).outcome == "undecided"
 
 
+@pytest.mark.parametrize("level", [-0.5, 0.0, 1.0])
+def test_an_impossible_level_is_refused_whatever_the_number_of_controls(model: nn.Module, level: float) -> None:
+    scores = answered(model, {name: first(4, 8) for name in ("pruned", "random 1", "random 2", "smallest s")})
+    with pytest.raises(ValueError, match=f"level={level}: a confidence level lies between 0 and 1"):
+        decided("pruned", scores.pop("pruned"), scores, level=level)
+
+
 def test_items_of_one_cluster_count_once(model: nn.Module) -> None:
     right = {"pruned": first(40, 40), "smallest s": first(20, 40)}
     assert verdict(model, right).outcome == "beyond"
