@@ -12,6 +12,16 @@ _CHUNK = 2**22
 """How many drawn rows are in memory at a time."""
 
 
+def check_level(level: float) -> None:
+    """Refuse a confidence level that is none.
+
+    Raises:
+        ValueError: if it does not lie between 0 and 1.
+    """
+    if not 0 < number(level, "level") < 1:
+        raise ValueError(f"level={level!r}: a confidence level lies between 0 and 1, such as 0.95.")
+
+
 def mean_and_stderr(rows: Float[Tensor, "row ..."]) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
     """The mean over rows, and its standard error s/√n, where s divides by n − 1; NaN of a single row.
 
@@ -54,8 +64,7 @@ def bootstrap_interval(
     >>> 40 < low.item() < 49.5 < high.item() < 59
     True
     """
-    if not 0 < number(level, "level") < 1:
-        raise ValueError(f"level={level!r}: a confidence level lies between 0 and 1, such as 0.95.")
+    check_level(level)
     whole(resamples, "resamples", least=1)
     if not len(rows):
         raise ValueError("there are no values to draw from: give those of one item or more.")

@@ -111,6 +111,8 @@ def _why(source: str, revision: str | None, error: Exception) -> str:
             f"there is no folder and no model on the hub of the name {source!r}: names are such as "
             "'EleutherAI/pythia-70m'. Look for a typing error; a private model needs a login (hf auth login)."
         )
+    if not isinstance(error, OSError):
+        return f"TransformerLens makes no model of {named} ({first_line}): give one that it supports."
     return (
         f"{named} is not in the local cache, and the hub cannot be reached ({first_line}). Go online once, without "
         "HF_HUB_OFFLINE; or download a folder for each step where there is a network (hf download NAME --revision "

@@ -114,8 +114,8 @@ def read_on(
 def reads_on(model: nn.Module) -> bool:
     """Whether the model, reading on from a past, says what it says when it reads everything at once.
 
-    It is tried out on a few tokens, once a model: state-space models, and positions that are no function of the mask
-    (shortformer's), do not.
+    It is tried out on a few tokens, once a model. A model whose memory is not keys and values does not, nor one that
+    counts padding when it numbers positions.
     """
     return record_of(model).of(_Tried, lambda: _Tried(_reads_on(model))).reads_on
 

@@ -69,7 +69,7 @@ class Readout:
         return _wide(self.reads.of(self.residual).detach())
 
     def spread(self, vectors: Float[Tensor, "read d_model"]) -> Float[Tensor, "row pos d_model"]:
-        """Vectors of the reads at their rows and positions, 0 elsewhere; where a place is read twice, their sum."""
+        """Vectors of the reads at their rows and positions, 0 elsewhere; where one is read twice, their sum."""
         device = self.residual.device
         at = self.reads.row.to(device), self.reads.pos.to(device)
         return torch.zeros_like(self.residual).index_put(at, vectors.to(self.residual), accumulate=True)

@@ -128,10 +128,10 @@ def _reads_once(examples: Examples) -> bool:
     reads, inputs = examples.read.reads, examples.inputs
     if reads is None:
         return inputs.n_pos == 1 and examples.owner is None
-    places = (reads.row * inputs.n_pos + reads.pos).unique()
+    pairs = (reads.row * inputs.n_pos + reads.pos).unique()
     owner = examples.owner
-    rows = places // inputs.n_pos
-    return len(places) == examples.n_examples and len((rows if owner is None else owner[rows]).unique()) == len(places)
+    rows = pairs // inputs.n_pos
+    return len(pairs) == examples.n_examples and len((rows if owner is None else owner[rows]).unique()) == len(pairs)
 
 
 @final

@@ -7,7 +7,7 @@ from typing import final
 import pandas as pd
 from torch import nn
 
-from analyses.attribution.effects import Selection
+from analyses.attribution.effects import Effects, Selection
 from analyses.eigenpruning._settings import Method
 from analyses.eigenpruning._verdict import Verdict, decided
 from analyses.eigenpruning.examples import Per
@@ -114,12 +114,14 @@ class Pruning:
     def __repr__(self) -> str:
         scored, leads = self.attribution, self._leads()
         split = "in given parts" if self.split is None else f"split with seed {self.split}, groups whole"
+        found_before = isinstance(self.method.score, Effects)
+        asked = scored.effects.measure.label if found_before else _ASKED[self.method.per]
         bos = {None: "as the model has it", True: "prepended", False: "not prepended"}[self.method.prepend_bos]
         lines = [
             f"eigenpruning: {self.chosen.n_components} of {counted(scored.n_components, 'component')} "
             f"removed ({self.fraction:.3g}, budget {self.method.budget}), compensation {self.method.compensation}",
             f"scored on {counted(scored.n_examples, 'item')} by {scored.effects.method},",
-            f"  {scored.reduce} over examples and positions; asked: {_ASKED[self.method.per]}",
+            f"  {scored.reduce} over {scored.over}; asked: {asked}",
             f"reported on {counted(len(self.scores['base']), 'other')} ({split}; BOS {bos});",
             f"  right by {self.scores['base'].encoded.rule!r}; 95 % intervals",
         ]

@@ -7,7 +7,7 @@ from typing import Literal, final
 import torch
 
 from analyses.scoring import Change, Scores
-from analyses.statistics import bounded_interval
+from analyses.statistics import bounded_interval, check_level
 from surgery.arguments import counted, fraction
 
 Outcome = Literal["beyond", "as good", "behind", "undecided"]
@@ -94,6 +94,7 @@ def decided(
         ValueError: if there is no control, or the margin, the level or the number of resamples is impossible.
     """
     margin = fraction(margin, "margin")
+    check_level(level)
     if not controls:
         raise ValueError(f"{variant!r} has no control to be held against: only a choice beside others is judged.")
     rows = torch.stack([chosen.correct.double() - scores.correct.double() for scores in controls.values()], 1)

@@ -43,6 +43,8 @@ Budget = Literal["global", "type", "matrix"]
 head."""
 Compensation = Literal["mean", "none"]
 """What stands for a removed component's input: its mean over examples and positions, or nothing."""
+Over = Literal["examples and positions", "examples"]
+"""What scores are reduced over: effects have been summed over positions before."""
 Order = Literal["score", "flipped", "strength", "random"]
 """By what components are removed, lowest first: their score, the score with every E negated, s_i, or at random."""
 
@@ -55,7 +57,7 @@ class ComponentScores:
     `effects` holds the scores as effects on the loss, one row for all examples together, and the components' singular
     values; of a metric that should be high, as effects on its negative, so that the lowest go first. `flipped` holds
     the reduced scores of opposite sign, a control. `constants` are the components' mean inputs `mean(x)·u_i` over all
-    positions with a token.
+    positions with a token. `over` is what the scores were reduced over.
     """
 
     effects: Effects
@@ -63,6 +65,7 @@ class ComponentScores:
     constants: dict[str, Float[Tensor, " component"]]
     reduce: Reduce
     per: Per = "token"
+    over: Over = "examples and positions"
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -119,7 +122,10 @@ class ComponentScores:
         return {site: Compensated(edit, self.constants[site].tolist()) for site, edit in selection.drop().items()}
 
     def to_dataframe(self) -> pd.DataFrame:
-        """A row for each component: site, layer, matrix, head, component, strength, score, flipped (nats), constant."""
+        """A row for each component: site, layer, matrix, head, component, strength, score, flipped, constant.
+
+        Scores are in the unit of `effects.measure`.
+        """
         frame = self.effects.to_dataframe().drop(columns=["stderr", "degenerate"]).rename(columns={"effect": "score"})
         columns = {"flipped": self.flipped, "constant": self.constants}
         return frame.assign(
@@ -129,11 +135,12 @@ class ComponentScores:
     def __repr__(self) -> str:
         frame = self.to_dataframe().sort_values("score", kind="stable")
         ends = pd.concat([frame.head(3), frame.tail(3)])[["site", "component", "strength", "score"]]
+        positions = " and their positions" if self.over == "examples and positions" else ""
         return (
             f"scores of {counted(self.n_components, 'component')} of "
             f"{counted(len(self.sites), 'matrix or head', 'matrices or heads')}, {self.effects.measure.label}, by "
-            f"{self.effects.method},\n{self.reduce} over {counted(self.n_examples, 'example')} and their positions, "
-            f"weights {self.effects.weight_state}; lowest and highest:\n{ends.to_string(index=False)}"
+            f"{self.effects.method},\n{self.reduce} over {counted(self.n_examples, 'example')}"
+            f"{positions}, weights {self.effects.weight_state}; lowest and highest:\n{ends.to_string(index=False)}"
         )
 
     def _values(self, by: Order, seed: int) -> np.ndarray:
@@ -194,7 +201,7 @@ def attribute(
             score, model, rows, sites_of(model, sites), per=per, basis=basis, svds=svds, batch_size=batch_size,
             progress=progress,
         )  # fmt: skip
-        return ComponentScores(*reduced_effects(found, reduce), mean_inputs(question, rows), reduce, per)
+        return ComponentScores(*reduced_effects(found, reduce), mean_inputs(question, rows), reduce, per, "examples")
     examples = examples_of(model, task, corrupt=corrupt, seed=checked_seed(seed), prepend_bos=prepend_bos, per=per)
     question = ask(
         # Every component of the matrices is scored: `sites_of` refuses a selection of some.

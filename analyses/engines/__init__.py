@@ -1,4 +1,4 @@
-"""Any engine as a place to work: processes of this machine or of many, each of which loads the model by itself.
+"""Work on any engine: processes of this machine or of many, each of which loads the model by itself.
 
 ```python
 from concurrent.futures import ProcessPoolExecutor

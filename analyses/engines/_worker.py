@@ -20,7 +20,7 @@ PROCESS = uuid4().hex
 """Drawn when this module is imported: a process that was forked has its parent's."""
 _at_work = Lock()
 _models: dict[bytes, tuple[nn.Module, dict[str, str]]] = {}
-"""The last model that was loaded, by its loader."""
+"""The last model that was loaded, with its marks once they were asked for, by its loader."""
 _prepared: dict[tuple[bytes, bytes], Callable[..., Iterable[object]]] = {}
 """The last work that was prepared, by its loader and what it is."""
 
@@ -99,10 +99,13 @@ def _model_of(job: Job) -> nn.Module:
     if job.loader not in _models:
         _prepared.clear()
         _models.clear()
-        model = pickle.loads(job.loader)()
-        _models[job.loader] = model, {} if job.marks is None else marks_of(model)
+        _models[job.loader] = pickle.loads(job.loader)(), {}
     model, marks = _models[job.loader]
-    differing = [] if job.marks is None else [name for name, mark in job.marks.items() if marks.get(name) != mark]
+    if job.marks is None:
+        return model
+    if not marks:
+        marks.update(marks_of(model))
+    differing = [name for name, mark in job.marks.items() if marks.get(name) != mark]
     if differing:
         raise WorkerError(
             f"the model that {pickle.loads(job.loader)!r} loads in a worker is not the caller's: it differs in "

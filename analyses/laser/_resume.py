@@ -17,6 +17,8 @@ from analyses.engines import digest, model_fingerprint
 from analyses.metrics import Metric
 from analyses.scoring import Outcome, Readings, Rule
 from analyses.tasks.task import Task
+from hooks.recording import has_hooks
+from hooks.vocabulary import prepends_bos
 from surgery.files import whole_file
 
 _FORMAT = {"format": "model-surgery search log", "version": 2}
@@ -110,12 +112,14 @@ def search_header(
         for name, part in parts.items()
     }
     rules = {name: repr(part.rule) for name, part in parts.items() if part.rule is not None}
-    return {
-        "model": model_fingerprint(model),
-        "task": digest(repr((items, rules) if rules else items)),
-        "candidates": digest(repr(candidates)),
-        **{name: _named(value) for name, value in settings.items()},
-    }
+    weights = model_fingerprint(model)
+    # What hooks do has no fingerprint: a model with some is another model than one with none.
+    named = {"model": digest(f"{weights}, with hooks") if has_hooks(model) else weights}
+    named |= {"task": digest(repr((items, rules) if rules else items)), "candidates": digest(repr(candidates))}
+    named |= {name: _named(value) for name, value in settings.items()}
+    if settings.get("prepend_bos", False) is None:
+        named["prepend_bos"] = repr(prepends_bos(model))
+    return named
 
 
 def _named(setting: object) -> str:

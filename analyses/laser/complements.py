@@ -279,5 +279,4 @@ def _chosen(answers: MinorAnswers, items: Iterable[int] | None) -> list[int]:
 
 def _clusters(answers: MinorAnswers, at: Sequence[int]) -> Tensor:
     """The number of each of these items' cluster, counted from 0."""
-    number = {item: n for n, members in enumerate(answers.minor.task.clusters()) for item in members}
-    return torch.tensor([number[item] for item in at], dtype=torch.long).unique(return_inverse=True)[1]
+    return answers.minor.clusters[list(at)].unique(return_inverse=True)[1]

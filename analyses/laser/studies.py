@@ -7,7 +7,7 @@ from typing import final
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 import surgery
@@ -115,8 +115,8 @@ def by_frequency(
     frame = frame.assign(corrected=~before & after, broken=before & ~after)
     rank = frame["frequency"].rank(method="min")
     groups = frame.groupby(((rank - 1) * bins // len(frame)).astype(int))
-    cluster = {item: n for n, members in enumerate(comparison.before.task.clusters()) for item in members}
-    intervals = pd.DataFrame([_intervals(part, cluster, level=level, seed=seed) for _, part in groups])
+    clusters = comparison.before.clusters
+    intervals = pd.DataFrame([_intervals(part, clusters, level=level, seed=seed) for _, part in groups])
     table = groups.agg(
         **{"from": ("frequency", "min"), "to": ("frequency", "max")},
         items=("before", "size"),
@@ -132,11 +132,11 @@ def by_frequency(
     ).join(intervals)
 
 
-def _intervals(part: pd.DataFrame, cluster: Mapping[int, int], *, level: float, seed: int) -> dict[str, float]:
+def _intervals(part: pd.DataFrame, clusters: Int[Tensor, " item"], *, level: float, seed: int) -> dict[str, float]:
     """Of the items in a range: the intervals of both accuracies, the change and its interval."""
     sides = torch.tensor(part[["before", "after"]].to_numpy(float)).T
     values = torch.stack([*sides, sides[1] - sides[0]])
-    numbers = torch.tensor([cluster[int(item)] for item in part.index]).unique(return_inverse=True)[1]
+    numbers = clusters[part.index.tolist()].unique(return_inverse=True)[1]
     before, after, change = bootstrap(values, numbers, level=level, seed=seed)
     named = {"accuracy_before": before, "accuracy_after": after, "change": change}
     ends = {f"{name}_{end}": getattr(of, end) for name, of in named.items() for end in ("low", "high")}

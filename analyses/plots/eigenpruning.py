@@ -9,7 +9,7 @@ from analyses.plots._style import BLUE, GREY, INK, VERMILION, figure, panels, re
 
 
 def scores(result: Pruning | ComponentScores) -> go.Figure:
-    """Every component's score (nats) against its singular value; of a pruning, those removed in another colour.
+    """Every component's score against its singular value; of a pruning, those removed in another colour.
 
     >>> items = [tasks.AnswerItem((n, n + 1), ((n + 2,),)) for n in range(6)]
     >>> figure = plots.eigenpruning.scores(eigenpruning.attribute(model, items, progress=False))
@@ -28,7 +28,8 @@ def scores(result: Pruning | ComponentScores) -> go.Figure:
             text=[f"{site}, component {i}" for site, i in zip(rows["site"], rows["component"], strict=True)],
         )  # fmt: skip
     picture.update_xaxes(title_text="singular value s_i")
-    return picture.update_yaxes(title_text=f"score, {attribution.reduce} over examples and positions (nats)")
+    score = f"score, {attribution.reduce} over {attribution.over}"
+    return picture.update_yaxes(title_text=f"{score} ({attribution.effects.measure.unit})")
 
 
 def report(result: Pruning) -> go.Figure:

@@ -81,10 +81,11 @@ def outcome(encoded: EncodedTask, forward: Forward, *, speaker: Speaker | None =
 
 
 def generate(encoded: EncodedTask, forward: Forward) -> tuple[Ids, ...]:
-    """The tokens that follow each item's prompt, sample by sample, up to the end of text, a stop string or the number.
+    """The tokens that follow each item's prompt, sample by sample, up to the end of text.
 
-    Every token takes a pass through whole rows, of which nothing is kept. They are padded on the right and grow into
-    their padding, so that no position has to be kept right. What has ended waits for the others of its batch.
+    They end with a stop string, or when there are as many as the rule asks for. Every token takes a pass through whole
+    rows, of which nothing is kept. Rows are padded on the right and grow into their padding, so that no position has
+    to be kept right. What has ended waits for the others of its batch.
     """
     rule, eos = encoded.rule, encoded.vocabulary.eos
     assert isinstance(rule, Generates), "no other rule has tokens generated"

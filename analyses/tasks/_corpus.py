@@ -1,4 +1,4 @@
-"""A corpus as documents, read piece by piece: text files and JSON lines, plain or compressed, of any size."""
+"""A corpus as documents, read bit by bit: text files and JSON lines, plain or compressed, of any size."""
 
 import gzip
 import io
@@ -15,7 +15,7 @@ from surgery.arguments import one_of, shown
 
 Document: TypeAlias = Literal["paragraph", "line", "file"]
 """What one document is in a text file; in JSON lines it is a record."""
-Piece: TypeAlias = tuple[str, bool]
+Stretch: TypeAlias = tuple[str, bool]
 """A part of a document, and whether the document ends with it."""
 
 _SUFFIXES = (".txt", ".jsonl")
@@ -47,8 +47,8 @@ def corpus_files(files: FilePath | Iterable[FilePath]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def pieces(files: Iterable[Path], *, document: Document, field: str, progress: bool) -> Iterator[Piece]:
-    """All documents of these files, in pieces; memory is that of one chunk, or of one record of JSON lines.
+def stretches(files: Iterable[Path], *, document: Document, field: str, progress: bool) -> Iterator[Stretch]:
+    """All documents of these files, in stretches; memory is that of one chunk, or of one record of JSON lines.
 
     Raises:
         TaskFileError: if a file is not UTF-8, not JSON lines with this field, or broken; it names file and line.
@@ -61,9 +61,9 @@ def pieces(files: Iterable[Path], *, document: Document, field: str, progress: b
         for path in files:
             with path.open("rb") as raw:
                 try:
-                    for piece in _of_file(path, raw, document, field):
+                    for stretch in _of_file(path, raw, document, field):
                         bar.update(before + raw.tell() - bar.n)
-                        yield piece
+                        yield stretch
                 except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                     raise TaskFileError(
                         str(path), f"this is not a whole gzip file ({error}): was it copied to its end? Make it anew."
@@ -71,13 +71,13 @@ def pieces(files: Iterable[Path], *, document: Document, field: str, progress: b
             before += path.stat().st_size
 
 
-def _of_file(path: Path, raw: BinaryIO, document: Document, field: str) -> Iterator[Piece]:
+def _of_file(path: Path, raw: BinaryIO, document: Document, field: str) -> Iterator[Stretch]:
     unpacked = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
     with io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline=None) as text:  # type: ignore[arg-type]
         yield from _of_text(path, text, document, field)
 
 
-def _of_text(path: Path, text: io.TextIOWrapper, document: Document, field: str) -> Iterator[Piece]:
+def _of_text(path: Path, text: io.TextIOWrapper, document: Document, field: str) -> Iterator[Stretch]:
     lines = _numbered(path, text)
     if _kind(path) == ".jsonl":
         for number, line in _whole(lines):
@@ -119,8 +119,8 @@ def _whole(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
         yield number, "".join(begun)
 
 
-def _runs(lines: Iterable[tuple[int, str]], document: Document) -> Iterator[Piece]:
-    """Lines up to a blank one or to the end of the file, as pieces of about a chunk."""
+def _runs(lines: Iterable[tuple[int, str]], document: Document) -> Iterator[Stretch]:
+    """Lines up to a blank one or to the end of the file, as stretches of about a chunk."""
     held: list[str] = []
     size, starts_line = 0, True
     for _, line in lines:

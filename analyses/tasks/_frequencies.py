@@ -8,7 +8,7 @@ from typing import final
 
 import pandas as pd
 
-from analyses.tasks._corpus import Document, Piece, corpus_files, pieces
+from analyses.tasks._corpus import Document, Stretch, corpus_files, stretches
 from analyses.tasks._json_csv import FilePath
 from analyses.tasks.items import Item
 from analyses.tasks.task import Task, as_task
@@ -19,7 +19,7 @@ Words = tuple[str, ...]
 _WORD = re.compile(r"\w+|[^\w\s]")
 _LAST_WORD = re.compile(r"\w+\Z")
 _LONGEST_WORD = 1000
-"""Of a run of letters and digits that reaches over the end of a piece so many are held for the next one."""
+"""Of a run of letters and digits that reaches over the end of a stretch so many are held for the next one."""
 COUNTS = ("together", "answer", "answer_documents", "subject_documents")
 
 
@@ -106,11 +106,12 @@ def frequencies(
     task = as_task(task)
     asked = [(_subject(task, at, subject), tuple(map(_text, item.right))) for at, item in enumerate(task.items)]
     paths = corpus_files(files)
-    texts = list(dict.fromkeys(text for name, answers in asked for text in (name, *answers)))
-    numbers = {text: at for at, text in enumerate(texts)}
-    seen = _Counts([(numbers[name], [numbers[answer] for answer in answers]) for name, answers in asked], len(texts))
-    search = _Search([_words(text, ignore_case) for text in texts])
-    stream = pieces(paths, document=document, field=text_field, progress=progress)
+    words = {text: _words(text, ignore_case) for name, answers in asked for text in (name, *answers)}
+    numbers = {pattern: at for at, pattern in enumerate(dict.fromkeys(words.values()))}
+    number = {text: numbers[pattern] for text, pattern in words.items()}  # texts of the same words are one
+    seen = _Counts([(number[name], [number[answer] for answer in answers]) for name, answers in asked], len(numbers))
+    search = _Search(list(numbers))
+    stream = stretches(paths, document=document, field=text_field, progress=progress)
     for found in search.documents(stream, ignore_case):
         seen.add(found)
     frame = pd.DataFrame({"subject": [name for name, _ in asked], "answers": [answers for _, answers in asked]})
@@ -129,17 +130,17 @@ class _Search:
             node.setdefault(None, []).append(number)  # no word is None
         self.longest = max(map(len, patterns))
 
-    def documents(self, stream: Iterable[Piece], ignore_case: bool) -> Iterator[Counter[int]]:
+    def documents(self, stream: Iterable[Stretch], ignore_case: bool) -> Iterator[Counter[int]]:
         """Of each document with a word in it, how often every text stands there."""
         found: Counter[int] = Counter()
         cut, words, began = "", [], False
         for text, ends in stream:
             text = cut + text
-            last = None if ends else _LAST_WORD.search(text[-_LONGEST_WORD:])  # it may go on in the next piece
+            last = None if ends else _LAST_WORD.search(text[-_LONGEST_WORD:])  # it may go on in the next stretch
             cut = last[0] if last else ""
             words += _words(text[: len(text) - len(cut)], ignore_case)
             began = began or bool(words)
-            # A match may begin in these words and end in the next piece: all but the last few are done with.
+            # A match may begin in these words and end in the next stretch: all but the last few are done with.
             done = len(words) if ends else max(0, len(words) - self.longest + 1)
             self._count(words, done, found)
             words = words[done:]

@@ -162,7 +162,8 @@ def _read(logits: Float[Tensor, "example d_vocab"], ids: Int[Tensor, "name examp
     log_p, logit = logits.log_softmax(1).gather(1, ids), logits.gather(1, ids)
     likeliest = (logits.argmax(1, keepdim=True) == ids).double()
     rank = 1 + torch.stack([(logits > each.unsqueeze(1)).sum(1) for each in logit.unbind(1)], 1).double()
-    return torch.stack([logit, likeliest, log_p.exp(), log_p, rank], 1)
+    # Of logits that are not numbers nothing is likeliest, nor has a rank.
+    return torch.stack([logit, likeliest, log_p.exp(), log_p, rank], 1).where(~log_p.isnan().unsqueeze(1), torch.nan)
 
 
 def _table(cut: Cut, reading: _Reading, names: list[str]) -> pd.DataFrame:

@@ -239,6 +239,15 @@ def test_a_worker_with_another_model_is_refused(load: engines.Loader, what: str)
         search(Workers(Elsewhere(), load))
 
 
+def test_a_worker_that_has_swept_a_checkpoint_may_be_asked_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_worker, "_models", {})
+    asked, pool = (models.tokens(), "blocks.1.mlp.W_out"), Elsewhere()
+    truncation.sweep({3: LOAD}, *asked, track={"correct": 1}, executor=Workers(pool), **QUIET)
+    with borrowed(KIND) as model:
+        tokens, site = asked
+        attribution.by_ablation(model, tokens, metrics.logit(3), site, executor=Workers(pool, LOAD), **QUIET)
+
+
 def test_a_worker_may_have_the_same_edits_in_force() -> None:
     model, load = mortal.edited(KIND), engines.Loader(mortal.edited, KIND)
     here, there = (

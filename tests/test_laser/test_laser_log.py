@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -203,6 +204,25 @@ def test_another_task_or_another_model_is_another_search(tmp_path: Path) -> None
             assert model_fingerprint(model) != mark
             bias[0] = was
         assert model_fingerprint(model) == mark
+
+
+def test_what_the_model_does_with_hooks_or_without_bos_is_another_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, log, hooked = build("bridge gpt2"), tmp_path / "log", tmp_path / "hooked"
+    asked = partial(laser.rank_curve, model, made(), "blocks.1.mlp.W_out", rhos=(0.5,), **QUIET)
+    asked(log=log)
+    model.blocks[0].hook_out.add_hook(lambda activation, hook: activation / 2)
+    asked(log=hooked)
+    with pytest.raises(LogError, match="which differs in model: only"):
+        asked(log=log)
+    model.reset_hooks()
+    with pytest.raises(LogError, match="which differs in model: only"):
+        asked(log=hooked)
+    monkeypatch.setattr(model.cfg, "default_prepend_bos", False)
+    with pytest.raises(LogError, match="which differs in prepend_bos: only"):
+        asked(log=log)
+    asked(log=log, prepend_bos=True)  # which is what the first one did
 
 
 def test_files_that_are_no_logs_are_refused_and_left_alone(tmp_path: Path) -> None:

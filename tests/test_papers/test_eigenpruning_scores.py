@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import surgery
-from analyses import arithmetic, attribution, eigenpruning, metrics, scoring, tasks
+from analyses import arithmetic, attribution, eigenpruning, metrics, plots, scoring, tasks
 from analyses.eigenpruning._finetuning import fine_tuned
 from analyses.eigenpruning._verdict import Verdict, decided
 from analyses.eigenpruning.examples import rows_of
@@ -86,6 +86,13 @@ def test_better_than_all_controls_but_one_is_not_beyond(model: nn.Module) -> Non
     right = {"pruned": first(50, 60), "random 1": first(5, 60), "smallest s": first(48, 60)}
     assert verdict(model, {name: right[name] for name in ("pruned", "random 1")}).outcome == "beyond"
     assert verdict(model, right).outcome == "undecided"
+
+
+@pytest.mark.parametrize("level", [-0.5, 0.0, 1.0])
+def test_an_impossible_level_is_refused_whatever_the_number_of_controls(model: nn.Module, level: float) -> None:
+    scores = answered(model, {name: first(4, 8) for name in ("pruned", "random 1", "random 2", "smallest s")})
+    with pytest.raises(ValueError, match=f"level={level}: a confidence level lies between 0 and 1"):
+        decided("pruned", scores.pop("pruned"), scores, level=level)
 
 
 def test_items_of_one_cluster_count_once(model: nn.Module) -> None:
@@ -218,6 +225,15 @@ def test_effects_found_before_are_taken_as_they_are(model: nn.Module) -> None:
     )
     assert removed(given) == removed(asked) != set()
     assert repr(eigenpruning.Method(score=effects)) == repr(eigenpruning.Method())
+
+
+def test_what_other_scores_are_is_said_in_their_own_words(model: nn.Module) -> None:
+    parts = task_of(24).split(screen=0.5, validation=0.0, test=0.5)
+    effects = attribution.by_ablation(model, parts.screen, metrics.logit_difference(3, 5), SITES, progress=False)
+    result = eigenpruning.prune(model, parts, SITES, method=eigenpruning.Method(score=effects), progress=False)
+    assert "max over examples; asked: -logit difference [logits]" in repr(result)
+    assert "max over 12 examples, weights" in repr(result.attribution)
+    assert plots.eigenpruning.scores(result).layout.yaxis.title.text == "score, max over examples (logits)"
 
 
 def test_shares_and_units_of_several_components_are_scores_too(model: nn.Module) -> None:

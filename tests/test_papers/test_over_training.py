@@ -220,6 +220,7 @@ class RevisionNotFoundError(Exception):
         (RevisionNotFoundError("404"), r"'a/b' has no revision 'step5' on the hub: Pythia's are called step0"),
         (OSError("a/b is not a valid model identifier"), "no model on the hub of the name 'a/b'"),
         (TimeoutError("slow"), r"'a/b' at revision 'step5' is not in the local cache"),
+        (ValueError("no T5"), r"makes no model of 'a/b' at revision 'step5' \(no T5\): give one that it supports"),
     ],
 )
 def test_the_hubs_refusals_are_told_apart(error: Exception, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +228,7 @@ def test_the_hubs_refusals_are_told_apart(error: Exception, told: str, monkeypat
 
     def refuse(source: str, **settings: object) -> nn.Module:
         assert (source, settings["revision"]) == ("a/b", "step5")
-        raise OSError(str(error)) from error
+        raise error if isinstance(error, ValueError) else OSError(str(error)) from error
 
     monkeypatch.setattr(TransformerBridge, "boot_transformers", refuse)
     with pytest.raises(OSError, match=told):

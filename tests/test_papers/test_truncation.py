@@ -44,6 +44,14 @@ def by_hand(model: nn.Module, site: str, W: Tensor, prompts: list[tuple[int, ...
     return found.double()
 
 
+def test_where_logits_are_no_numbers_nothing_is_likeliest_nor_has_a_rank() -> None:
+    model = build("bridge gpt2")
+    with torch.no_grad():
+        place_of(model, W_OUT).slots[0].registered()[0, 0] = torch.nan
+    frame = truncation.curve(model, answered(rows(3, 5)), "blocks.0.mlp.W_in", rhos=(0.5,), progress=False).frame
+    assert frame[["p", "log_p", "rank", "margin", "likeliest"]].isna().all(axis=None)
+
+
 @pytest.mark.parametrize("kind", ONE_OF_EACH)
 @pytest.mark.parametrize("site", [W_OUT, "blocks.0.mlp.W_in", "blocks.0.attn.W_V[2]", "blocks.1.attn.W_O"])
 def test_a_curve_is_what_matrices_cut_by_hand_give(kind: str, site: str) -> None:

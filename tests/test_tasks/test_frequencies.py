@@ -153,3 +153,10 @@ def test_what_is_no_corpus_is_named(tmp_path: Path) -> None:
         tasks.frequencies(list(task().items), text, subject="name", progress=False)
     with pytest.raises(ValueError, match=r"the answer \(1,\) is of token ids: a corpus is text"):
         tasks.frequencies([tasks.AnswerItem((2,), ((1,),), metadata={"subject": "a"})], text, progress=False)
+
+
+def test_answers_of_the_same_words_are_counted_once(tmp_path: Path) -> None:
+    file = tmp_path / "corpus.txt"
+    file.write_text("Big Ben is in London.\n\nLondon again, and LONDON.\n")
+    fact = tasks.AnswerItem("Big Ben is in", (" London", " london"), metadata={"subject": "Big Ben"})
+    assert counts(tasks.frequencies([fact], file, ignore_case=True, progress=False)) == [[1, 3, 2, 1]]

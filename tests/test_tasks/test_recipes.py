@@ -548,6 +548,20 @@ def test_what_is_wrong_with_the_data_is_said(tmp_path: Path) -> None:
     assert "is a folder: each split is one file" in refused("bios-gender", {"dev": empty})
 
 
+def test_files_of_a_folder_are_read_once_and_of_one_configuration(tmp_path: Path) -> None:
+    asked = [{"question": f"Who is {n}?", "answer": f"A {n}"} for n in range(6)]
+    both = jsonl(tmp_path / "both" / "train-validation.jsonl", asked)
+    assert f"{both}: its path names more than one of the splits train, validation" in refused("hotpot-qa", both.parent)
+    for config, rows in (("fullwiki", asked[:2]), ("distractor", asked[2:])):
+        for split in ("train", "validation"):
+            jsonl(tmp_path / "copy" / config / f"{split}.jsonl", rows)
+    task = tasks.recipe("hotpot-qa").task(tmp_path / "copy")
+    assert [item.prompt.split()[2] for item in task] == ["0?", "1?", "0?", "1?"]
+    for year in ("1", "2"):
+        jsonl(tmp_path / "years" / year / "dev.jsonl", ROWS)
+    assert "the files of the split 'dev' are in several folders: " in refused("bios-gender", tmp_path / "years")
+
+
 def test_what_is_wrong_with_the_options_is_said() -> None:
     unknown = refused("bios-gender", ROWS, promt="{text}")
     assert "recipe 'bios-gender' has no option 'promt': it has classes, ending, labels" in unknown

@@ -68,7 +68,7 @@ def records_by_split(
         return {split: _from_hub(hub, split, name, source) for split in splits}
     given = data
     if isinstance(data, str | PathLike) and Path(data).is_dir():
-        given = _by_split_of_folder(Path(data), splits)
+        given = _by_split_of_folder(Path(data), splits, hub and hub.config)
     if not isinstance(given, Mapping):
         if asked:
             raise ValueError(
@@ -173,19 +173,48 @@ def _of_dataset(dataset: object, name: str) -> list[Record]:
     ]
 
 
-def _by_split_of_folder(folder: Path, splits: Sequence[str]) -> object:
-    """The files of the folder by the split in their name; if there is one file that names none, that file."""
+def _by_split_of_folder(folder: Path, splits: Sequence[str], config: str | None) -> object:
+    """The files of the folder by the split in their name; if there is one file that names none, that file.
+
+    Of a copy of a data set with several configurations, each in a folder of its own, only this one's are taken.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in _SUFFIXES)
     if not files:
         raise FileNotFoundError(
             f"{folder}: no file in this folder ends in {', '.join(_SUFFIXES)}. Give a folder with such files."
         )
 
+    files = [path for path in files if config in path.relative_to(folder).parts[:-1]] or files
+
     def of(split: str) -> list[Path]:
         word = re.compile(rf"(?<![a-z0-9]){re.escape(split.lower())}(?![a-z0-9])")
         return [path for path in files if word.search(path.relative_to(folder).as_posix().lower())]
 
     by_split = {split: of(split) for split in splits if of(split)}
+    _check_told_apart(by_split)
     if len(files) == 1 and not by_split:
         return files[0]
     return by_split or {path.stem: path for path in files}
+
+
+def _check_told_apart(by_split: Mapping[str, Sequence[Path]]) -> None:
+    """Refuse files that would be read twice, and those of a split that seem to be of several data sets.
+
+    Raises:
+        ValueError: if a path names two splits, or the files of one are in several folders.
+    """
+    seen: set[Path] = set()
+    for split, files in by_split.items():
+        twice = next((path for path in files if path in seen), None)
+        if twice is not None:
+            raise ValueError(
+                f"{twice}: its path names more than one of the splits {', '.join(by_split)}, and it would be read for "
+                f"each. Rename it, or name the files, as in {{{split!r}: file}}."
+            )
+        folders = sorted({str(path.parent) for path in files})
+        if len(folders) > 1:
+            raise ValueError(
+                f"the files of the split {split!r} are in several folders: {', '.join(folders)}. Give the one that is "
+                f"meant, or name the files, as in {{{split!r}: [file, file]}}."
+            )
+        seen.update(files)
