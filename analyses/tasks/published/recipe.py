@@ -181,6 +181,9 @@ def _like(published: object, value: object, name: str) -> object:
             fits = isinstance(value, type(published))
         case int():
             fits = isinstance(value, int) and not isinstance(value, bool)
+        case float():
+            fits = isinstance(value, int | float) and not isinstance(value, bool)
+            value = float(value) if fits else value
         case Mapping():
             fits = isinstance(value, Mapping) and all(isinstance(one, str) for pair in value.items() for one in pair)
         case _:
