@@ -90,11 +90,16 @@ class OverTraining(Method):
 
 
 def steps_table(study: TrainingStudy) -> pd.DataFrame:
-    """A row for each step: the uncut probabilities, and under how many cuts each of them is higher or lower."""
+    """A row for each step: the uncut probabilities, and under how many cuts each of them is higher.
+
+    A cut that keeps all of a matrix is none.
+    """
     wide = _probabilities(study)
     rows = []
     for step, frame in wide.groupby("step"):
-        uncut, cuts = frame.loc[frame["end"] == "full"].iloc[0], frame.loc[frame["end"] != "full"]
+        uncut = frame.loc[frame["end"] == "full"].iloc[0]
+        whole = (frame["end"] == "full") | ((frame["end"] == "keep top") & (frame["rho"] == 1))
+        cuts = frame.loc[~whole]
         row: dict[str, object] = {"step": step}
         names = [name for name in frame.columns if name.startswith("p(")]
         row |= {name: float(uncut[name]) for name in names} | {"cuts": len(cuts)}

@@ -253,6 +253,7 @@ def after(asked: Asked, prompts: TrackedPrompts, spec: Mapping[str, Edit]) -> Fl
 
 
 def generates(task: Task) -> bool:
+    """Whether the task is judged by what the model generates."""
     return rule_for(task, None)[0].new_tokens > 0
 
 

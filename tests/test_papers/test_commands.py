@@ -200,7 +200,14 @@ def test_every_checkpoint_of_a_training_is_cut(home: Path, training: Path, tmp_p
             rows = table.loc[(table["step"] == step) & (table["end"] == end) & (table["quantity"] == "p")]
             value = rows.loc[rows["name"] == "correct", "value"].astype(float)
             assert value.tolist() == pytest.approx([torch.stack(p).mean().item()], abs=1e-5)
+    # How many cuts raise a probability, counted again (ρ = .5, so that none keeps a whole matrix).
+    p = table.loc[(table["quantity"] == "p") & (table["step"] == 1000) & (table["name"] == "correct")]
+    uncut = float(p.loc[p["end"] == "full", "value"].iloc[0])
+    values = [float(row["value"]) for row in p.to_dict("records") if row["end"] != "full"]
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    (row,) = [line for line in report.splitlines() if line.startswith("| 1000 | 0.")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[4:6] == [str(len(values)), str(sum(value > uncut for value in values))]
     assert "**2 checkpoints**, step 0 to 1000, on 20 prompts." in report and "at the steps 0, 1000" in report
     links = [text.split(")")[0] for text in report.split("](")[1:]]
     assert [link for link in links if not (tmp_path / "run" / link).exists()] == []

@@ -182,8 +182,8 @@ def _like(published: object, value: object, name: str) -> object:
         case int():
             fits = isinstance(value, int) and not isinstance(value, bool)
         case float():
-            fits = isinstance(value, int | float) and not isinstance(value, bool)
-            value = float(value) if fits else value
+            value = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+            fits = isinstance(value, float)
         case Mapping():
             fits = isinstance(value, Mapping) and all(isinstance(one, str) for pair in value.items() for one in pair)
         case _:
