@@ -16,7 +16,7 @@ from analyses.papers._method import Asked, Findings, Method
 from analyses.papers._models import short_name
 from analyses.papers._published import EIGENPRUNING, published
 from analyses.papers._reports import NOT_AT_HAND, Section, percent, write_figures
-from analyses.scoring import StartsWith
+from analyses.scoring import Likeliest, StartsWith
 from analyses.tasks import Splits
 from hooks import Site, host_of
 from hooks.sizes import nbytes
@@ -104,14 +104,18 @@ class Eigenpruning(Method):
         return StartsWith(per="first") if self.per == "first" and isinstance(usual, StartsWith) else None
 
     def _check(self, asked: Asked, parts: Splits) -> None:
-        """Refuse, before anything is scored, answers whose first token tells nothing.
+        """Refuse, before anything is scored, answers and choices whose first token tells nothing.
 
         Raises:
             TaskError: if there are any.
         """
+        if self.per != "first":
+            return
+        # Components are scored by the first token of choices too, whatever the rule reads of them.
+        rule = StartsWith(per="first") if asked.task.kind == "answer" else Likeliest(per="first")
         for part in (parts.screen, parts.test):
             try:
-                scoring.encode(asked.model, part, rule=self._rule(asked), prepend_bos=asked.settings.prepend_bos)
+                scoring.encode(asked.model, part, rule=rule, prepend_bos=asked.settings.prepend_bos)
             except ValueError as error:
                 raise TaskError(f"{error} On the command line: --per sequence.") from error
 

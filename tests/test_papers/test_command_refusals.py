@@ -114,6 +114,12 @@ def test_a_first_token_that_tells_nothing_is_refused_with_the_option_that_helps(
     digits.write_text("".join(json.dumps({"prompt": f"{n} x 4 =", "answer": f"{60 + n}"}) + "\n" for n in range(10)))
     told = refusal(home, "eigenpruning", task=digits)
     assert "begins with a token of white space" in told and told.endswith("On the command line: --per sequence.")
+    # Choices are judged by all of their tokens, but components are scored by the first.
+    labels = home / "labels.jsonl"
+    rows = [{"prompt": f"Is {n} two?", "labels": [" two plus", " two and"], "correct": [n % 2]} for n in range(10)]
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = refusal(home, "eigenpruning", task=labels)
+    assert "begin with the same tokens" in told and told.endswith("On the command line: --per sequence.")
 
 
 def test_a_folder_of_something_else_is_refused_and_kept(home: Path, tmp_path: Path) -> None:
