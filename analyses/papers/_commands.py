@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, get_args
 
+from analyses.eigenpruning import Per
 from analyses.laser import PAPER_RHOS
 from analyses.laser.candidates import MLP
-from analyses.papers._eigenpruning import Eigenpruning
+from analyses.papers._eigenpruning import By, Eigenpruning
 from analyses.papers._laser import Laser
 from analyses.papers._method import Method
 from analyses.papers._models import DTYPES, short_name
+from analyses.papers._over_training import OverTraining
 from analyses.papers._settings import Settings, Split
 from analyses.papers._truncation import Truncation
 from analyses.truncation import RHOS, Several
@@ -37,17 +39,23 @@ def parsed(arguments: list[str]) -> tuple[Settings, Method] | None:
     Raises:
         SystemExit: after the help, or after what is wrong with the arguments.
     """
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
     if given.command == "tasks":
         return None
+    if given.command == "eigenpruning" and given.corrupt and given.score != "paper":
+        parser.error(
+            f"--corrupt {given.corrupt} goes with the paper's score, and --score is {given.score}: leave it out."
+        )
     method = _method(given)
-    output = given.output or Path("results") / f"{given.command}-{short_name(given.model)}-{Path(given.task).stem}"
+    output = given.output or Path("results") / f"{method.name}-{short_name(given.model)}-{Path(given.task).stem}"
     return (
         Settings(
             model=given.model, task=given.task, output=output, data=tuple(given.data), options=dict(given.option),
             revision=given.revision, host=given.host, dtype=given.dtype, device=given.device,
             prepend_bos=given.prepend_bos, split=given.split, limit=given.limit, leave_out=given.leave_out,
             draws=given.draws, seed=given.seed, batch_size=given.batch_size, dry_run=given.dry_run, quiet=given.quiet,
+            steps=getattr(given, "steps", None),
         ),
         method,
     )  # fmt: skip
@@ -60,10 +68,11 @@ def _method(given: argparse.Namespace) -> Method:
             return Laser(sites=sites, rhos=rhos, strategy=given.strategy, compose=given.compose)
         case "eigenpruning":
             return Eigenpruning(
-                sites=sites, fraction=given.fraction, corrupt=given.corrupt, finetune=given.finetune,
-                learning_rate=given.learning_rate,
+                sites=sites, fraction=given.fraction, score=given.score, corrupt=given.corrupt or "previous",
+                per=given.per, finetune=given.finetune, learning_rate=given.learning_rate,
             )  # fmt: skip
-    return Truncation(sites=sites, rhos=rhos, generic=given.generic or None, several=given.several)
+    kind = Truncation if given.steps is None else OverTraining
+    return kind(sites=sites, rhos=rhos, generic=given.generic or None, several=given.several)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,11 +99,18 @@ def _eigenpruning(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     own = _command(commands, "eigenpruning", about, sites=["blocks.*.attn.W_K[*]"])
     own.add_argument("--fraction", type=_share, default=0.2, metavar="F",
                      help="of the components to remove (default: %(default)s)")  # fmt: skip
-    own.add_argument("--corrupt", choices=("previous", "shuffle"), default="previous",
-                     help="whose input stands in: the item before, or any other (default: %(default)s)")  # fmt: skip
-    own.add_argument("--finetune", action="store_true", help="also fine-tune a copy for one epoch, and prune that")
-    own.add_argument("--learning-rate", type=_positive, default=1e-4, metavar="LR",
-                     help="of the fine-tuning, by AdamW (default: %(default)s)")  # fmt: skip
+    own.add_argument("--score", choices=get_args(By), default="paper",
+                     help="the paper's, or the mean effect by an attribution (default: %(default)s)")  # fmt: skip
+    own.add_argument("--corrupt", choices=("previous", "shuffle"),
+                     help="whose input stands in for the paper's score: the item before, or any other "
+                     "(default: previous)")  # fmt: skip
+    own.add_argument("--per", choices=get_args(Per), default="first",
+                     help="how much of an answer is asked: its first token, as in the released script, each of them, "
+                     "or all together (default: %(default)s)")  # fmt: skip
+    own.add_argument("--finetune", action="store_true",
+                     help="also fine-tune a copy for one epoch, five items a step, and prune that")  # fmt: skip
+    own.add_argument("--learning-rate", type=_positive, default=0.01, metavar="LR",
+                     help="of the fine-tuning, by SGD (default: %(default)s)")  # fmt: skip
 
 
 def _truncation(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -103,6 +119,9 @@ def _truncation(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     _add_rhos(own, RHOS)
     own.add_argument("--generic", default=" the", metavar="TEXT",
                      help="a word that fits anywhere, tracked too; '' for none (default: '%(default)s')")  # fmt: skip
+    own.add_argument("--steps", type=_steps, metavar="STEP,STEP,...|all",
+                     help="cut the checkpoints of a training: --model names them all, or a folder with a folder for "
+                     "each, and --revision says how one is called (default: 'step{step}')")  # fmt: skip
     own.add_argument("--several", choices=get_args(Several), default="refuse",
                      help="what to do with words of several tokens (default: %(default)s)")  # fmt: skip
 
@@ -178,6 +197,15 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         _refuse(text, "a whole number, 1 or more")
     return int(text)
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    """The steps; none for all that there are."""
+    if text == "all":
+        return ()
+    if not all(part.isdecimal() for part in text.split(",")):
+        _refuse(text, "'all', or whole numbers with commas between them, such as 0,512,4000")
+    return tuple(int(part) for part in text.split(","))
 
 
 def _seed(text: str) -> int:

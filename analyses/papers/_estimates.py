@@ -115,8 +115,12 @@ def measure(
         decomposition = _fastest(lambda: SVD().decompose(W), clock), smallest
     # The first items may be shorter or longer than all: time goes by tokens. What is generated is a pass a token.
     per_token = seconds / few_tokens
+    an_item = per_token * tokens / len(task) * (1 + rule.new_tokens * rule.n_generated)
     return Measured(
-        per_token * tokens / len(task) * (1 + rule.new_tokens), decomposition, tokens / len(task), rows / len(task)
+        an_item,
+        decomposition,
+        tokens / len(task),
+        rows / len(task),
     )
 
 

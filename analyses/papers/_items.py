@@ -130,7 +130,8 @@ def divided(task: Task, split: Split, *, screen: bool, choose: float = _CHOOSE, 
         said += f"; {counted(repeated, 'item')} of the rest stood among the first too and were left out"
     crossing = _crossing(task, n)
     if crossing:
-        said += f"; {counted(crossing, 'group')} of items that belong together lies on both sides of the cut"
+        lie = "lies" if crossing == 1 else "lie"
+        said += f"; {counted(crossing, 'group')} of items that belong together {lie} on both sides of the cut"
     return Splits(task[:n_screen], task[n_screen:n], task.take(rest)), said
 
 

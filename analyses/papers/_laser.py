@@ -225,7 +225,9 @@ def _sections(
             [
                 f"The ten best of {counted(len(result.trials), 'candidate')} on the items that choose; all are in "
                 "[table.csv](table.csv), and every item of the rest in [items.csv](items.csv). `corrected` and "
-                "`broken` count items against the unedited model. Weights: " + result.weight_state + "."
+                "`broken` count items against the unedited model; log-loss is in nats per token. Weights: "
+                + result.weight_state
+                + "."
             ],
             [best],
             written,
@@ -280,9 +282,10 @@ def _best(result: SearchResult) -> pd.DataFrame:
 def _control_section(title: str, frame: pd.DataFrame, file: str) -> Section:
     named = {"draws": "count", "min": "min", "mean": "mean", "max": "max"}
     grouped = frame.groupby("control", sort=False)
-    table = grouped.agg(**{name: ("accuracy", how) for name, how in named.items()}, log_loss=("log_loss", "mean"))
-    table = table.reset_index().rename(columns={"log_loss": "log-loss, mean"})
-    said = f"On the items that report; every draw is in [{file}]({file})."
+    losses = {f"log-loss, {name}": ("log_loss", name) for name in ("min", "mean")}
+    table = grouped.agg(**{name: ("accuracy", how) for name, how in named.items()}, **losses).reset_index()
+    table = table.rename(columns={name: f"accuracy, {name}" for name in ("min", "mean", "max")})
+    said = f"On the items that report; log-loss in nats per token. Every draw is in [{file}]({file})."
     return Section(title, [said], [table])
 
 
@@ -318,5 +321,5 @@ def _losses(test: Comparison) -> str:
 
 def _verdict(test: Comparison) -> str:
     if test.accuracy.covers_zero:
-        return "The interval of the change covers 0: no evidence of a gain."
-    return f"A {'gain' if test.accuracy.low > 0 else 'loss'} on items that nothing was chosen on."
+        return "The interval of the change of accuracy covers 0: no evidence of a gain in accuracy."
+    return f"A {'gain' if test.accuracy.low > 0 else 'loss'} of accuracy on items that nothing was chosen on."

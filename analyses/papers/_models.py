@@ -1,11 +1,14 @@
 """The model of a run, by its name or its folder."""
 
+import json
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from analyses.papers._settings import Settings
+from analyses.truncation import Revisions
 from hooks.loading import load
 from surgery.arguments import shown
 
@@ -25,7 +28,9 @@ def check(settings: Settings) -> None:
     name, path = settings.model, Path(settings.model).expanduser()
     if settings.dtype not in DTYPES:
         raise ModelError(f"--dtype {shown(settings.dtype)}: it is one of {', '.join(DTYPES)}. Choose one.")
-    if path.is_dir() and not (path / "config.json").is_file():
+    if settings.steps is not None:
+        steps_of(settings)
+    elif path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(
             f"the folder '{name}' holds no config.json: a model's folder is what save_pretrained writes, config.json, "
             "the weights and the tokenizer's files. Give that folder, or a name on the hub."
@@ -38,8 +43,35 @@ def check(settings: Settings) -> None:
         _check_device(settings.device)
 
 
+def checkpoints(settings: Settings) -> Revisions:
+    """The checkpoints of the training that the settings name.
+
+    Raises:
+        ValueError: if the revision does not say where the step stands.
+    """
+    path = Path(settings.model).expanduser()
+    source = path if path.is_dir() else settings.model
+    return Revisions(source, settings.revision or "step{step}", settings.host, DTYPES[settings.dtype], settings.device)
+
+
+def steps_of(settings: Settings) -> tuple[int, ...]:
+    """The steps that are asked about, the earliest first.
+
+    Raises:
+        ValueError: if one cannot be there, or there are none.
+    """
+    return checkpoints(settings).steps(settings.steps or None)
+
+
+def hash_of_steps(settings: Settings) -> str:
+    """What tells these checkpoints from any others: a hash of their files, or of their names on the hub."""
+    revisions = checkpoints(settings)
+    told = json.dumps([revisions.identity(step) for step in steps_of(settings)])
+    return sha256(told.encode()).hexdigest()
+
+
 def loaded(settings: Settings) -> nn.Module:
-    """The model that the settings ask for, its weights as the checkpoint has them.
+    """The model that the settings ask for, its weights as the checkpoint has them; of a training the last one.
 
     Raises:
         ModelError: if it cannot be loaded.
@@ -47,6 +79,8 @@ def loaded(settings: Settings) -> nn.Module:
     path = Path(settings.model).expanduser()
     source = str(path) if path.is_dir() else settings.model
     try:
+        if settings.steps is not None:
+            return checkpoints(settings).load(steps_of(settings)[-1])
         return load(source, settings.revision, host=settings.host, dtype=DTYPES[settings.dtype], device=settings.device)
     except (OSError, ImportError) as error:
         raise ModelError(f"the model cannot be loaded: {error}") from error

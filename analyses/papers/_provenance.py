@@ -9,6 +9,7 @@ import pandas as pd
 from torch import nn
 
 from analyses.papers._items import Items
+from analyses.papers._models import steps_of
 from analyses.papers._reports import Section
 from analyses.papers._settings import Settings
 from hooks import host_of
@@ -25,11 +26,13 @@ def section(
     host = host_of(model)
     facts = {
         "command": f"`{command(arguments)}`",
-        "model": f"`{settings.model}`" + (f" at revision `{settings.revision}`" if settings.revision else ""),
+        "model": f"`{settings.model}`"
+        + (f" at revision `{settings.revision}`" if settings.revision else "")
+        + (f" at the steps {', '.join(map(str, steps_of(settings)))}" if settings.steps is not None else ""),
         "host": f"{type(model).__name__}, {host.n_layers} layers, d_model {host.d_model}, "
         f"{nbytes(model) / 2**20:,.1f} MiB of weights in {str(host.dtype).removeprefix('torch.')}",
         "weight state": host.weight_state(),
-        "fingerprint of the weights": f"`{fingerprint}`",
+        "fingerprint of the weights": f"`{fingerprint}`" + ("" if settings.steps is None else ", of the last step"),
         "task": f"{items.origin}, {counted(len(items.task), 'item')} of kind {items.task.kind}",
         "data": f"SHA-256 `{items.file_hash}`" if items.file_hash else "no file: the items are made or fetched",
         "items": f"SHA-256 `{items.items_hash}`",

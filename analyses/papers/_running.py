@@ -11,7 +11,7 @@ from analyses.papers._estimates import spoken
 from analyses.papers._folders import FolderError, RunFolder, check
 from analyses.papers._items import Items, TaskError, asked, read
 from analyses.papers._method import Asked, Findings, Method, page
-from analyses.papers._models import ModelError, loaded, short_name
+from analyses.papers._models import ModelError, hash_of_steps, loaded, short_name
 from analyses.papers._models import check as check_model
 from analyses.papers._provenance import command, section
 from analyses.papers._reports import Report, Section
@@ -81,6 +81,8 @@ def _run(settings: Settings, method: Method, given: Sequence[str], say: Say) -> 
     if what.items.left_out:
         say(f"{counted(len(what.items.left_out), 'item')} left out, which this model cannot be asked")
     identity |= {"items": items.items_hash, "weights": model_fingerprint(model)}
+    if settings.steps is not None:
+        identity["checkpoints"] = hash_of_steps(settings)
     if not settings.dry_run:
         check(settings.output, identity)
     say(str(method.estimate(what)))

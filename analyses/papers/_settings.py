@@ -36,6 +36,8 @@ class Settings:
     draws: int = 5
     seed: int = 0
     batch_size: int | None = None
+    steps: tuple[int, ...] | None = None
+    """Of a training, whose checkpoints `model` names together; () for all of a folder, None for one model."""
     dry_run: bool = False
     quiet: bool = False
 

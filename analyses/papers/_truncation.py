@@ -60,14 +60,14 @@ class Truncation(Method):
         """Counted in items; every cut starts at its matrix's block."""
         settings = asked.settings
         choosing, reporting = self._parts(asked)
-        if not _generates(asked.task):
+        if not generates(asked.task):
             self._prompts(asked, asked.task)
         sites = [Site.parse(site) for site in surgery.sites(asked.model, self.sites)]
         measured = measure(
             asked.model, asked.task, sites, prepend_bos=settings.prepend_bos, batch_size=settings.batch_size
         )
         whole = sum(fraction_from(asked.model, site) for site in sites)
-        halves = 1 if _generates(asked.task) else 2
+        halves = 1 if generates(asked.task) else 2
         cuts = cuts_of_a_matrix(len(self.rhos), generating=halves == 1)
         n_cut = len(choosing) if halves == 1 else len(asked.task)
         n_controls = len(_KINDS) * settings.draws
@@ -87,7 +87,7 @@ class Truncation(Method):
             f"{len(choosing)} items drawn at random choose the cut, the other {len(reporting)} report; items that "
             f"belong together stay together; words of several tokens: {self.several}"
         )
-        if _generates(asked.task):
+        if generates(asked.task):
             return self._generated(asked, folder, choosing, reporting, said)
         chosen_on = self._curve(asked, folder, choosing, "choosing")
         curve = self._curve(asked, folder, reporting, "reporting")
@@ -252,7 +252,8 @@ def after(asked: Asked, prompts: TrackedPrompts, spec: Mapping[str, Edit]) -> Fl
     return torch.cat(rows)
 
 
-def _generates(task: Task) -> bool:
+def generates(task: Task) -> bool:
+    """Whether the task is judged by what the model generates."""
     return rule_for(task, None)[0].new_tokens > 0
 
 

@@ -6,7 +6,7 @@ from typing import TypeAlias, final
 
 from surgery.arguments import shown
 
-Setting: TypeAlias = str | int | bool | tuple[str, ...]
+Setting: TypeAlias = str | int | float | bool | tuple[str, ...]
 
 
 @final

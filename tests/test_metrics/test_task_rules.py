@@ -1,6 +1,7 @@
 """The rule that goes with a task, and the readings of an answer that the papers' tasks ask for."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,10 @@ def test_laser_searches_by_the_rule_of_the_task_and_remembers_it(model: nn.Modul
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (NamedRule("Guesses"), r"scored by Guesses\(\), and there is no rule 'Guesses': there are Contains, Likeliest"),
+        (
+            NamedRule("Guesses"),
+            r"by Guesses\(\), and there is no rule 'Guesses': there are Contains, LastNumber, Likeliest",
+        ),
         (NamedRule("Contains", {"tokens": 3}), r"scored by Contains\(tokens=3\): .*unexpected keyword argument"),
         (NamedRule("Likeliest"), "whose items are of kind 'answer'"),
     ],
@@ -66,21 +70,43 @@ def test_a_rule_that_does_not_fit_the_task_is_refused(model: nn.Module, rule: Na
 
 
 def test_every_recipe_names_a_rule_that_there_is(model: nn.Module) -> None:
-    known = {rule.__name__: rule for rule in scoring.Rule.__subclasses__()}
     for name in tasks.recipes()["name"]:
         rule = tasks.recipe(name).rule
-        if rule.name == "LastNumber" and "LastNumber" not in known:
-            continue
-        made = known[rule.name](**rule.settings)
+        made = getattr(scoring, rule.name)(**rule.settings)
         assert {setting: getattr(made, setting) for setting in rule.settings} == dict(rule.settings)
 
 
-@pytest.mark.skipif(not hasattr(scoring, "LastNumber"), reason="the rule for the last number is not there")
 def test_gsm8k_is_scored_by_its_last_number(model: nn.Module) -> None:
-    rows = [{"question": "3 x 4 =", "answer": "#### 12"}]
-    options = {"n_examples": 0, "prompt": "{question}", "n_tokens": 4}
+    said: dict[str, str] = {}
+    for n in range(12):
+        question, ids = f"{n} x 4 =", model.to_tokens(f"{n} x 4 =")
+        start = ids.shape[1]
+        for _ in range(24):
+            ids = torch.cat([ids, model(ids, return_type="logits")[0, -1].argmax().view(1, 1)], 1)
+        said[question] = model.tokenizer.decode(ids[0, start:])
+    numbers = {question: re.findall(r"[0-9]+", text) for question, text in said.items()}
+    ending = [question for question, found in numbers.items() if found]
+    assert len(ending) > 4 and any(len(numbers[question]) > 1 for question in ending)
+    # Every second one is asked for the number that the model ends in, the others for another.
+    rows = [{"question": question, "answer": f"So.\n#### {int(numbers[question][-1]) + n % 2:,}"}
+            for n, question in enumerate(ending)]  # fmt: skip
+    rows += [{"question": question, "answer": "#### 0"} for question, found in numbers.items() if not found]
+    options = {"n_examples": 0, "prompt": "{question}", "n_tokens": 24}
     scores = scoring.score(model, tasks.recipe("gsm8k").task(rows, **options))
-    assert scores.encoded.rule.n_tokens == 4 and scores.encoded.rule.stop == ("Question",)
+    assert scores.correct.tolist() == [n < len(ending) and not n % 2 for n in range(12)]
+    assert scores.encoded.rule == scoring.LastNumber(24, stop=("Question",))
+
+
+def test_several_samples_of_gsm8k_are_options_of_the_recipe(model: nn.Module) -> None:
+    rows = [{"question": f"{n} x 4 =", "answer": f"#### {4 * n}"} for n in range(3)]
+    options = {"n_examples": 0, "prompt": "{question}", "n_tokens": 8}
+    drawn = tasks.recipe("gsm8k").task(rows, **options, samples=3, temperature=0.7, seed=2)
+    scores = scoring.score(model, drawn)
+    assert scores.encoded.rule == scoring.LastNumber(8, stop=("Question",), samples=3, temperature=0.7, seed=2)
+    with pytest.raises(ValueError, match="samples=3 at temperature 0"):
+        scoring.score(model, tasks.recipe("gsm8k").task(rows, **options, samples=3))
+    with pytest.raises(ValueError, match="temperature=-1"):
+        tasks.recipe("gsm8k").task(rows, **options, temperature=-1)
 
 
 def test_says_next_compares_the_text_of_the_likeliest_token_alone(model: nn.Module) -> None:
@@ -126,8 +152,6 @@ def test_starts_with_looks_at_the_first_tokens_that_count() -> None:
     # The rank of the second token does not count.
     assert by_first.rank[2] == int((_logits(model, tokens) > _logits(model, tokens)[off]).sum())
     assert repr(StartsWith()) == "StartsWith()" and repr(StartsWith(per="first")) == "StartsWith(per='first')"
-    with pytest.raises(ValueError, match="StartsWith was given per='last'"):
-        StartsWith("last")
 
 
 def _logits(model: nn.Module, tokens: tuple[int, ...]) -> torch.Tensor:

@@ -32,6 +32,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"n_embd": 16, "n_inner": 32, "n_layer": 2, "n_head": 2, "n_positions": 48, "vocab_size": len(tokenizer)}
     hf.GPT2LMHeadModel(hf.GPT2Config(**sizes)).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
+    (folder / "training").mkdir()
+    (folder / "training" / "step0").symlink_to(folder / "model", target_is_directory=True)
     (folder / "empty").mkdir()
     facts = [{"prompt": f"Fact {n} is", "answer": "true"} for n in range(10)]
     choices = [{"prompt": f"Is {n} two?", "labels": [" one", " two"], "correct": [0]} for n in range(10)]
@@ -89,6 +91,37 @@ def test_a_task_of_the_wrong_kind_is_refused(home: Path, command: str, task: str
     assert f"holds items of kind {kind!r}, and {command} is for the kinds" in told
 
 
+def test_a_training_is_refused_where_there_is_none(home: Path) -> None:
+    told = refusal(home, "truncation", model=home, steps="all")
+    assert "holds no checkpoint: each is a Hugging Face folder of the name 'step{step}'" in told
+    assert "--model" not in told and "step7" in refusal(home, "truncation", model=home / "training", steps="7")
+    assert "'main': it says where the number stands" in refusal(
+        home, "truncation", model=home / "training", steps="0", revision="main"
+    )
+
+
+def test_over_a_training_what_is_generated_is_not_judged(home: Path) -> None:
+    rows = home / "gsm8k.jsonl"
+    rows.write_text("".join(json.dumps({"question": f"{n} x 4 =", "answer": f"#### {4 * n}"}) + "\n" for n in range(5)))
+    told = refusal(
+        home, "truncation", model=home / "training", steps="all", task="gsm8k", data=rows, option="n_examples=0"
+    )
+    assert "is judged by what is generated, and over a training the probabilities" in told
+
+
+def test_a_first_token_that_tells_nothing_is_refused_with_the_option_that_helps(home: Path) -> None:
+    digits = home / "digits.jsonl"
+    digits.write_text("".join(json.dumps({"prompt": f"{n} x 4 =", "answer": f"{60 + n}"}) + "\n" for n in range(10)))
+    told = refusal(home, "eigenpruning", task=digits)
+    assert "begins with a token of white space" in told and told.endswith("On the command line: --per sequence.")
+    # Choices are judged by all of their tokens, but components are scored by the first.
+    labels = home / "labels.jsonl"
+    rows = [{"prompt": f"Is {n} two?", "labels": [" two plus", " two and"], "correct": [n % 2]} for n in range(10)]
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = refusal(home, "eigenpruning", task=labels)
+    assert "begin with the same tokens" in told and told.endswith("On the command line: --per sequence.")
+
+
 def test_a_folder_of_something_else_is_refused_and_kept(home: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     told: list[str] = []
@@ -109,13 +142,17 @@ def test_a_folder_of_something_else_is_refused_and_kept(home: Path, tmp_path: Pa
         (["--seed", "-1"], "'-1' is not a whole number"),
         (["--option", "x"], "'x' is not of the form NAME=VALUE"),
         (["--strat", "screened"], "unrecognized arguments"),
+        (["truncation", "--steps", "0;512"], "'0;512' is not 'all', or whole numbers with commas between them"),
+        (["eigenpruning", "--score", "ablation", "--corrupt", "shuffle"], "--corrupt shuffle goes with the paper's"),
+        (["eigenpruning", "--score", "fisher"], "invalid choice: 'fisher'"),
     ],
 )
 def test_what_cannot_be_understood_is_told_before_anything_is_loaded(
     arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    command, *more = ["laser", *arguments] if arguments[0].startswith("-") else arguments
     with pytest.raises(SystemExit) as stopped:
-        main(["laser", "--model", "x", "--task", "y", *arguments])
+        main([command, "--model", "x", "--task", "y", *more])
     assert stopped.value.code == 2 and expected in capsys.readouterr().err
 
 
@@ -171,8 +208,9 @@ def test_the_estimate_of_a_search_follows_from_the_counts(home: Path) -> None:
 
 
 def test_the_estimate_of_eigenpruning_follows_from_the_counts() -> None:
-    assert sum(items_asked(10, 5, draws=3, finetune=False).values()) == 4 * 10 + 7 * 5
-    assert sum(items_asked(10, 5, draws=3, finetune=True).values()) == 40 + 35 + 3 * 10 + 2 * 40 + 6 * 5
+    how = {"draws": 3, "passes": 4}
+    assert sum(items_asked(10, 5, **how, finetune=False).values()) == 4 * 10 + 7 * 5
+    assert sum(items_asked(10, 5, **how, finetune=True).values()) == 40 + 35 + 3 * 10 + 40 + 7 * 5
 
 
 def test_what_is_measured_is_divided_by_the_items(home: Path) -> None:

@@ -1,6 +1,8 @@
 """The papers' commands, from a folder with a model and a file with items to the report; and what they refuse."""
 
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import torch
 import transformers as hf
 from tiny_tokenizers import byte_level, wrapped
 
-from analyses import laser, scoring, tasks
+import surgery
+from analyses import attribution, eigenpruning, laser, scoring, tasks, truncation
 from analyses.papers import main
 from hooks.loading import load
 from surgery import KeepTop, apply
@@ -114,13 +117,20 @@ def test_the_numbers_of_the_report_are_those_of_the_model(home: Path, tmp_path: 
 
 @pytest.mark.parametrize("shape", ["phi", "llama"])
 def test_eigenpruning_goes_from_a_folder_to_a_report(home: Path, tmp_path: Path, shape: str) -> None:
-    command = ("eigenpruning", *common(home, shape, tmp_path / "run"), "--finetune")
+    command = ("eigenpruning", *common(home, shape, tmp_path / "run"), "--finetune", "--learning-rate", 1e-4)
     code, told = run(*command)
     assert code == 0, told
     table = pd.read_csv(tmp_path / "run" / "table.csv").set_index("variant")
-    assert {"base", "pruned", "random 1", "smallest s", "fine-tuned", "fine-tuned + pruned"} <= set(table.index)
+    controls = ["random 1", "smallest s", "sign flipped"]
+    tuned = ["fine-tuned", *(f"fine-tuned + {name}" for name in ("pruned", *controls))]
+    assert table.index.tolist() == ["base", "pruned", *controls, *tuned]
     assert set(table["n_items"]) == {4}
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    # Four items show nothing, and the report says so, of the model as it is and of the copy.
+    for variant in ("pruned", "fine-tuned + pruned"):
+        assert re.search(rf"\*\*{re.escape(variant)}: the score shows nothing beyond '[a-z 0-9]+'", report)
+        assert table["lead"].notna().sum() == 2 * len(controls)
+    assert "right by StartsWith(per='first')" in report and "by SGD" not in report
     for variant in table.index:
         assert f"| {variant} |" in report
     # Again: nothing is computed, and the page is the same.
@@ -129,6 +139,147 @@ def test_eigenpruning_goes_from_a_folder_to_a_report(home: Path, tmp_path: Path,
     assert run(*command)[0] == 0
     assert (tmp_path / "run" / "report.md").read_text(encoding="utf-8") == report
     assert (tmp_path / "run" / "finished.jsonl").read_bytes() == finished
+
+
+@pytest.mark.parametrize("score", ["gradient", "curvature", "ablation"])
+def test_components_can_be_scored_by_an_attribution(home: Path, tmp_path: Path, score: str) -> None:
+    site, per = "blocks.1.attn.W_K[0]", ("--per", "sequence", "--fraction", 0.5)
+    code, told = run("eigenpruning", *common(home, "phi", tmp_path), "--score", score, "--sites", site, *per)
+    assert code == 0, told
+    rows = pd.read_csv(tmp_path / "scores.csv")
+    # The same score without the command: the mean effect on the loss, of the items that are scored.
+    parts = tasks.from_jsonl(home / "facts.jsonl").split(screen=0.8, validation=0.0, test=0.2, seed=0)
+    by = {
+        "gradient": attribution.by_gradient,
+        "curvature": attribution.by_curvature,
+        "ablation": attribution.by_ablation,
+    }
+    expected = eigenpruning.attribute(
+        load(str(home / "phi")), parts.screen, site, score=by[score], reduce="mean", per="sequence", progress=False
+    )
+    assert rows["score"].tolist() == pytest.approx(expected[site].tolist(), rel=1e-3, abs=1e-6)
+    spec = surgery.load(tmp_path / "edit.json", model=load(str(home / "phi")))
+    assert set(spec) == {site} and "4 of 8 components removed" in told
+
+
+@pytest.fixture(scope="module")
+def training(home: Path) -> Path:
+    """Two checkpoints of one training, a folder each."""
+    for seed, step in enumerate((0, 1000)):
+        torch.manual_seed(seed)
+        model = SHAPES["pythia"](400)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(12 if parameter.ndim > 1 else 1)
+        model.save_pretrained(home / "training" / f"step{step}")
+        wrapped(byte_level(400)).save_pretrained(home / "training" / f"step{step}")
+    return home / "training"
+
+
+def over_training_of(home: Path, training: Path, output: Path, *more: object) -> tuple[int, str]:
+    given = ("--model", training, "--task", home / "facts.jsonl", "--output", output, "--several", "first")
+    cuts = ("--sites", "blocks.1.mlp.W_out", "--rhos", 0.5, "--generic", " of")
+    return run("truncation", *given, *cuts, *(more or ("--steps", "0,1000")))
+
+
+def test_every_checkpoint_of_a_training_is_cut(home: Path, training: Path, tmp_path: Path) -> None:
+    code, told = over_training_of(home, training, tmp_path / "run")
+    assert code == 0, told
+    table = pd.read_csv(tmp_path / "run" / "table.csv", keep_default_na=False)
+    asked = tasks.from_jsonl(home / "facts.jsonl").items
+    for step in (0, 1000):
+        model = load(str(training / f"step{step}"))
+        for end, spec in {"full": {}, "keep top": {"blocks.1.mlp.W_out": KeepTop(rho=0.5)}}.items():
+            with apply(model, spec, progress=False), torch.no_grad():
+                p = [
+                    model(model.to_tokens(item.context))[0, -1].softmax(0)[
+                        model.to_tokens(" " + item.right[0].strip(), prepend_bos=False)[0, 0]
+                    ]
+                    for item in asked
+                ]
+            rows = table.loc[(table["step"] == step) & (table["end"] == end) & (table["quantity"] == "p")]
+            value = rows.loc[rows["name"] == "correct", "value"].astype(float)
+            assert value.tolist() == pytest.approx([torch.stack(p).mean().item()], abs=1e-5)
+    # How many cuts raise a probability, counted again (ρ = .5, so that none keeps a whole matrix).
+    p = table.loc[(table["quantity"] == "p") & (table["step"] == 1000) & (table["name"] == "correct")]
+    uncut = float(p.loc[p["end"] == "full", "value"].iloc[0])
+    values = [float(row["value"]) for row in p.to_dict("records") if row["end"] != "full"]
+    report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    (row,) = [line for line in report.splitlines() if line.startswith("| 1000 | 0.")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[4:6] == [str(len(values)), str(sum(value > uncut for value in values))]
+    assert "**2 checkpoints**, step 0 to 1000, on 20 prompts." in report and "at the steps 0, 1000" in report
+    links = [text.split(")")[0] for text in report.split("](")[1:]]
+    assert [link for link in links if not (tmp_path / "run" / link).exists()] == []
+    assert {"figures/log_p_correct.html", "figures/log_p_generic.html"} <= set(links)
+    # All of a folder are the same checkpoints, of which nothing is cut again; fewer are another run.
+    assert "holds another run: steps" in over_training_of(home, training, tmp_path / "run", "--steps", "0")[1]
+
+
+def test_a_training_that_was_stopped_goes_on(
+    home: Path, training: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, loads, killed = truncation.Revisions.load, [], True
+
+    def loading(revisions: truncation.Revisions, step: int) -> torch.nn.Module:
+        if killed and loads == [1000, 0]:
+            raise KeyboardInterrupt
+        loads.append(step)
+        return make(revisions, step)
+
+    monkeypatch.setattr(truncation.Revisions, "load", loading)
+    code, told = over_training_of(home, training, tmp_path, "--steps", "all")
+    assert code == 130 and "the same command goes on" in told
+    killed = False
+    assert over_training_of(home, training, tmp_path, "--steps", "all")[0] == 0
+    # The last one is loaded first, to be measured; the one at step 0 is cut once.
+    assert loads == [1000, 0, 1000, 1000]
+
+
+def test_gsm8k_is_judged_by_the_last_number_of_several_samples(home: Path, tmp_path: Path) -> None:
+    questions = [{"question": f"What is {n} x 4?", "answer": f"It is.\n#### {4 * n}"} for n in range(8)]
+    write(tmp_path / "train.jsonl", questions[:1])
+    write(tmp_path / "test.jsonl", questions[1:])
+    code, told = run(
+        "truncation", "--model", home / "pythia", "--task", "gsm8k", "--data", f"test={tmp_path / 'test.jsonl'}",
+        "--data", f"train={tmp_path / 'train.jsonl'}", "--option", "n_examples=1", "--option", "n_tokens=6",
+        "--option", "samples=3", "--option", "temperature=0.7", "--output", tmp_path / "run", "--draws", 1,
+        "--sites", "blocks.1.mlp.W_out", "--rhos", 0.5,
+    )  # fmt: skip
+    assert code == 0, told
+    table = pd.read_csv(tmp_path / "run" / "table.csv")
+    options = {"n_examples": 1, "n_tokens": 6, "samples": 3, "temperature": 0.7}
+    data = {"test": tmp_path / "test.jsonl", "train": tmp_path / "train.jsonl"}
+    task = tasks.recipe("gsm8k").task(data, **options)
+    model, choosing = load(str(home / "pythia")), task.split(screen=0.0, validation=0.5, test=0.5, seed=0).validation
+    with apply(model, {"blocks.1.mlp.W_out": KeepTop(rho=0.5)}, progress=False):
+        scores = scoring.score(model, choosing)
+    assert scores.encoded.rule == scoring.LastNumber(6, stop=("Question",), samples=3, temperature=0.7)
+    kept = table.loc[table["edit"] == "KeepTop"].iloc[0]
+    assert (kept["accuracy"], kept["n_items"]) == (scores.accuracy, len(choosing))
+    assert kept["log_loss"] == pytest.approx(scores.log_loss.mean().item(), abs=1e-5)
+
+
+STORY, DATA = os.environ.get("SURGERY_STORY_MODEL"), os.environ.get("SURGERY_DATA")
+
+
+@pytest.mark.skipif(not STORY or not DATA, reason="SURGERY_STORY_MODEL and SURGERY_DATA name no model and data")
+def test_laser_runs_on_a_trained_model_and_published_facts(tmp_path: Path) -> None:
+    data = Path(str(DATA)) / "known_1000.json"
+    code, told = run(
+        "laser", "--model", STORY, "--task", "counterfact", "--data", data, "--limit", 40, "--rhos", 0.2, 0.05,
+        "--draws", 1, "--compose", "--output", tmp_path,
+    )  # fmt: skip
+    assert code == 0, told
+    model, task = load(str(STORY)), tasks.recipe("counterfact").task(data)[:40]
+    table, chosen = pd.read_csv(tmp_path / "table.csv"), surgery.load(tmp_path / "edit.json", model=model)
+    assert (table["split"] == "validation").sum() == 1 + 2 * 2 * 5
+    before, after = (table.loc[(table["split"] == "test") & (table["chosen"] == one)].iloc[0] for one in (False, True))
+    for row, spec in ((before, {}), (after, chosen)):
+        with apply(model, spec, progress=False):
+            scores = scoring.score(model, task[8:])
+        assert (row["accuracy"], row["log_loss"]) == pytest.approx((scores.accuracy, scores.log_loss.mean().item()))
+    assert "| the paper | GPT-J 6B | 13.1 % | 24.0 % | 29.2 % |" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("shape", ["pythia", "gptj"])
@@ -144,8 +295,6 @@ def test_truncation_goes_from_a_folder_to_a_report(home: Path, tmp_path: Path, s
     controls = pd.read_csv(tmp_path / "run" / "controls.csv")
     assert controls["control"].tolist()[:2] == ["uncut", "the cut itself"] and len(controls) == 5
     # The edit that is saved does what the table says.
-    import surgery
-
     model, halves = load(str(home / shape)), tasks.from_jsonl(home / "facts.jsonl")
     parts = halves.split(screen=0.0, validation=0.5, test=0.5, seed=0)
     with apply(model, surgery.load(tmp_path / "run" / "edit.json", model=model), progress=False), torch.no_grad():

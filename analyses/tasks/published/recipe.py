@@ -181,6 +181,9 @@ def _like(published: object, value: object, name: str) -> object:
             fits = isinstance(value, type(published))
         case int():
             fits = isinstance(value, int) and not isinstance(value, bool)
+        case float():
+            value = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+            fits = isinstance(value, float)
         case Mapping():
             fits = isinstance(value, Mapping) and all(isinstance(one, str) for pair in value.items() for one in pair)
         case _:

@@ -15,10 +15,11 @@ from analyses.tasks.published.columns import text_of
 from analyses.tasks.published.data import table
 from analyses.tasks.published.form import FromRecords, LeftOut, Made, Parts
 from analyses.tasks.rules import NamedRule
-from surgery.arguments import counted, seed, whole
+from surgery.arguments import counted, finite, seed, whole
 
 _FINAL = re.compile(r"####\s*(\S.*)\s*$")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
+_GREEDY = {"samples": 1, "temperature": 0.0, "seed": 0}
 
 
 @final
@@ -69,6 +70,9 @@ class WorkedExamples(FromRecords):
         examples_split: the split they are from.
         n_tokens: how many tokens are generated.
         stop: where what is generated ends.
+        samples: how many solutions are generated for a question, of which the majority counts.
+        temperature: of the samples; 0 takes the likeliest tokens, as one sample has to.
+        seed: of the samples.
     """
 
     between: str = "\n\n"
@@ -77,16 +81,24 @@ class WorkedExamples(FromRecords):
     examples_split: str = "train"
     n_tokens: int = 256
     stop: tuple[str, ...] = ("Question",)
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_template(self.prompt, ["{question}"])
         whole(self.n_examples, "n_examples")
         whole(self.n_tokens, "n_tokens", least=1)
+        whole(self.samples, "samples", least=1)
+        finite(self.temperature, "temperature", least=0)
+        seed(self.seed)
 
     @property
     def rule(self) -> NamedRule:
         """The last number that is generated is the reference."""
-        return NamedRule("LastNumber", {"n_tokens": self.n_tokens, "stop": self.stop})
+        drawn = {"samples": self.samples, "temperature": self.temperature, "seed": self.seed}
+        settings = {"n_tokens": self.n_tokens, "stop": self.stop}
+        return NamedRule("LastNumber", settings if drawn == _GREEDY else settings | drawn)
 
     @property
     def read_splits(self) -> tuple[str, ...]:
