@@ -58,7 +58,7 @@ ANALYSES: dict[str, Callable[..., Effects]] = {
         m, t, f, {site: [0, 1] for site in sites}, **more
     ),
     "path": lambda m, t, f, sites, **more: attribution.by_path(m, t, f, {sites[1]: _drop()}, **more),
-    "screen": lambda m, t, f, sites, **more: attribution.screen(m, t, f, {sites[1]: [0, 1]}, **more).estimated,
+    "screen": lambda m, t, f, sites, **more: attribution.screen(m, t, f, {sites[1]: [0, 1]}, draws=0, **more).estimated,
 }
 
 

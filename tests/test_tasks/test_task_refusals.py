@@ -69,7 +69,7 @@ CASES = {
     "scoring.score(model, splits)": "task=Splits(screen=Task(",
     "scoring.score(model, ['a', 'b'])": "task=['a', 'b']: give a Task or a list of items. Read a file with",
     "scoring.score(model, [])": "task=[]: give a Task or a list of items.",
-    "scoring.score(model, task, rule=scoring.Contains)": "rule=<class 'analyses.scoring._rules.Contains'>: give a rule",
+    "scoring.score(model, task, rule=scoring.Contains)": "rule=<class 'analyses.scoring._generating_rules.Contains'>",
     "scoring.score(model, task, rule='contains')": "rule='contains': give a rule, such as StartsWith() or Contains(10)",
     "scoring.score(model, task, batch_size=1.5)": "batch_size=1.5: give a whole number, 1 or more.",
     "scoring.score(model, task, batch_size='2')": "batch_size='2': give a whole number, 1 or more.",
