@@ -32,7 +32,8 @@ SHAPED = [
     if "from jaxtyping" in path.read_text(encoding="utf-8")
 ]
 if "SURGERY_UNCHECKED" not in os.environ:
-    jaxtyping.install_import_hook(SHAPED, "beartype.beartype")
+    hook = jaxtyping.install_import_hook(SHAPED, "beartype.beartype").hook
+    hook.should_instrument = frozenset(SHAPED).__contains__  # it is asked at every import of any module
 
 # The same examples in every run, so that a failure is always met again: HYPOTHESIS_PROFILE=explore looks for new ones.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)

@@ -192,6 +192,8 @@ def test_an_interrupted_analysis_leaves_nothing_on_the_model(kind: str, name: st
     with borrowed(kind) as model:
         ANALYSES[name](model)
         before, when, left = State(model), moments(lambda: ANALYSES[name](model), files), 0
+        if not THOROUGH:  # the one host every second line, the other those between
+            when = when[kind.startswith("bridge") :: 2]
         for n in when:
             interrupt = struck(lambda: ANALYSES[name](model), n, files)
             assert interrupt is not None

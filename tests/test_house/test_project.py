@@ -1,6 +1,7 @@
 """The project's own settings do what they claim."""
 
 import importlib
+import os
 import re
 import tomllib
 import warnings
@@ -33,6 +34,10 @@ def test_a_warning_from_others_is_not(module: str) -> None:
     assert [str(warning.message) for warning in caught] == ["look out"]
 
 
+checking = pytest.mark.skipif("SURGERY_UNCHECKED" in os.environ, reason="SURGERY_UNCHECKED leaves the checks out")
+
+
+@checking
 def test_our_annotations_are_checked_at_run_time() -> None:
     import torch
     from beartype.roar import BeartypeException
@@ -46,6 +51,7 @@ def test_our_annotations_are_checked_at_run_time() -> None:
             function(given)
 
 
+@checking
 def test_every_module_that_speaks_of_shapes_is_checked_at_run_time() -> None:
     for package in ("hooks", "surgery", "analyses"):
         for path in (ROOT / package).rglob("*.py"):
