@@ -247,6 +247,15 @@ def tokens(batch: int = 2, pos: int = 7) -> Tensor:
     return torch.randint(0, D_VOCAB, (batch, pos), generator=torch.Generator().manual_seed(1))
 
 
+def hidden_sites(kind: str) -> set[str]:
+    """What a second normalisation separates from the next hook point."""
+    return (
+        {f"blocks.{i}.{m}" for i in range(2) for m in ("attn.W_O", "mlp.W_out")}
+        if kind == "hooked post-norm"
+        else set()
+    )
+
+
 def _unsettle(model: nn.Module) -> None:
     """Biases, norms and gains away from 0 and 1, so that a test that forgets one of them fails."""
     generator = torch.Generator().manual_seed(2)

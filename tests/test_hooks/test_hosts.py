@@ -3,7 +3,7 @@
 import pytest
 import torch
 from by_hand import addresses, bias, head_count, read, split
-from models import EVERY_KIND, ONE_OF_EACH, borrowed, bridge, build, hooked, kinds, tokens
+from models import EVERY_KIND, ONE_OF_EACH, borrowed, bridge, build, hidden_sites, hooked, kinds, tokens
 from torch import Tensor, nn
 
 import surgery
@@ -99,15 +99,6 @@ def test_the_named_hook_points_show_the_same_activations(kind: str) -> None:
             y = place.read_output(cache[place.output.hook])
             torch.testing.assert_close(x, seen[str(place.site)][0], atol=1e-6, rtol=1e-6)
             torch.testing.assert_close(y, seen[str(place.site)][1], atol=1e-6, rtol=1e-6)
-
-
-def hidden_sites(kind: str) -> set[str]:
-    """What a second normalisation separates from the next hook point."""
-    return (
-        {f"blocks.{i}.{m}" for i in range(2) for m in ("attn.W_O", "mlp.W_out")}
-        if kind == "hooked post-norm"
-        else set()
-    )
 
 
 @pytest.mark.parametrize("kind", ONE_OF_EACH)

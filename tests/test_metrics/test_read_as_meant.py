@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import ONE_OF_EACH, build
-from test_patterns import Paper, by_hand, patterns
+from pattern_grammar import Paper, by_hand, patterns
 from test_scoring import bridge_with, wrapped
 from tiny_tokenizers import byte_level, sentence_piece
 from torch import Tensor, nn

@@ -3,8 +3,17 @@
 import pytest
 import torch
 from by_hand import addresses, head_count, low_rank, read, split, write
-from models import EVERY_KIND, MORE_ARCHITECTURES, ONE_OF_EACH, SOME_KINDS, borrowed, build, hooked, tokens
-from test_hosts import hidden_sites
+from models import (
+    EVERY_KIND,
+    MORE_ARCHITECTURES,
+    ONE_OF_EACH,
+    SOME_KINDS,
+    borrowed,
+    build,
+    hidden_sites,
+    hooked,
+    tokens,
+)
 from torch import Tensor, nn
 
 import surgery
