@@ -4,6 +4,8 @@ The suite runs in two environments: transformer-lens 3.9, which has HookedTransf
 newest 4.x, which has the bridge only. A test that needs HookedTransformer says so with the marker `hooked`, on the test
 or on one of its parameters (`pytest.param(..., marks=pytest.mark.hooked)`), or by asking for the fixture
 `hooked_transformer`; it is skipped on 4.x. The name is imported inside functions only: on 4.x the import alone raises.
+
+A test marked `long` takes many seconds and says little that shorter ones do not: only `make test-all` runs it.
 """
 
 import os
@@ -43,7 +45,10 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what needs HookedTransformer where there is none."""
+    """Skips what takes long, but for `make test-all`, and what needs HookedTransformer where there is none."""
+    for item in items:
+        if item.get_closest_marker("long") and "SURGERY_THOROUGH" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="takes long: make test-all runs it"))
     if HAS_HOOKED_TRANSFORMER:
         return
     skip = pytest.mark.skip(reason="needs HookedTransformer, which transformer-lens 4 no longer has")

@@ -103,7 +103,7 @@ def workers(request: pytest.FixtureRequest) -> Workers:
     return Workers(Elsewhere() if request.param == "here" else request.getfixturevalue("pool"), LOAD)
 
 
-@pytest.mark.parametrize("strategy", ["exhaustive", "screened"])
+@pytest.mark.parametrize("strategy", ["exhaustive", pytest.param("screened", marks=pytest.mark.long)])
 def test_a_search_by_workers_is_the_search_to_the_last_bit(workers: Workers, strategy: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert_same(search(workers, strategy=strategy, log=log), whole(strategy))
@@ -134,7 +134,9 @@ def test_a_rank_curve_and_its_controls_are_the_same(workers: Workers) -> None:
         pd.testing.assert_frame_equal(one.to_dataframe(), other.to_dataframe(), check_exact=True)
 
 
-@pytest.mark.parametrize("replacement", ["zero", "mean", "resample"])
+@pytest.mark.parametrize(
+    "replacement", ["zero", *(pytest.param(name, marks=pytest.mark.long) for name in ("mean", "resample"))]
+)
 def test_an_ablation_by_workers_is_the_ablation_to_the_last_bit(workers: Workers, replacement: str) -> None:
     tokens = models.tokens(5, 7)
     asked = {"replacement": replacement, "batch_size": 40, "seed": 3, **QUIET}
@@ -372,6 +374,7 @@ def test_broken_pools_are_replaced_as_long_as_pieces_get_finished() -> None:
         search(Workers(make, LOAD))
 
 
+@pytest.mark.long
 def test_killed_processes_lose_nothing_and_are_replaced(tmp_path: Path) -> None:
     context = get_context("forkserver")
     context.set_forkserver_preload(["models", "mortal", "analyses.laser"])

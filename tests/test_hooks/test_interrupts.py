@@ -186,7 +186,9 @@ ANALYSES: dict[str, Callable[[nn.Module], object]] = {
 
 
 @pytest.mark.parametrize("kind", ONE_OF_EACH)
-@pytest.mark.parametrize("name", ANALYSES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("gradient", "hooks") else pytest.mark.long) for name in ANALYSES]
+)
 def test_an_interrupted_analysis_leaves_nothing_on_the_model(kind: str, name: str) -> None:
     files = ("hooks/temporary.py", "hooks/recording.py", "hooks/running.py", "hooks/places.py")
     with borrowed(kind) as model:

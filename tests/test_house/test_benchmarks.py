@@ -32,6 +32,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return load
 
 
+@pytest.mark.long
 def test_foundation_prints_its_ratios(benchmark, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark("foundation").main([*TINY, "--rounds", "1", "--large", "16x64"])
     printed = capsys.readouterr().out
@@ -42,6 +43,7 @@ def test_foundation_prints_its_ratios(benchmark, capsys: pytest.CaptureFixture[s
     assert len(re.findall(r"(met|MISSED) \(aim >= 2\)", printed)) == 1
 
 
+@pytest.mark.long
 def test_attribution_speed_prints_its_ratios_and_agrees_with_its_loops(benchmark, capsys) -> None:
     benchmark("attribution_speed").main([*TINY, "--rounds", "1", "--every", "1"])
     printed = capsys.readouterr().out
@@ -53,6 +55,7 @@ def test_attribution_speed_prints_its_ratios_and_agrees_with_its_loops(benchmark
     assert max(agreement) < 1e-4
 
 
+@pytest.mark.long
 def test_attribution_accuracy_prints_every_method_and_keeps_the_exact_effects(benchmark, capsys, tmp_path) -> None:
     accuracy = benchmark("attribution_accuracy")
     flags = ["--quick", "--steps", "2", "--positions", "6", "--probes", "2", "--exact-curvature", "2"]
@@ -150,6 +153,7 @@ def test_reference_numbers_name_everything_that_is_not_the_same(benchmark) -> No
     ]
 
 
+@pytest.mark.long
 def test_scores_of_eigenpruning_are_compared_at_one_budget(benchmark) -> None:
     scores = benchmark("eigenpruning_scores")
     task = scores.arithmetic.ArithmeticTask("x", limit=5)

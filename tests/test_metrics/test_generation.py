@@ -180,7 +180,9 @@ SITES = {"mlp": "blocks.*.mlp.W_{in,out}", "attention": "blocks.*.attn.W_{K,O}",
 @pytest.mark.parametrize(
     "kind", models.kinds("hooked rms-folded-grouped-rotary", "hooked parallel-rotary", "bridge gpt2")
 )
-@pytest.mark.parametrize("sites", SITES)
+@pytest.mark.parametrize(
+    "sites", ["mlp", *(pytest.param(name, marks=pytest.mark.long) for name in ("attention", "a head"))]
+)
 def test_a_search_generates_what_the_edited_model_says(kind: str, sites: str) -> None:
     model = models.build(kind)
     prompts = ragged(8)

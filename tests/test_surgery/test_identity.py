@@ -5,7 +5,18 @@ import threading
 
 import pytest
 import torch
-from models import ONE_OF_EACH, State, borrowed, bridge, build, has_hooked_transformer, hugging_face, one_layer, tokens
+from models import (
+    ONE_OF_EACH,
+    State,
+    borrowed,
+    bridge,
+    build,
+    has_hooked_transformer,
+    hugging_face,
+    kinds,
+    one_layer,
+    tokens,
+)
 from torch import Tensor, nn
 
 import surgery
@@ -137,7 +148,7 @@ def test_weights_loaded_into_a_part_of_the_model_under_an_edit_are_refused(kind:
     copied.blocks.load_state_dict(state)
 
 
-@pytest.mark.parametrize("kind", ONE_OF_EACH)
+@pytest.mark.parametrize("kind", [*kinds("hooked ln"), pytest.param("bridge gpt2", marks=pytest.mark.long)])
 def test_what_was_compiled_before_an_edit_sees_it_and_commit_takes_its_handle(kind: str) -> None:
     model = one_layer(kind)
     weights, compiled = copy.deepcopy(model.state_dict()), torch.compile(model, backend="eager")

@@ -114,6 +114,7 @@ def test_several_answers_count_as_one_and_subjects_may_be_said_by_a_function(tmp
         found(tasks.AnswerItem("Q3", ("a",)))
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_corpus, "_CHUNK", 2**12)
     peaks = []
