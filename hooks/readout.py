@@ -97,6 +97,8 @@ class Readout:
         part = Readout(self.model, self.inputs, Reads(*(at[:64] for at in self.reads)), self.residual, self.forms)
         zero, at_x, at_r, at_sum = (part.stages(y).normalised for y in (torch.zeros_like(x), x, r, x + r))
         loosest = 20 * torch.finfo(host_of(self.model).dtype).eps ** 0.75
+        if float((at_sum - x - r).norm()) < loosest * float(at_sum.norm()):
+            return None  # a module stands there, and hands on what it reads
         for norm in _kinds(self.model, final):
             n_x, n_r, n_sum = (norm.scale(y) for y in (x, r, x + r))
             expected = zero + ((at_x - zero) * n_x + (at_r - zero) * n_r) / n_sum

@@ -6,6 +6,7 @@ import torch
 from asked_models import borrowed
 from torch import Tensor
 
+from analyses import recall
 from hooks.inputs import Inputs, Reads
 from hooks.readout import Norm, read_out
 from hooks.running import autograd
@@ -36,6 +37,13 @@ def test_the_readout_gives_the_models_logits_and_its_norm(kind: str):
         torch.testing.assert_close(stages.logits, expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(readout.of_normalised(stages.normalised).logits, expected, atol=1e-5, rtol=1e-5)
         assert readout.norm() == KINDS[kind]
+
+
+def test_a_final_module_that_hands_on_what_it_reads_is_no_normalisation():
+    model = recall.bridge(recall.RecallTask.synthetic())
+    with autograd(False):
+        readout = read_out(model, Inputs(torch.randint(0, 20, (3, 7)), reads=READS))
+        assert type(model.ln_final.original_component) is torch.nn.Identity and readout.norm() is None
 
 
 @pytest.mark.parametrize("kind", models.ONE_OF_EACH)
