@@ -36,7 +36,8 @@ from surgery.arguments import whole
 AT_ONE, AT_SEVERAL = 4, 8
 """Draws, unless `draws` says otherwise, where an example is read at one position, and at several."""
 _NOTHING = 1e-2
-"""A random vector this much smaller than the one it goes with adds a ten-thousandth to its square, and is left out."""
+"""The smaller vector of a pair is left out where its largest entry is at most this fraction of the other's: its square
+is then about a ten-thousandth of the other's, or less."""
 Moves = dict[Site, Tensor]
 """Numbers of every matrix, `[example unit]`."""
 

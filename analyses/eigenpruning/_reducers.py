@@ -133,6 +133,7 @@ class _Quantile(Running):
         self.counts.scatter_add_(1, part.clamp(0, 255), inside.long())
 
     def end_of_pass(self) -> None:
+        """Narrow every component's interval to the 256th part that holds its quantile."""
         if self.width == 2**32:
             n_scores = self.counts.sum(1).double()
             self.rank = (self.q * n_scores - 1e-9).ceil().clamp_min(1).long() - 1

@@ -15,12 +15,12 @@ from analyses.tasks.task import Task
 from hooks import Site
 
 _TOGETHER = 4
-"""So many candidates of one matrix are handed out together: one decomposition serves them, and a worker that is killed
-loses no more than these."""
+"""How many candidates of one matrix are handed out together. One decomposition serves them all, and a killed worker
+loses at most these."""
 
 
 def try_all(bench: Bench, candidates: Sequence[Candidate], doing: str) -> dict[Candidate, Trial]:
-    """A trial of each candidate; of those that the log does not know, every one is in it when it is finished."""
+    """A trial of each candidate, from the log where it has one; each other one is logged as soon as it is finished."""
     setup = bench.setup
     known = {candidate: bench.known(candidate.key, candidate) for candidate in candidates}
     trials = {candidate: trial for candidate, trial in known.items() if trial is not None}

@@ -137,7 +137,8 @@ def minor_answers(
 
     Args:
         spec: an edit, such as `search(...).spec`; of all its matrices only what it removes stays.
-        rule: what counts as right, as in `scoring.score`; `Contains` gives the whole text that is generated.
+        rule: what counts as right, as in `scoring.score`; `Contains` gives the text that is generated, which ends
+            where an item is sure to be right.
 
     Raises:
         SiteError: if a pattern of the spec names no editable matrix.

@@ -1,4 +1,4 @@
-"""The rule that goes with a task, as a name and settings: scoring knows the rules, and a task has to name only one."""
+"""The rule that goes with a task, as a name and settings; the rules themselves are in `scoring`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

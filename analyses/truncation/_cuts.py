@@ -8,8 +8,8 @@ from surgery import DropTop, Edit, KeepTop, Zero
 from surgery.arguments import shown
 
 End = Literal["full", "keep top", "drop top", "top component dropped", "MLP dropped"]
-"""Which cut it is, in the order above: none; only the top ρ is kept; the top ρ is dropped; only the strongest component
-is dropped; or the whole output of an MLP is dropped."""
+"""What a cut does, in this order: nothing; keeps only the top ρ; drops the top ρ; drops the strongest component alone;
+drops the whole output of an MLP."""
 
 RHOS = (0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 
