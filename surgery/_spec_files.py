@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
 from torch import nn
 
 from hooks import host_of
@@ -34,20 +32,18 @@ _EDITS: dict[str, type[edits.Edit]] = {
 }  # fmt: skip
 _INDEX = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _HEX = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
-_VALIDATOR = Draft202012Validator(
-    {
-        "type": "object",
-        "required": ["format", "version", "weight_state", "edits", "fingerprints"],
-        "additionalProperties": False,
-        "properties": {
-            "format": {"const": _FORMAT},
-            "version": {"const": VERSION},
-            "weight_state": {"type": ["string", "null"]},
-            "edits": {"type": "object", "additionalProperties": {"type": "object", "required": [TAG]}},
-            "fingerprints": {"type": "object", "additionalProperties": _HEX},
-        },
-    }
-)
+_SCHEMA = {
+    "type": "object",
+    "required": ["format", "version", "weight_state", "edits", "fingerprints"],
+    "additionalProperties": False,
+    "properties": {
+        "format": {"const": _FORMAT},
+        "version": {"const": VERSION},
+        "weight_state": {"type": ["string", "null"]},
+        "edits": {"type": "object", "additionalProperties": {"type": "object", "required": [TAG]}},
+        "fingerprints": {"type": "object", "additionalProperties": _HEX},
+    },
+}
 
 
 def save(spec: Spec, path: str | Path, *, model: nn.Module | None = None) -> None:
@@ -160,7 +156,11 @@ def _read(path: Path) -> dict:
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
         raise SpecFileError(f"{path} is not a spec: it is not readable JSON ({error}). Save the spec again.") from None
     _check_version(document, path)
-    error = best_match(_VALIDATOR.iter_errors(document))
+    # Imported here: beside Jupyter, jsonschema builds grammars for a second, and few sessions read a spec.
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    error = best_match(Draft202012Validator(_SCHEMA).iter_errors(document))
     if error is not None:
         where = "/".join(map(str, error.absolute_path)) or "the top level"
         raise SpecFileError(f"{path} is not a spec: at {where}, {error.message[:200]}. Save the spec again.")

@@ -5,7 +5,7 @@ right kind.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TypeAlias, final
 
 import numpy as np
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 import surgery
 from analyses.metrics import Metric
-from analyses.scoring import Rule, Scores, score
+from analyses.scoring import Contains, Rule, Scores, rule_for, score
 from analyses.statistics import bootstrap_interval
 from analyses.tasks.items import Item
+from analyses.tasks.rules import NamedRule
 from analyses.tasks.task import Task, as_task
 from hooks import weights
 from surgery import Decomposition, Decompositions, Edit, Gains
@@ -137,8 +138,7 @@ def minor_answers(
 
     Args:
         spec: an edit, such as `search(...).spec`; of all its matrices only what it removes stays.
-        rule: what counts as right, as in `scoring.score`; `Contains` gives the text that is generated, which ends
-            where an item is sure to be right.
+        rule: what counts as right, as in `scoring.score`; by `Contains` the texts are generated whole.
 
     Raises:
         SiteError: if a pattern of the spec names no editable matrix.
@@ -149,6 +149,9 @@ def minor_answers(
     if not spec:
         raise ValueError("the spec is empty: an edit removes something of one matrix or more. Give {site: edit}.")
     task, scored = as_task(task), []
+    asked, metric = rule_for(task, rule)
+    if isinstance(asked, Contains):
+        task, rule = replace(task, rule=NamedRule("Contains", asdict(replace(asked, complete=True)))), metric
     for edits in ({}, dict(spec), {site: Complement(edit) for site, edit in spec.items()}):
         with surgery.apply(model, edits, svds=svds, progress=False):
             scored.append(score(model, task, rule=rule, batch_size=batch_size, prepend_bos=prepend_bos))

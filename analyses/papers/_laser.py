@@ -28,7 +28,7 @@ from analyses.papers._method import Asked, Findings, Method
 from analyses.papers._models import short_name
 from analyses.papers._published import LASER, published
 from analyses.papers._reports import NOT_AT_HAND, Section, percent, write_figures
-from analyses.scoring import Comparison, Scores
+from analyses.scoring import Comparison, Contains, Scores
 from analyses.tasks import Splits
 from surgery import Edit, KeepTop
 from surgery.arguments import counted
@@ -197,6 +197,11 @@ def _summary(
         )
     if composed is not None and composition is not None:
         lines.append(_against(composition.test.after.accuracy, composed, "The composition"))
+    rule = test.before.encoded.rule
+    if isinstance(rule, Contains) and rule.complete:
+        overlaps = [side.word_overlap().mean() for side in (test.before, test.after)]
+        said = (f"{name} {percent(overlaps[0][name])} to {percent(overlaps[1][name])}" for name in overlaps[0].index)
+        lines.append(f"Words that the generated texts share with the answers, mean over items: {', '.join(said)}.")
     majority = test.before.majority_accuracy
     if not isnan(majority):
         lines.append(f"Always giving the most frequent answer would get {percent(majority)}.")

@@ -9,6 +9,7 @@ from typing import final
 
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io as pio
 
 from surgery.files import whole_file
 
@@ -65,15 +66,14 @@ def write_figures(folder: Path, figures: Mapping[str, go.Figure]) -> list[str]:
     All pages share one copy of plotly's program, `figures/plotly.min.js`.
     """
     (folder / "figures").mkdir(exist_ok=True)
-    written = []
-    for name, figure in figures.items():
-        path = folder / "figures" / f"{name}.html"
+    pages = {name: folder / "figures" / f"{name}.html" for name in figures}
+    for name, path in pages.items():
         with whole_file(path) as file:
-            figure.write_html(file, include_plotlyjs="directory")
-        written.append(f"figures/{name}.html")
-        if find_spec("kaleido") is not None and _has_png(figure, path.with_suffix(".png")):
-            written.append(f"figures/{name}.png")
-    return written
+            figures[name].write_html(file, include_plotlyjs="directory")
+    pictures = [path.with_suffix(".png") for path in pages.values()]
+    drawn = find_spec("kaleido") is not None and _have_png(list(figures.values()), pictures)
+    endings = ("html", "png") if drawn else ("html",)
+    return [f"figures/{name}.{ending}" for name in figures for ending in endings]
 
 
 def percent(value: float) -> str:
@@ -81,12 +81,13 @@ def percent(value: float) -> str:
     return "" if isnan(value) else f"{100 * value:.1f} %"
 
 
-def _has_png(figure: go.Figure, path: Path) -> bool:
-    """Write a figure as PNG, if kaleido and its browser work here."""
+def _have_png(figures: list[go.Figure], paths: list[Path]) -> bool:
+    """Write figures as PNG, if kaleido and its browser, which is started once for all, work here."""
     try:
-        figure.write_image(path, scale=2)
+        pio.write_images(figures, paths, scale=2)
     except Exception:  # kaleido without a browser raises errors of several libraries
-        path.unlink(missing_ok=True)
+        for path in paths:
+            path.unlink(missing_ok=True)
         return False
     return True
 

@@ -24,6 +24,7 @@ from analyses.tokens.tokenizer import Ids
 from surgery.arguments import counted, finite, shown, whole
 from surgery.arguments import seed as checked_seed
 
+_WORD = re.compile(r"\w+|[^\w\s]")
 _NUMBER = re.compile(
     # A minus between two things is a difference or a range, and no sign.
     r"((?<![\w.)\]])[-\u2212])?\$?"
@@ -87,7 +88,7 @@ class Contains(Generates):
 
     String answers are looked for in the generated text up to the end-of-text token or a stop string, ids in the
     generated ids. Generation goes on from the prompt exactly as it is given, spaces at its end included. It ends when
-    an answer is found and nothing that follows could make a difference.
+    an answer is found and nothing that follows could change the verdict, unless the whole text is asked for.
 
     Args:
         n_tokens: how many tokens to generate at most.
@@ -95,6 +96,7 @@ class Contains(Generates):
             Turn it off for languages that do not separate words.
         ignore_case: if True, compare without regard to case.
         stop: texts, at the first of which the generated text ends.
+        complete: if True, generate all tokens although the verdict is sure, which `Scores.word_overlap` takes.
 
     Source: the generation accuracy of LASER (arXiv:2312.13558).
     """
@@ -103,6 +105,7 @@ class Contains(Generates):
     whole_words: bool = True
     ignore_case: bool = True
     stop: tuple[str, ...] = ()
+    complete: bool = False
     samples: ClassVar[int] = 1
     temperature: ClassVar[float] = 0.0
     seed: ClassVar[int] = 0
@@ -116,8 +119,18 @@ class Contains(Generates):
         found = re.search(edge.format(re.escape(answer.strip())), text, re.IGNORECASE if self.ignore_case else 0)
         return None if found is None else found.start()
 
+    def overlap(self, answer: str, text: str) -> tuple[float, float, float]:
+        """Precision, recall and F1 of the text's distinct words and punctuation marks against the answer's."""
+        said, wanted = (
+            set(_WORD.findall(one.casefold() if self.ignore_case else one)) for one in (self.before_stop(text), answer)
+        )
+        shared = len(said & wanted)
+        return shared / max(1, len(said)), shared / max(1, len(wanted)), 2 * shared / max(1, len(said) + len(wanted))
+
     def settled(self, right: Sequence[Text], ids: Ids, text: str) -> bool:
         """Whether an answer is there that the next tokens can neither make part of a longer word nor cut off."""
+        if self.complete:
+            return False
         # The last character may be the beginning of one, of several bytes.
         whole = text.rstrip("\ufffd")
         margin = max([1, *map(len, self.stop)])

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.scoring._batches import EncodedTask
+from analyses.scoring._generating_rules import Contains
 from analyses.tasks.items import Text
 from analyses.tasks.task import Task
 from analyses.tokens.tokenizer import Ids
@@ -153,6 +154,36 @@ class Scores:
             return math.nan
         said = torch.bincount(self.predicted[self.predicted != NO_CLASS], minlength=len(self.classes))
         return (2 * self._hits() / (self._sizes() + said)).mean().item()
+
+    def word_overlap(self) -> pd.DataFrame:
+        """How far the words of each generated text are those of the item's answer: `precision`, `recall` and `f1`.
+
+        precision = |said ∩ answer|/|said|, recall = |said ∩ answer|/|answer|, over the distinct words and punctuation
+        marks of the whole generated text and of the answer, and F1 their harmonic mean; of several accepted answers
+        that with the highest F1. LASER reports them for HotPotQA; its released code divides 2PR by max(1, P + R), and
+        so gives a smaller F1 wherever P + R < 1.
+
+        >>> items = [tasks.AnswerItem((n, n + 1), ((n + 2,),)) for n in range(4)]
+        >>> scores = scoring.score(model, items, rule=scoring.Contains(3, complete=True))
+        >>> list(scores.word_overlap().columns)
+        ['precision', 'recall', 'f1']
+
+        Raises:
+            ValueError: if the texts may have been cut off: the rule is not `Contains(complete=True)`.
+
+        Source: arXiv:2312.13558.
+        """
+        rule, decode = self.encoded.rule, self.encoded.vocabulary.decode
+        if not isinstance(rule, Contains) or not rule.complete:
+            raise ValueError(
+                f"the items were scored by {rule!r}, which does not have the model say whole texts. Score them with "
+                "rule=Contains(complete=True)."
+            )
+        best = []
+        for item, text in zip(self.task.items, self.predictions, strict=True):
+            answers = (answer if isinstance(answer, str) else decode(answer) for answer in item.right)
+            best.append(max((rule.overlap(answer, text) for answer in answers), key=lambda found: found[2]))
+        return pd.DataFrame(best, columns=["precision", "recall", "f1"])
 
     def summary(self) -> Summary:
         """The scores in sum."""

@@ -18,6 +18,9 @@ from analyses.toys.training import refuse_edited, trained
 from hooks.weights import EMBED, POSITIONS, UNEMBED, parameters
 from surgery.arguments import number, positive, whole
 
+AFTER_ATTENDING = ("blocks.1.attn.W_V", "blocks.1.attn.W_O", *MLPS[1], UNEMBED)
+"""The matrices that `logits_after` reads and `attended` does not."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,13 @@ def scored_logits(W: Mapping[str, Float[Tensor, "row column"]], batch: RecallBat
     The same function as the model's forward pass, in under half the time of training through it: block 0 multiplies
     the tables of embeddings and positions, whose sums are its inputs, and block 1 is computed where it is scored.
     """
+    return logits_after(W, *attended(W, batch))
+
+
+def attended(
+    W: Mapping[str, Float[Tensor, "row column"]], batch: RecallBatch
+) -> tuple[Float[Tensor, "scored d_model"], Float[Tensor, "scored d_model"]]:
+    """The residual stream before block 1 at the scored positions, and its mean over what block 1 attends to there."""
     tokens, pos, d_model = batch.tokens, batch.tokens.shape[1], W[EMBED].shape[1]
     E, P = W[EMBED], W[POSITIONS][:pos]
     later = torch.full((pos, pos), -torch.inf, device=E.device, dtype=E.dtype).triu(1).expand(len(tokens), -1, -1)
@@ -128,17 +138,26 @@ def scored_logits(W: Mapping[str, Float[Tensor, "row column"]], batch: RecallBat
         # (E + P) @ M, gathered from the products with the tables, which have far fewer rows than the batch has tokens.
         return embedding(tokens, E @ matrix) + P @ matrix
 
-    def with_mlp(resid: Tensor, layer: int) -> Tensor:
-        W_in, W_out = (W[name] for name in MLPS[layer])
-        is_on = any(matrix.requires_grad or bool(matrix.any()) for matrix in (W_in, W_out))
-        return resid + relu(resid @ W_in) @ W_out if is_on else resid
-
     resid = embedding(tokens, E) + P
     OV = W["blocks.0.attn.W_V"] @ W["blocks.0.attn.W_O"]
-    resid = with_mlp(resid + pattern(resid, of_input(W["blocks.0.attn.W_K"])) @ of_input(OV), 0)
+    resid = _with_mlp(W, resid + pattern(resid, of_input(W["blocks.0.attn.W_K"])) @ of_input(OV), 0)
     mixed = (pattern(resid, resid @ W["blocks.1.attn.W_K"]) @ resid)[batch.scored]
-    resid = resid[batch.scored] + mixed @ W["blocks.1.attn.W_V"] @ W["blocks.1.attn.W_O"]
-    return with_mlp(resid, 1) @ W[UNEMBED]
+    return resid[batch.scored], mixed
+
+
+def logits_after(
+    W: Mapping[str, Float[Tensor, "row column"]],
+    resid: Float[Tensor, "scored d_model"],
+    mixed: Float[Tensor, "scored d_model"],
+) -> Float[Tensor, "scored d_vocab"]:
+    """The logits that follow from what `attended` gives."""
+    return _with_mlp(W, resid + mixed @ W["blocks.1.attn.W_V"] @ W["blocks.1.attn.W_O"], 1) @ W[UNEMBED]
+
+
+def _with_mlp(W: Mapping[str, Tensor], resid: Float[Tensor, "*row d_model"], layer: int) -> Float[Tensor, "*row d_model"]:
+    W_in, W_out = (W[name] for name in MLPS[layer])
+    is_on = any(matrix.requires_grad or bool(matrix.any()) for matrix in (W_in, W_out))
+    return resid + relu(resid @ W_in) @ W_out if is_on else resid
 
 
 def _seed_of(seed: int, step: int) -> int:

@@ -16,7 +16,7 @@ from analyses import recall
 from analyses.toys.recall_model import Weights
 from analyses.toys.recall_scores import fresh_batches, scores_from, sums_of_metrics
 from analyses.toys.recall_task import RecallBatch, RecallTask
-from analyses.toys.recall_training import scored_logits
+from analyses.toys.recall_training import AFTER_ATTENDING, attended, logits_after
 from analyses.truncation._checkpoints import Checkpoint, Checkpoints, Shapes, by_step, model_of, refuse_other_shapes
 from analyses.truncation._cuts import RHOS, cuts_of
 from analyses.truncation.results import Study, Sweep
@@ -125,12 +125,16 @@ def _under_cuts(
 ) -> pd.DataFrame:
     """The scores under every cut, computed from the cut matrix and the model's other ones."""
     weights, svds = recall.weights(model), surgery.decompose(model, sites, progress=False)
+    before = [attended(weights, batch) for batch in batches]
     frames = []
     for cut in cuts_of(sites, rhos):
         with surgery.apply(model, cut.spec, svds=svds, progress=False) as operation:
             W = {**weights, cut.site: operation.weight(cut.site)} if cut.site else weights
-        # The training's forward pass from the matrices: at the scored positions alone, so faster than the model's own.
-        sums = [sums_of_metrics(scored_logits(W, batch), batch, task.noise_token) for batch in batches]
+        # The training's forward pass from the matrices: at the scored positions alone, so faster than the model's own,
+        # and from block 1's values on where the cut leaves what is before them as it was.
+        states = before if cut.site in ("", *AFTER_ATTENDING) else [attended(W, batch) for batch in batches]
+        logits = (logits_after(W, *state) for state in states)
+        sums = [sums_of_metrics(each, batch, task.noise_token) for each, batch in zip(logits, batches, strict=True)]
         frames.append(scores_from(sums, 0.0).to_dataframe().assign(end=cut.end, site=cut.site, rho=cut.rho))
     return pd.concat(frames)
 

@@ -108,6 +108,42 @@ def test_generation_ends_where_the_verdict_is_sure_and_not_before() -> None:
     assert sure.correct.tolist() == [True, True, False]
 
 
+def test_whole_texts_are_generated_where_they_are_asked_for() -> None:
+    model, prompt = bridge_with(None), (7, 3)
+    said = greedy(model, prompt, 9)
+    task = Task("t", (AnswerItem(prompt, ((said[2],),)), AnswerItem((1, 2), (said[:1],))))
+    scores = scoring.score(model, task, rule=Contains(9, complete=True))
+    assert scores.prediction_ids[0] == said and len(scores.prediction_ids[1]) == 9
+    assert scores.correct.tolist() == scoring.score(model, task, rule=Contains(9)).correct.tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "answers", "expected"),
+    [
+        (" Lima, in Peru", (" Lima",), (1 / 4, 1, 2 / 5)),
+        (" lima LIMA lima", (" Lima",), (1, 1, 1)),  # distinct words, whatever their case
+        (" Oslo", (" Lima",), (0, 0, 0)),
+        ("", (" Lima",), (0, 0, 0)),
+        (" the river", (" Lima", " the Amazon river"), (1, 2 / 3, 4 / 5)),  # the answer with the highest F1
+        (" Lima.\nQuestion", (" Lima",), (1 / 2, 1, 2 / 3)),  # what comes after the stop is not said
+    ],
+)
+def test_words_are_shared_with_an_answer(
+    text: str, answers: tuple[str, ...], expected: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bridge_with(wrapped(byte_level()))
+    task = Task("t", (AnswerItem("Which", answers),))
+    scores = scoring.score(model, task, rule=Contains(1, complete=True, stop=("\n",)))
+    monkeypatch.setattr(scoring.Scores, "predictions", property(lambda _: (text,)))
+    assert scores.word_overlap().iloc[0].tolist() == pytest.approx(list(expected))
+
+
+def test_words_of_texts_that_end_early_are_not_compared() -> None:
+    scores = scoring.score(bridge_with(None), Task("t", (AnswerItem((1, 2), ((3,),)),)), rule=Contains(2))
+    with pytest.raises(ValueError, match=r"scored by Contains\(n_tokens=2.*Score them with rule=Contains\(complete=True"):
+        scores.word_overlap()
+
+
 @pytest.mark.parametrize(
     ("rule", "answers", "text", "sure"),
     [

@@ -103,7 +103,7 @@ def test_hotpot_leaves_out_answers_that_are_too_long_for_the_tokenizer() -> None
         ("Name the river? The answer is", (" the Amazon",), ()),
     ]
     assert left_out(task) == {"its answer has more than 3 tokens": 1} and "note" not in task.metadata
-    assert task.rule == NamedRule("Contains", {"n_tokens": 15, "whole_words": False})
+    assert task.rule == NamedRule("Contains", {"n_tokens": 15, "whole_words": False, "complete": True})
     assert read("hotpot-qa", rows, n_tokens=4).rule.settings["n_tokens"] == 4
     tokenizer = wrapped(byte_level())
     n = len(tokenizer.encode("the Amazon", add_special_tokens=False))

@@ -69,6 +69,8 @@ class Questions(FromRecords):
         ending: what is put after a question that ends in neither "." nor "?"; "" for nothing.
         n_tokens: how many tokens are generated, in which the answer is looked for.
         whole_words: whether an answer counts only between word boundaries; not so in the paper.
+        complete: whether all these tokens are generated although the answer is there, as `Scores.word_overlap` needs:
+            the paper has F1, precision and recall beside the accuracy.
         most_tokens: the longest answer that is kept, in tokens.
         tokenizer: counts them: the one of Llama in the paper. Without one, answers are left out that are certainly too
             long, and a note tells how many others might be.
@@ -78,6 +80,7 @@ class Questions(FromRecords):
     ending: str = "?"
     n_tokens: int = 15
     whole_words: bool = False
+    complete: bool = True
     most_tokens: int = 15
     tokenizer: Tokenizer | None = None
     as_many_train: bool = True
@@ -91,7 +94,8 @@ class Questions(FromRecords):
     @property
     def rule(self) -> NamedRule:
         """The answer occurs in what is generated."""
-        return NamedRule("Contains", {"n_tokens": self.n_tokens, "whole_words": self.whole_words})
+        settings = {"n_tokens": self.n_tokens, "whole_words": self.whole_words, "complete": self.complete}
+        return NamedRule("Contains", settings)
 
     def chosen(self, parts: Parts) -> list[Record]:
         """Of each split as many records as the last one has, in order."""
