@@ -10,12 +10,11 @@ from analyses import plots, truncation
 from analyses.papers._estimates import Estimate, Work, decompositions, fraction_from, measure, memory_of
 from analyses.papers._folders import RunFolder
 from analyses.papers._items import TaskError
-from analyses.papers._method import Asked, Findings, Method
+from analyses.papers._method import Asked, Findings
 from analyses.papers._models import ModelError, checkpoints, steps_of
-from analyses.papers._published import TRUNCATION
 from analyses.papers._reports import Section, write_figures
-from analyses.papers._truncation import cuts_of_a_matrix, generates
-from analyses.truncation import RHOS, Several, TrainingStudy, one_token_each
+from analyses.papers._tracking import Tracks, cuts_of_a_matrix, generates
+from analyses.truncation import TrainingStudy
 from hooks import Site
 from hooks.sizes import nbytes
 from surgery.arguments import counted
@@ -26,17 +25,11 @@ _KEY = ["end", "site", "rho"]
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OverTraining(Method):
+class OverTraining(Tracks):
     """Each matrix of every checkpoint cut at both ends of its spectrum. Nothing is chosen, so all items report."""
 
     name: ClassVar[str] = "over-training"
     title: ClassVar[str] = "Truncation over training"
-    paper: ClassVar[str] = TRUNCATION
-    kinds: ClassVar[tuple[str, ...]] = ("answer",)
-    sites: tuple[str, ...] = ("blocks.*.mlp.W_{in,out}",)
-    rhos: tuple[float, ...] = RHOS
-    generic: str | None = " the"
-    several: Several = "refuse"
 
     def estimate(self, asked: Asked) -> Estimate:
         """Counted in items of the last checkpoint; loading is not counted."""
@@ -46,9 +39,7 @@ class OverTraining(Method):
                 f"task {asked.task.name!r} is judged by what is generated, and over a training the probabilities of "
                 "words after prompts are read: give facts or indirect objects, or leave --steps out."
             )
-        one_token_each(
-            asked.model, asked.task, None, generic=self.generic, prepend_bos=settings.prepend_bos, several=self.several
-        )
+        self.prompts(asked, asked.task)
         sites = [Site.parse(site) for site in surgery.sites(asked.model, self.sites)]
         batch_size = settings.batch_size or 32
         measured = measure(asked.model, asked.task, sites, prepend_bos=settings.prepend_bos, batch_size=batch_size)

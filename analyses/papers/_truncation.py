@@ -19,14 +19,13 @@ from analyses.papers._estimates import Estimate, Work, decompositions, fraction_
 from analyses.papers._folders import RunFolder
 from analyses.papers._items import TaskError
 from analyses.papers._laser import random_edits
-from analyses.papers._method import Asked, Findings, Method
+from analyses.papers._method import Asked, Findings
 from analyses.papers._models import short_name
-from analyses.papers._published import TRUNCATION
 from analyses.papers._reports import NOT_AT_HAND, Section, percent, write_figures
-from analyses.scoring import rule_for
+from analyses.papers._tracking import Tracks, cuts_of_a_matrix, generates
 from analyses.statistics import bootstrap_interval
 from analyses.tasks import Task
-from analyses.truncation import RHOS, Curve, Several, one_token_each
+from analyses.truncation import Curve
 from analyses.truncation import Prompts as TrackedPrompts
 from hooks import Site, host_of
 from hooks.inputs import Inputs, Reads
@@ -44,24 +43,18 @@ _KINDS = {
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Truncation(Method):
+class Truncation(Tracks):
     """Each matrix cut at both ends of its spectrum; the best cut is chosen on one half, reported on the other."""
 
     name: ClassVar[str] = "truncation"
     title: ClassVar[str] = "Truncation"
-    paper: ClassVar[str] = TRUNCATION
-    kinds: ClassVar[tuple[str, ...]] = ("answer",)
-    sites: tuple[str, ...] = ("blocks.*.mlp.W_{in,out}",)
-    rhos: tuple[float, ...] = RHOS
-    generic: str | None = " the"
-    several: Several = "refuse"
 
     def estimate(self, asked: Asked) -> Estimate:
         """Counted in items; every cut starts at its matrix's block."""
         settings = asked.settings
         choosing, reporting = self._parts(asked)
         if not generates(asked.task):
-            self._prompts(asked, asked.task)
+            self.prompts(asked, asked.task)
         sites = [Site.parse(site) for site in surgery.sites(asked.model, self.sites)]
         measured = measure(
             asked.model, asked.task, sites, prepend_bos=settings.prepend_bos, batch_size=settings.batch_size
@@ -117,15 +110,9 @@ class Truncation(Method):
         parts = asked.task.split(screen=0.0, validation=_CHOOSE, test=1 - _CHOOSE, seed=asked.settings.seed)
         return parts.validation, parts.test
 
-    def _prompts(self, asked: Asked, task: Task) -> TrackedPrompts:
-        """The prompts with what is tracked after them; those with words of several tokens as `several` says."""
-        return one_token_each(
-            asked.model, task, None, generic=self.generic, prepend_bos=asked.settings.prepend_bos, several=self.several
-        )[0]
-
     def _curve(self, asked: Asked, folder: RunFolder, task: Task, part: str) -> Curve:
         """The curve of all matrices, each of which is kept in the folder once it is finished."""
-        prompts = self._prompts(asked, task)
+        prompts = self.prompts(asked, task)
         frames = []
         for site in surgery.sites(asked.model, self.sites):
 
@@ -146,7 +133,7 @@ class Truncation(Method):
 
         `low` and `high` are the 95 % interval of the change of p(correct) against the uncut model, over prompts.
         """
-        prompts, settings = self._prompts(asked, task), asked.settings
+        prompts, settings = self.prompts(asked, task), asked.settings
         uncut = after(asked, prompts, {})
         specs: dict[str, tuple[str, Mapping[str, Edit]]] = {"cut": ("the cut itself", spec)}
         for seed in range(settings.seed, settings.seed + settings.draws):
@@ -215,11 +202,6 @@ class Truncation(Method):
         )
 
 
-def cuts_of_a_matrix(n_rhos: int, *, generating: bool) -> int:
-    """How many edits one matrix is tried under: both ends at each ρ; on prompts also its top dropped, and its MLP."""
-    return 2 * n_rhos + (0 if generating else 2)
-
-
 def best_cut(curve: Curve) -> tuple[str, Edit, str]:
     """The cut with the highest p(correct): its matrix, its edit, and what it is called."""
     frame = curve.to_dataframe()
@@ -250,11 +232,6 @@ def after(asked: Asked, prompts: TrackedPrompts, spec: Mapping[str, Edit]) -> Fl
             ids = torch.stack([ids[examples] for ids in prompts.track.values()], 1)
             rows.append(logits.softmax(1).gather(1, ids))
     return torch.cat(rows)
-
-
-def generates(task: Task) -> bool:
-    """Whether the task is judged by what the model generates."""
-    return rule_for(task, None)[0].new_tokens > 0
 
 
 def _few(curve: Curve, site: str) -> list[str]:

@@ -154,7 +154,9 @@ def logits_after(
     return _with_mlp(W, resid + mixed @ W["blocks.1.attn.W_V"] @ W["blocks.1.attn.W_O"], 1) @ W[UNEMBED]
 
 
-def _with_mlp(W: Mapping[str, Tensor], resid: Float[Tensor, "*row d_model"], layer: int) -> Float[Tensor, "*row d_model"]:
+def _with_mlp(
+    W: Mapping[str, Tensor], resid: Float[Tensor, "*row d_model"], layer: int
+) -> Float[Tensor, "*row d_model"]:
     W_in, W_out = (W[name] for name in MLPS[layer])
     is_on = any(matrix.requires_grad or bool(matrix.any()) for matrix in (W_in, W_out))
     return resid + relu(resid @ W_in) @ W_out if is_on else resid
