@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hooks import Place, Site, host_of, match_each
 from hooks.editor import editor_of
@@ -24,6 +23,7 @@ from surgery.bases import SVD, Basis, check_basis, decode_basis
 from surgery.errors import StaleDecompositionError
 from surgery.files import read_tensors, whole_file
 from surgery.json_values import encode
+from surgery.progress import progress_bar
 from surgery.ranks import effective_rank, stable_rank
 from surgery.svd import Factors
 
@@ -316,7 +316,9 @@ def components_of(
     # Heads of one matrix are decomposed together, in one batch.
     groups = [list(group) for _, group in groupby(missing, key=lambda site: (site.joint, site.head is None))]
     # Even a disabled bar takes a lock of the whole process, which an interrupt can leave taken.
-    for heads in tqdm(groups, desc="decomposing", unit="matrix", delay=1) if groups and progress else groups:
+    for heads in (
+        progress_bar("decomposing", groups, progress=progress, unit="matrix") if groups and progress else groups
+    ):
         for site, factors in zip(heads, _components(heads, matrices, basis), strict=True):
             fitting[site] = Decomposition(str(site), *factors, basis, marks[site], state)
             store.add(fitting[site])

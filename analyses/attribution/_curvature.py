@@ -22,7 +22,6 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from analyses import metrics
 from analyses.attribution.effects import Effects
@@ -47,6 +46,7 @@ from hooks.temporary import Temporary, together
 from surgery import Basis, Decompositions
 from surgery.arguments import even, one_of, shown, whole
 from surgery.arguments import seed as whole_seed
+from surgery.progress import progress_bar
 
 Share = Literal["matrix", "type", "all"]
 FISHER_DRAWS = 4
@@ -204,7 +204,7 @@ def _fisher(question: Question, draws: int, seed: int, *, progress: bool) -> Eff
     check_differentiable(question)
     rows: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
     baselines = []
-    for chosen in tqdm(list(question.batches()), desc="Fisher", unit="batch", delay=1, disable=not progress):
+    for chosen in progress_bar("Fisher", list(question.batches()), progress=progress, unit="batch"):
         part = question.examples.take(chosen)
         assert isinstance(part.metric, Loss)
         labels = part.metric.labels.to(part.inputs.tokens.device)
@@ -249,7 +249,7 @@ def _second_order(question: Question, method: str, diagonal: Diagonal, *, passes
     rows: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
     draws: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
     baselines = []
-    for chosen in tqdm(list(question.batches()), desc="curvature", unit="batch", delay=1, disable=not progress):
+    for chosen in progress_bar("curvature", list(question.batches()), progress=progress, unit="batch"):
         part = question.examples.take(chosen)
         with arithmetic(True):
             with _with_gains(question, part) as gains:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from jaxtyping import Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from analyses.attribution.effects import REMOVAL, Effects
 from analyses.attribution.passes import backward, check_differentiable, inputs_of, units_of
@@ -20,6 +19,7 @@ from analyses.prompts import Tokens
 from hooks import Site
 from hooks.inputs import Inputs
 from surgery import Basis, Decompositions
+from surgery.progress import progress_bar
 
 
 def by_gradient(
@@ -64,7 +64,7 @@ def by_gradient(
     baselines: list[Tensor] = []
     rows: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
     by_position: dict[Site, list[Tensor]] = {site: [] for site in question.targets}
-    for chosen in tqdm(list(question.batches()), desc="gradients", unit="batch", delay=1, disable=not progress):
+    for chosen in progress_bar("gradients", list(question.batches()), progress=progress, unit="batch"):
         part = question.examples.take(chosen)
         pass_ = backward(question, part)
         baselines.append(pass_.values)

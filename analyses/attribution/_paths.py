@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from analyses.attribution._joint_edits import JointEdit, joint_edit
 from analyses.attribution.effects import Shares, residual
@@ -17,6 +16,7 @@ from analyses.prompts import Tokens
 from hooks import Site
 from surgery import Compensated, Decompositions, Edit, Scale, Spec, apply
 from surgery.arguments import finite, whole
+from surgery.progress import progress_bar
 
 
 def by_path(
@@ -81,9 +81,7 @@ def _integrated(edit: JointEdit, steps: int, progress: bool) -> Float[Tensor, "e
     question = edit.question
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     total: dict[Site, Tensor] = {}
-    for node, weight in tqdm(
-        list(zip(nodes, weights, strict=True)), desc="path", unit="step", delay=1, disable=not progress
-    ):
+    for node, weight in progress_bar("path", list(zip(nodes, weights, strict=True)), progress=progress, unit="step"):
         with apply(question.model, _along(edit, (node + 1) / 2), svds=edit.svds, progress=False):
             parts = [question.examples.take(chosen) for chosen in question.batches()]
             passes = [backward(question, part, direct=True) for part in parts]

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from analyses.attribution._readout_curvature import LogitCurvature, Pair, norm_pair
 from analyses.attribution._readout_position import Known, Link, Numbers, Ray
@@ -32,6 +31,7 @@ from hooks.running import arithmetic
 from surgery import Basis, Decompositions
 from surgery.arguments import seed as whole_seed
 from surgery.arguments import whole
+from surgery.progress import progress_bar
 
 AT_ONE, AT_SEVERAL = 4, 8
 """Draws, unless `draws` says otherwise, where an example is read at one position, and at several."""
@@ -82,7 +82,7 @@ def by_readout(
     one = _reads_once(question.examples)
     draws = (AT_ONE if one else AT_SEVERAL) if draws is None else whole(draws, "draws", least=1)
     seed, results = whole_seed(seed), []
-    for chosen in tqdm(list(question.batches()), desc="readout", unit="batch", delay=1, disable=not progress):
+    for chosen in progress_bar("readout", list(question.batches()), progress=progress, unit="batch"):
         with arithmetic(True):
             end = _End.of(question, question.examples.take(chosen), [(seed, int(i)) for i in chosen], one=one)
             results.append((_at_one if one else _at_several)(end, draws))

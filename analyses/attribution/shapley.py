@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from analyses.attribution._joint_edits import JointEdit, joint_edit
 from analyses.attribution.effects import Measure, Shares
@@ -24,6 +23,7 @@ from hooks import host_of
 from surgery import SVD, Basis, Decompositions, Spec
 from surgery.arguments import even
 from surgery.arguments import seed as whole_seed
+from surgery.progress import progress_bar
 
 
 def by_shapley(
@@ -72,7 +72,7 @@ def by_shapley(
     orders = _orders(n, draws, seed)
     shares = torch.zeros(draws // 2, ends.shape[1], n)
     each = (n - 1) * ends.shape[1]
-    with tqdm(total=draws * each, desc="Shapley", unit="run", delay=1, disable=not progress) as bar:
+    with progress_bar("Shapley", progress=progress, total=draws * each, unit="run") as bar:
 
         def keep(found: Between) -> None:
             number, values = found
@@ -140,8 +140,8 @@ def interactions(
     coalitions = torch.zeros(1 + n + len(pairs), n, dtype=torch.bool)
     coalitions[1 + torch.arange(n), torch.arange(n)] = True
     coalitions[1 + n + torch.arange(len(pairs)).unsqueeze(1), pairs] = True
-    with tqdm(
-        total=len(coalitions) * edit.question.n_examples, desc="interactions", unit="run", delay=1, disable=not progress
+    with progress_bar(
+        "interactions", progress=progress, total=len(coalitions) * edit.question.n_examples, unit="run"
     ) as bar:
         values = edit.question.pooled(edit.values(coalitions, done=bar.update).mT).mT
     effects = values[1:] - values[0]

@@ -11,7 +11,6 @@ from typing import final
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.attribution.passes import inputs_kept
 from analyses.attribution.question import Examples, Question, Target
@@ -21,6 +20,7 @@ from hooks import Site, host_of
 from hooks.inputs import Reads
 from hooks.recording import Recording, has_hooks
 from hooks.running import arithmetic, record, rerun, reruns_reads_alone
+from surgery.progress import progress_bar
 
 Substitute = Callable[[Target, Tensor, Tensor], Tensor]
 """How far every coordinate `x·u` moves when its component is out: a function of target, input and example indices."""
@@ -70,7 +70,7 @@ def measure_each(
     pieces = [(batch, site) for batch in range(len(removals.batches)) for site in question.targets]
     found: dict[Piece, Measured] = {}
     total = question.n_examples * len(at) * sum(len(target.units) for target in question.targets.values())
-    with tqdm(total=total, desc=work, unit="run", delay=1, disable=not progress) as bar:
+    with progress_bar(work, progress=progress, total=total, unit="run") as bar:
 
         def keep(one: Measured) -> None:
             found[one.piece] = one

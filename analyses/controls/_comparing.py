@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from analyses.attribution.effects import REMOVAL, Effects
 from analyses.attribution.question import Question, ask, check_same_weights
@@ -21,6 +20,7 @@ from hooks.running import arithmetic, record, rerun
 from surgery import SVD, Decompositions, active
 from surgery.arguments import counted, several, shown, whole
 from surgery.arguments import seed as whole_seed
+from surgery.progress import progress_bar
 
 Grid = list[list[Removal]]
 """Removals by k and by draw."""
@@ -129,7 +129,7 @@ def _measured(
     """The metric as it is and under each removal, from the first edited matrix on."""
     model, baselines, values = question.model, [], []
     batches = list(question.batches())
-    with tqdm(total=len(removals) * len(batches), desc="controls", unit="run", delay=1, disable=not progress) as bar:
+    with progress_bar("controls", progress=progress, total=len(removals) * len(batches), unit="run") as bar:
         for batch in batches:
             examples, under = question.examples.take(batch), []
             with arithmetic(False):

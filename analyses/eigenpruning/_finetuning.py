@@ -9,7 +9,6 @@ from typing import Literal, final, get_args
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from analyses import metrics
 from analyses.eigenpruning.examples import Per, rows_of
@@ -19,6 +18,7 @@ from hooks.running import autograd, run
 from surgery import active
 from surgery.arguments import number, one_of, positive, whole
 from surgery.arguments import seed as checked_seed
+from surgery.progress import progress_bar
 
 Optimizer = Literal["adamw", "sgd"]
 
@@ -102,7 +102,7 @@ def fine_tuned(
     loss, weights, device = metrics.loss(rows.labels), rows.weights(per), trained[0].device
     optimizer, batches = how.of(trained), how.batches(len(rows.tokens))
     with autograd(True):
-        for step, batch in enumerate(tqdm(batches, desc="fine-tuning", delay=1, disable=not progress)):
+        for step, batch in enumerate(progress_bar("fine-tuning", batches, progress=progress)):
             metric = loss.select(batch)
             inputs = Inputs(rows.tokens[batch].to(device), rows.mask[batch].to(device))
             reads = metric.reads(len(inputs), inputs.n_pos)

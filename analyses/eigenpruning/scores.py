@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from analyses import metrics
 from analyses.attribution.effects import Effects
@@ -36,6 +35,7 @@ from surgery.arguments import counted, one_of
 from surgery.arguments import fraction as checked_fraction
 from surgery.arguments import seed as checked_seed
 from surgery.controls import random_order
+from surgery.progress import progress_bar
 from surgery.specs import check_compatible
 
 Budget = Literal["global", "type", "matrix"]
@@ -219,7 +219,7 @@ def _first_order(
     states = {site: _State(target, reduce) for site, target in question.targets.items()}
     rounds, losses = next(iter(states.values())).score.passes, []
     batches = list(question.batches())
-    with tqdm(total=rounds * len(batches), desc="eigenpruning scores", delay=1, disable=not progress) as bar:
+    with progress_bar("eigenpruning scores", progress=progress, total=rounds * len(batches)) as bar:
         for turn in range(rounds):
             for batch in batches:
                 losses.append(_take_in(question, examples, batch, states, per=per, first=turn == 0))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import final
 
 from torch import nn
-from tqdm.auto import tqdm
 
 from analyses.engines import Work, WorkerError, carry_out, digest
 from analyses.laser._trials import Bench, Said, Setup, Trial, judged
@@ -13,6 +12,7 @@ from analyses.laser.candidates import Candidate
 from analyses.scoring import EncodedTask
 from analyses.tasks.task import Task
 from hooks import Site
+from surgery.progress import progress_bar
 
 _TOGETHER = 4
 """How many candidates of one matrix are handed out together. One decomposition serves them all, and a killed worker
@@ -26,7 +26,7 @@ def try_all(bench: Bench, candidates: Sequence[Candidate], doing: str) -> dict[C
     trials = {candidate: trial for candidate, trial in known.items() if trial is not None}
     # Blocks and not candidates, since one of the last layer takes a fraction of the time of one of the first.
     n_items, cost, quiet = len(bench.encoded.task), setup.cost, not setup.progress
-    with tqdm(total=cost(candidates) * n_items, desc=doing, unit="block", delay=1, disable=quiet) as bar:
+    with progress_bar(doing, progress=not quiet, total=cost(candidates) * n_items, unit="block") as bar:
         bar.update(cost(trials) * n_items)
 
         def keep(found: Said) -> None:

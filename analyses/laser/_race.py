@@ -22,7 +22,6 @@ from typing import NamedTuple, final
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.laser._pieces import try_all
 from analyses.laser._trials import Bench, Objective, Setup, Trial, joined
@@ -38,6 +37,7 @@ from hooks.temporary import Temporary, together
 from surgery import SVD, Basis, Decomposition, RandomizedSVD
 from surgery.arguments import fraction, whole
 from surgery.decompositions import decomposed
+from surgery.progress import progress_bar
 
 _SHARE = 0.6
 """The share of every round that is drawn from the undecided half of the items, until those run out."""
@@ -319,7 +319,7 @@ def _weight_gradients(bench: Bench, sites: Sequence[Site]) -> dict[Site, Float[T
     weights = _loss_weights(bench).float()
     gradients: dict[Site, Tensor] = {}
     quiet = not bench.setup.progress
-    for batch in tqdm(encoded.batches, desc="gradients", unit="batch", delay=1, disable=quiet):
+    for batch in progress_bar("gradients", encoded.batches, progress=not quiet, unit="batch"):
 
         def loss(batch: Batch = batch) -> Float[Tensor, ""]:
             said = log_probs(bench.run(batch.inputs), batch.at, batch.target)

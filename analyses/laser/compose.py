@@ -8,7 +8,6 @@ from typing import final
 import pandas as pd
 from jaxtyping import Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from analyses.laser._trials import MEMORY, Bench, Objective, Setup, Trial
 from analyses.laser.candidates import MLP, PAPER_RHOS, Candidate, Edits, candidates
@@ -21,6 +20,7 @@ from hooks import Site, host_of
 from surgery import Decompositions, Drop, Edit, KeepTop
 from surgery.arguments import counted
 from surgery.decompositions import decomposed
+from surgery.progress import progress_bar
 
 
 @final
@@ -168,7 +168,7 @@ class _Walk:
         """Try every candidate, then try to take every kept edit back."""
         setup, n_items = self.bench.setup, len(self.current.scores)
         total = setup.cost(order) * n_items
-        with tqdm(total=total, desc="composing", unit="block", delay=1, disable=not setup.progress) as bar:
+        with progress_bar("composing", progress=setup.progress, total=total, unit="block") as bar:
             for candidate in order:
                 self._try(candidate, self._joined(candidate))
                 bar.update(setup.cost([candidate]) * n_items)

@@ -199,8 +199,8 @@ def _summary(
         lines.append(_against(composition.test.after.accuracy, composed, "The composition"))
     rule = test.before.encoded.rule
     if isinstance(rule, Contains) and rule.complete:
-        overlaps = [side.word_overlap().mean() for side in (test.before, test.after)]
-        said = (f"{name} {percent(overlaps[0][name])} to {percent(overlaps[1][name])}" for name in overlaps[0].index)
+        before, after = (side.word_overlap().mean().to_dict() for side in (test.before, test.after))
+        said = (f"{name} {percent(before[name])} to {percent(after[name])}" for name in before)
         lines.append(f"Words that the generated texts share with the answers, mean over items: {', '.join(said)}.")
     majority = test.before.majority_accuracy
     if not isnan(majority):

@@ -70,7 +70,7 @@ def write_figures(folder: Path, figures: Mapping[str, go.Figure]) -> list[str]:
     for name, path in pages.items():
         with whole_file(path) as file:
             figures[name].write_html(file, include_plotlyjs="directory")
-    pictures = [path.with_suffix(".png") for path in pages.values()]
+    pictures: list[str | Path] = [path.with_suffix(".png") for path in pages.values()]
     drawn = find_spec("kaleido") is not None and _have_png(list(figures.values()), pictures)
     endings = ("html", "png") if drawn else ("html",)
     return [f"figures/{name}.{ending}" for name in figures for ending in endings]
@@ -81,13 +81,13 @@ def percent(value: float) -> str:
     return "" if isnan(value) else f"{100 * value:.1f} %"
 
 
-def _have_png(figures: list[go.Figure], paths: list[Path]) -> bool:
+def _have_png(figures: list[go.Figure], paths: list[str | Path]) -> bool:
     """Write figures as PNG, if kaleido and its browser, which is started once for all, work here."""
     try:
         pio.write_images(figures, paths, scale=2)
     except Exception:  # kaleido without a browser raises errors of several libraries
         for path in paths:
-            path.unlink(missing_ok=True)
+            Path(path).unlink(missing_ok=True)
         return False
     return True
 

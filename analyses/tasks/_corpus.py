@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias, get_args
 
-from tqdm.auto import tqdm
-
 from analyses.tasks._json_csv import FilePath, TaskFileError
 from surgery.arguments import one_of, shown
+from surgery.progress import progress_bar
 
 Document: TypeAlias = Literal["paragraph", "line", "file"]
 """What one document is in a text file; in JSON lines it is a record."""
@@ -56,7 +55,7 @@ def stretches(files: Iterable[Path], *, document: Document, field: str, progress
     one_of(document, "document", get_args(Document))
     files = list(files)
     total = sum(path.stat().st_size for path in files)
-    with tqdm(total=total, desc="corpus", unit="B", unit_scale=True, delay=1, disable=not progress) as bar:
+    with progress_bar("corpus", progress=progress, total=total, unit="B", unit_scale=True) as bar:
         before = 0  # the bytes of the files that are done
         for path in files:
             with path.open("rb") as raw:

@@ -8,12 +8,12 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from analyses.statistics import mean_and_stderr
 from analyses.toys.recall_task import RecallBatch, RecallTask
 from hooks import host_of
 from surgery.arguments import whole
+from surgery.progress import progress_bar
 
 _UNITS = {
     "p_correct": "probability", "p_noise": "probability", "accuracy": "fraction", "accuracy_without_noise": "fraction",
@@ -113,7 +113,7 @@ def evaluate(
     batches = fresh_batches(model, task, sequences=sequences, seed=seed, alpha=alpha, batch_size=batch_size)
     sums = [
         sums_of_metrics(model(batch.tokens, return_type="logits")[batch.scored], batch, task.noise_token)
-        for batch in tqdm(batches, desc="evaluate", delay=2, leave=False, disable=not progress)
+        for batch in progress_bar("evaluate", batches, progress=progress, leave=False)
     ]
     return scores_from(sums, alpha)
 
@@ -143,7 +143,7 @@ def attention_probes(
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in (0, 1)]
     batches = fresh_batches(model, task, sequences=sequences, seed=seed, alpha=alpha, batch_size=batch_size)
     sums = []
-    for batch in tqdm(batches, desc="attention probes", delay=2, leave=False, disable=not progress):
+    for batch in progress_bar("attention probes", batches, progress=progress, leave=False):
         _, cache = model.run_with_cache(batch.tokens, names_filter=names)  # type: ignore[operator]
         sums.append(_sums_of_masses(cache[names[0]][:, 0], cache[names[1]][:, 0], batch, task.noise_token))
     means, stderr = _ratio(_MASSES, sums)

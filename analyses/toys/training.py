@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm.auto import tqdm
 
 from analyses.store import Store
 from surgery import active
+from surgery.progress import progress_bar
 
 EVERY = 100
 """So many steps at most are lost by an interrupt, if there is a store."""
@@ -80,7 +80,7 @@ def trained(
     done, last = max(snapshots), max(wanted)
     _go_on_from(snapshots[done], done, weights, optimizer, schedule)
     losses, passing = snapshots[done].losses.tolist(), None
-    for step in tqdm(range(done + 1, last + 1), desc="train", initial=done, total=last, disable=not progress):
+    for step in progress_bar("train", range(done + 1, last + 1), progress=progress, initial=done, total=last):
         losses.append(_step(loss, step, optimizer, schedule))
         if step not in wanted and (store is None or step % EVERY):
             continue

@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.store import Store, digest
 from analyses.tasks.items import Item, Text
@@ -30,6 +29,7 @@ from analyses.truncation.curves import curve
 from analyses.truncation.results import Sweep
 from hooks import Site
 from surgery.arguments import counted, whole
+from surgery.progress import progress_bar
 
 MLP = "blocks.*.mlp.W_{in,out}"
 _PIECE = "table"
@@ -123,7 +123,7 @@ def over_training(
     asked = _Asked(patterns, [float(rho) for rho in rhos], contexts, words, several, prepend_bos)
     whole(batch_size, "batch_size", least=1)
     done: dict[int, _Finished] = {}
-    for step in tqdm(checkpoints.steps(steps), desc="checkpoints", delay=1, disable=not progress):
+    for step in progress_bar("checkpoints", checkpoints.steps(steps), progress=progress):
         store = None if cache is None else asked.store(cache, checkpoints.identity(step))
         done[step] = _finished(store) or _kept(_measured(asked, checkpoints, step, batch_size), store)
         _refuse_others(done, step)

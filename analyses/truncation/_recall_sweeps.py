@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 import surgery
 from analyses import recall
@@ -22,6 +21,7 @@ from analyses.truncation._cuts import RHOS, cuts_of
 from analyses.truncation.results import Study, Sweep
 from hooks import Site
 from hooks.weights import EMBED
+from surgery.progress import progress_bar
 
 RECALL_SITES = (
     "blocks.0.attn.W_V", "blocks.0.attn.W_O", "blocks.1.attn.W_V", "blocks.1.attn.W_O", "blocks.1.mlp.W_in",
@@ -61,7 +61,7 @@ def recall_sweep(
     patterns = [sites] if isinstance(sites, str) else list(sites)
     settings = {"sequences": sequences, "seed": seed, "batch_size": batch_size}
     model, first, frames = None, None, {}
-    for step, checkpoint in tqdm(by_step(checkpoints).items(), desc="checkpoints", delay=1, disable=not progress):
+    for step, checkpoint in progress_bar("checkpoints", by_step(checkpoints).items(), progress=progress):
         weights = _weights(checkpoint)
         shapes: Shapes = {name: tuple(matrix.shape) for name, matrix in weights.items()}
         first = first or (step, shapes)

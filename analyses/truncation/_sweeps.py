@@ -10,7 +10,6 @@ from typing import TypeAlias, final
 import pandas as pd
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 import surgery
 from analyses.engines import Loader, Work, Workers, carry_out
@@ -22,6 +21,7 @@ from analyses.truncation._recall_sweeps import RECALL_SITES, recall_sweep
 from analyses.truncation.curves import QUANTITIES, Curve, Source, curve
 from analyses.truncation.results import Sweep
 from hooks import place_of
+from surgery.progress import progress_bar
 
 
 def sweep(
@@ -98,7 +98,7 @@ def _prompt_sweep(
     work = Sweeping(source, patterns, {**asked, "rhos": rhos, "batch_size": batch_size})
     frames: dict[int, pd.DataFrame] = {}
     shapes: dict[int, Shapes] = {}
-    with tqdm(total=len(by), desc="checkpoints", delay=1, disable=not progress) as bar:
+    with progress_bar("checkpoints", progress=progress, total=len(by)) as bar:
 
         def keep(found: Seen) -> None:
             step, what = found

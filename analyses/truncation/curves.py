@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 import surgery
 from analyses.statistics import mean_and_stderr
@@ -25,6 +24,7 @@ from hooks.inputs import Inputs, Reads
 from hooks.running import record, rerun
 from surgery import Decompositions
 from surgery.arguments import counted, whole
+from surgery.progress import progress_bar
 
 Source: TypeAlias = Prompts | Task | str | Sequence[str] | Sequence[Item] | Int[Tensor, "example pos"]
 """Prompts made before, or what `prompts` makes them from."""
@@ -114,7 +114,7 @@ def curve(
     cuts = list(cuts_of(surgery.sites(model, sites), rhos))
     readings: list[list[_Reading]] = [[] for _ in cuts]
     batches = torch.arange(len(asked)).split(batch_size)
-    with tqdm(total=len(cuts) * len(batches), desc="truncation", delay=1, disable=not progress) as bar:
+    with progress_bar("truncation", progress=progress, total=len(cuts) * len(batches)) as bar:
         for examples in batches:
             inputs, ids = _inputs(model, asked, examples), torch.stack([ids[examples] for ids in asked.track.values()])
             recording, full = record(model, inputs, [Site.parse(cut.site) for cut in cuts if cut.site])

@@ -11,7 +11,6 @@ from typing import Literal, final
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 import surgery
 from analyses import attribution, metrics, recall
@@ -19,6 +18,7 @@ from analyses.recall import RecallScores, RecallTask
 from surgery import Decomposition, Decompositions, DropTop, Edit, KeepTop, Operation, Scale, Spec, Zero
 from surgery.arguments import whole
 from surgery.controls import Match, matched
+from surgery.progress import progress_bar
 
 W_IN, W_OUT = "blocks.1.mlp.W_in", "blocks.1.mlp.W_out"
 TRAINED = ("blocks.*.attn.W_[KVO]", "blocks.1.mlp.W_*")
@@ -179,7 +179,7 @@ def _rows(
     model: nn.Module, task: RecallTask, svds: Decompositions, sequences: int, draws: int, progress: bool
 ) -> Iterator[Row]:
     total = len(EDITS) + draws * sum(map(len, CONTROLS.values()))
-    with tqdm(total=total, desc="operate", unit="edit", disable=not progress) as bar:
+    with progress_bar("operate", progress=progress, total=total, unit="edit") as bar:
         for label, spec in EDITS.items():
             with surgery.apply(model, spec, svds=svds, progress=False) as operation:
                 yield Row(label, _removed(operation), None, (_scores(model, task, sequences),))

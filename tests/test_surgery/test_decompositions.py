@@ -464,15 +464,13 @@ def test_an_interrupted_run_keeps_what_it_has_finished(
 
 
 def test_progress_is_shown_for_what_is_missing_and_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    from surgery import decompositions
-
     bars = []
 
     def bar(work: list, **settings: object) -> list:
         bars.append(len(work))
         return work
 
-    monkeypatch.setattr(decompositions, "tqdm", bar)
+    monkeypatch.setattr("surgery.progress.tqdm", bar)
     with borrowed("bridge gpt2") as model:
         surgery.forget(model)
         surgery.decompose(model, ["blocks.0.mlp.*", "blocks.0.attn.W_Q[*]"])

@@ -261,6 +261,6 @@ def test_an_edit_of_what_is_decomposed_takes_no_lock_of_the_whole_process(monkey
 
     with borrowed("bridge gpt2") as model:
         surgery.forget(model)
-        monkeypatch.setattr("surgery.decompositions.tqdm", taken)
+        monkeypatch.setattr("surgery.progress.tqdm", taken)
         surgery.apply(model, {FIRST: Zero()}, progress=False).undo()
         surgery.apply(model, {FIRST: Zero()}).undo()
