@@ -5,6 +5,8 @@ from functools import partial
 
 from tqdm.auto import tqdm
 
+__all__ = ["progress_bar"]
+
 
 def progress_bar(
     doing: str,
