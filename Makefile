@@ -9,13 +9,14 @@ VENV4 := .venv-4
 PYTEST := -m pytest -n logical --maxprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-bridge notebooks outputs lint format bench clean distclean
+.PHONY: help demo test test-shapes test-bridge test-all notebooks outputs lint format bench clean distclean
 
 help:
 	@echo 'make demo         trains a small model, operates on it, prints the table and writes demo.html'
 	@echo 'make test         runs the tests, notebooks included'
-	@echo 'make test-all     runs them with many more random cases and an interrupt at every step, then ten minutes of soak.py'
+	@echo 'make test-shapes  runs some of them, with every call checked against its annotated types and shapes'
 	@echo 'make test-bridge  runs the tests against TransformerLens 4, which has the bridge only'
+	@echo 'make test-all     runs all, checked, with many more random cases, then ten minutes of soak.py'
 	@echo 'make notebooks    executes the notebooks, and leaves the files as they are'
 	@echo 'make outputs      executes them and stores what they print and draw; needs Chromium for the pictures'
 	@echo 'make lint         checks style and types'
@@ -30,15 +31,18 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(VENV)/bin/python $(PYTEST)
 
-test-all: $(VENV)/ready
-	SURGERY_THOROUGH=1 HYPOTHESIS_PROFILE=thorough $(VENV)/bin/python $(PYTEST)
-	$(VENV)/bin/python benchmarks/soak.py --minutes 10
+# One kind of model, the examples in docstrings and the README: every public function is called.
+test-shapes: $(VENV)/ready
+	SURGERY_CHECK_SHAPES=1 $(VENV)/bin/python $(PYTEST) -k 'gpt2 or docstring_examples or readme or test_project'
 
-# What may differ with TransformerLens, without the checks of shapes, which take a fifth of the time: `make test` has
-# made them.
+# What may differ with TransformerLens.
 test-bridge: $(VENV4)/ready
-	SURGERY_UNCHECKED=1 $(VENV4)/bin/python $(PYTEST) tests/test_hooks tests/test_surgery tests/test_attribution \
+	$(VENV4)/bin/python $(PYTEST) tests/test_hooks tests/test_surgery tests/test_attribution \
 	    tests/test_metrics tests/test_laser tests/test_papers tests/test_engines tests/test_house/test_readme.py
+
+test-all: $(VENV)/ready
+	SURGERY_CHECK_SHAPES=1 SURGERY_THOROUGH=1 HYPOTHESIS_PROFILE=thorough $(VENV)/bin/python $(PYTEST)
+	$(VENV)/bin/python benchmarks/soak.py --minutes 10
 
 notebooks: $(VENV)/ready
 	$(VENV)/bin/python $(PYTEST) -m notebook
