@@ -319,6 +319,20 @@ def test_what_is_generated_is_judged_where_the_rule_generates(home: Path, tmp_pa
     assert code == 0, told
     assert pd.read_csv(tmp_path / "run" / "table.csv")["edit"].tolist() == ["KeepTop", "DropTop"]
     assert "what is generated" in told
+    code, told = run(
+        "laser", "--model", home / "pythia", "--task", "hotpot-qa", "--data", tmp_path / "hotpot.jsonl", "--output",
+        tmp_path / "laser", "--draws", 1, *sites,
+    )  # fmt: skip
+    assert code == 0, told
+    # Of the five items, the first 20 % choose.
+    model, task = load(str(home / "pythia")), tasks.recipe("hotpot-qa").task(tmp_path / "hotpot.jsonl")[1:]
+    unedited = scoring.score(model, task).word_overlap().mean()
+    report = (tmp_path / "laser" / "report.md").read_text(encoding="utf-8")
+    said = re.search(r"share with the answers, mean over items: precision (\S+) % to .*, f1 (\S+) % to", report)
+    assert said is not None
+    assert [float(one) for one in said.groups()] == pytest.approx(
+        [100 * unedited["precision"], 100 * unedited["f1"]], abs=0.06
+    )
 
 
 def test_a_recipe_says_what_the_paper_found(home: Path, tmp_path: Path) -> None:
