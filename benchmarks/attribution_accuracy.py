@@ -180,13 +180,18 @@ def _print_table(rows: Sequence[Row], methods: dict[str, Found]) -> None:
 
 
 def _record(name: str, rows: Sequence[Row], methods: dict[str, Found]) -> None:
-    """A figure for each method, over all matrices and the range of the types' medians, and the passes it took."""
-    table.section(name, "median Spearman over all matrices; lowest and highest median of a type of matrix")
-    for method in dict.fromkeys(row.method for row in rows):
-        among = [row for row in rows if row.method == method]
-        by_type = [median(row.spearman for row in among if row.matrix == t) for t in {row.matrix for row in among}]
-        middle = median(row.spearman for row in among)
-        table.figure(method, middle, "Spearman", lowest=min(by_type), highest=max(by_type))
+    """A figure for each method, the median over all matrices with the range of the types' medians; and its passes."""
+    for quantity, unit in (("", "Spearman"), (", relative error", "of 1")):
+        table.section(name + quantity, "median over all matrices; lowest and highest median of a type of matrix")
+        for method in dict.fromkeys(row.method for row in rows):
+            among = [row for row in rows if row.method == method]
+            values = {row.site: row.error if quantity else row.spearman for row in among}
+            if quantity and any(isnan(value) for value in values.values()):  # a strength predicts no size
+                continue
+            by_type = [
+                median(values[row.site] for row in among if row.matrix == of) for of in {r.matrix for r in among}
+            ]
+            table.figure(method, median(values.values()), unit, lowest=min(by_type), highest=max(by_type))
     table.section(f"{name}, passes")
     for method, found in methods.items():
         table.figure(method, found.effects.passes, "passes")
@@ -247,11 +252,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--sites", default="*", help="which matrices")
     table.flags(parser)
-    parser.add_argument("--quick", action="store_true", help="8 examples, a few matrices, for a first look")
+    parser.add_argument("--quick", action="store_true", help="8 examples, 100 steps, a few matrices")
     args = parser.parse_args(argv)
     n, sites = (8, "blocks.1.*") if args.quick else (args.examples, args.sites)
+    steps = min(args.steps, 100) if args.quick else args.steps
     with table.recorded(__file__, args):
-        subjects = [character_model(steps=args.steps, n=n, pos=args.positions, device=args.device)]
+        subjects = [character_model(steps=steps, n=n, pos=args.positions, device=args.device)]
         if folder := os.environ.get("SURGERY_STORY_MODEL"):
             subjects.append(story_model(folder, n=n, pos=args.positions, device=args.device))
         for subject in subjects:

@@ -204,7 +204,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     with table.recorded(__file__, args):
         for name, made, budgets in several:
-            subjects = [replace(subject, model=subject.model.to(args.device)) for subject in made()]
+            subjects = list(made())
+            if args.device != "cpu":  # trained on the CPU, so that they are the same models on every device
+                subjects = [replace(subject, model=subject.model.to(args.device)) for subject in subjects]
             for matrix, budget in budgets.items():
                 table.section(
                     f"{name}, {budget.fraction:.0%} of {matrix}",

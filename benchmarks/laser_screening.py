@@ -147,8 +147,10 @@ def recalled(seeds: Sequence[int], device: str) -> None:
     clean = task.sample(60, seed=1, alpha=0.0)
     items = tasks.recall(clean.tokens, clean.answers, scored=clean.scored)
     table.section("noisy recall", HOW)
+    if device != "cpu":  # trained on the CPU, so that it is the same model on every device
+        model = model.to(device)
     for seed in seeds:
-        compared(model.to(device), items, "blocks.*.W_*", seed)
+        compared(model, items, "blocks.*.W_*", seed)
 
 
 def stories(folder: str, seeds: Sequence[int], args: argparse.Namespace) -> None:

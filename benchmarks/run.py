@@ -12,6 +12,7 @@ each. A script that fails, or takes much longer than it should, is a row that sa
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -36,8 +37,6 @@ class Script:
     timed: bool = False
     """Whether its figures are times, which nothing else may disturb."""
     limit: float = 15.0
-    takes: tuple[str, ...] = ("--device", "--quick")
-    """Flags that it has."""
 
 
 SCRIPTS = (
@@ -61,35 +60,39 @@ OWN = (
 
 
 def run_one(script: Script, args: argparse.Namespace, threads: int | None) -> table.Run:
-    """One script in a process of its own, with its output as it comes where nothing runs beside it."""
+    """One script in a process of its own; `threads` None gives it all of them, and shows what it prints at once."""
     start = time.monotonic()
-    extra = ["--device", args.device] * ("--device" in script.takes)
-    extra += ["--quick"] * (args.quick and "--quick" in script.takes)
-    environment = dict(os.environ) if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    flags = ["--quick"] if args.quick else list(script.flags)
     with TemporaryDirectory() as folder:
-        file, log = Path(folder) / "figures.json", Path(folder) / "log"
-        words = [sys.executable, str(HERE / f"{script.name}.py"), *(() if args.quick else script.flags), *extra]
-        failed = ""
-        with log.open("w", encoding="utf-8") as out:
-            try:
-                status = subprocess.run(
-                    [*words, "--json", str(file)], stdout=out if threads else None, stderr=out, env=environment,
-                    timeout=60 * script.limit,
-                ).returncode  # fmt: skip
-            except subprocess.TimeoutExpired:
-                status, failed = 1, f"given up after {script.limit:g} minutes"
-        said = log.read_text(encoding="utf-8").rstrip()
+        file = Path(folder) / "figures.json"
+        words = [str(HERE / f"{script.name}.py"), *flags, "--device", args.device, "--json", str(file)]
+        failed = _process(words, threads, 60 * script.limit, log=Path(folder) / "log")
         found = table.read(file)
+    if not found:
+        command = shlex.join(["python", f"benchmarks/{script.name}.py", *words[1:-2]])
+        found = [table.Run(script.name, command, table.machine("cpu"), (), 0.0)]
+        failed = failed or "it wrote no figures"
+    return replace(found[0], seconds=time.monotonic() - start, failed=failed)
+
+
+def _process(words: Sequence[str], threads: int | None, seconds: float, *, log: Path) -> str:
+    """Run Python with these words; why it failed, or nothing if it did not."""
+    environment = {**os.environ, "TQDM_DISABLE": "1"} | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    failed = ""
+    with log.open("w", encoding="utf-8") as out:
+        try:
+            done = subprocess.run(
+                [sys.executable, *words], stdout=None if threads is None else out, stderr=out, env=environment,
+                timeout=seconds,
+            )  # fmt: skip
+            if done.returncode:
+                failed = f"exit status {done.returncode}"
+        except subprocess.TimeoutExpired:
+            failed = f"given up after {seconds / 60:g} minutes"
+    said = log.read_text(encoding="utf-8").rstrip()
     if said:
         print(said, flush=True)
-    if status and not failed:
-        failed = found[0].failed if found else ""
-        failed = failed or (said.splitlines()[-1] if said else f"exit status {status}")
-    if not found:
-        command = " ".join(["python", f"benchmarks/{script.name}.py", *words[2:]])
-        failed = failed or "it wrote no figures"
-        found = [table.Run(script.name, command, table.machine("cpu"), (), 0.0)]
-    return replace(found[0], seconds=time.monotonic() - start, failed=failed)
+    return f"{failed}: {said.splitlines()[-1]}" if failed.startswith("exit") and said else failed
 
 
 def run_all(scripts: Sequence[Script], args: argparse.Namespace) -> Iterator[table.Run]:

@@ -11,13 +11,14 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from time import monotonic
 from typing import Literal
 
 import torch
@@ -134,8 +135,6 @@ class Machine:
     transformer_lens: str
     commit: str
     date: str
-    busy: float = field(default=0.0)
-    """Processes that were running or waiting in the minute before, from the system's load average."""
 
     def __str__(self) -> str:
         cores = f"{self.threads} thread{'s' * (self.threads != 1)}"
@@ -168,6 +167,8 @@ class _Sheet:
 
     section: str = ""
     figures: list[Figure] = field(default_factory=list)
+    save: Callable[[str], None] = lambda failed: None
+    """Writes what there is, and why there is no more."""
 
 
 _SHEET: ContextVar[_Sheet] = ContextVar("sheet")
@@ -196,6 +197,7 @@ def figure(
     sheet = _SHEET.get(None) or _Sheet()
     made = Figure(sheet.section, what, float(value), unit, against, ratio, aim, lowest, highest, remark)
     sheet.figures.append(made)
+    sheet.save("it was stopped")
     print(made, flush=True)
     return made
 
@@ -237,23 +239,25 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def recorded(script: str, args: argparse.Namespace) -> Iterator[None]:
-    """Keep the figures of a block, and write them where `--json` says, also those found before a failure."""
-    name, start = Path(script).stem, datetime.now()
-    where = machine(args.device)
+    """Keep the figures of a block, and write them where `--json` says: each at once, in case there is no next."""
+    name, start, where = Path(script).stem, monotonic(), machine(args.device)
+    sheet = _Sheet()
+
+    def save(failed: str) -> None:
+        if args.json is not None:
+            write(args.json, [Run(name, command(name), where, tuple(sheet.figures), monotonic() - start, failed)])
+
+    sheet.save = save
     print(f"{name}: {where}", flush=True)
-    token = _SHEET.set(sheet := _Sheet())
-    failed = "it was interrupted"
+    token = _SHEET.set(sheet)
     try:
         yield
-        failed = ""
+        save("")
     except Exception as error:
-        failed = f"{type(error).__name__}: {error}"
+        save(f"{type(error).__name__}: {error}")
         raise
     finally:
         _SHEET.reset(token)
-        seconds = (datetime.now() - start).total_seconds()
-        if args.json is not None:
-            write(args.json, [Run(name, command(name), where, tuple(sheet.figures), seconds, failed)])
 
 
 def command(name: str) -> str:
@@ -297,7 +301,6 @@ def machine(device: str) -> Machine:
         transformer_lens=version("transformer-lens"),
         commit=commit(),
         date=datetime.now().strftime("%-d %B %Y %H:%M"),
-        busy=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
     )
 
 

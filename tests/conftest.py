@@ -14,6 +14,8 @@ import os
 # reaches a hub, and test processes that run side by side do not fight over cores.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "SURGERY_CUDA" not in os.environ:  # so that a GPU, where models would go unasked, changes nothing
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import random
 from importlib.metadata import version

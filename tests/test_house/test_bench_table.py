@@ -142,7 +142,7 @@ def test_a_first_look_is_not_quoted(table, pages, recorded) -> None:
 
 def test_a_script_that_fails_is_a_row_and_the_others_run(table, driver, tmp_path: Path, monkeypatch, capsys) -> None:
     good = json.dumps([{"script": "good", "command": "python benchmarks/good.py", "machine": {
-        "device": "d", "threads": 1, "torch": "2", "transformer_lens": "3", "commit": "c", "date": "today", "busy": 0.0,
+        "device": "d", "threads": 1, "torch": "2", "transformer_lens": "3", "commit": "c", "date": "today",
     }, "figures": [{"section": "S", "what": "w", "value": 1.0, "unit": "s"}], "seconds": 1.0}])  # fmt: skip
     scripts = {
         "good": f"import sys; open(sys.argv[-1], 'w').write({good!r}); print('fine')",
@@ -160,10 +160,11 @@ def test_a_script_that_fails_is_a_row_and_the_others_run(table, driver, tmp_path
     runs = {run.script: run for run in table.read(tmp_path / "out" / "results.json")}
     assert list(runs) == ["good", "bad", "slow", "silent"]
     assert {name: run.failed for name, run in runs.items()} == {
-        "good": "", "bad": "out of memory", "slow": "given up after 0.01 minutes", "silent": "it wrote no figures",
+        "good": "", "bad": "exit status 1: out of memory", "slow": "given up after 0.01 minutes",
+        "silent": "it wrote no figures",
     }  # fmt: skip
     assert [figure.what for figure in runs["good"].figures] == ["w"]
-    assert "FAILED, out of memory" in capsys.readouterr().out
+    assert "FAILED, exit status 1: out of memory" in capsys.readouterr().out
     before = (tmp_path / "out" / "results.json").read_text()
     assert driver.main(["--out", str(tmp_path / "out"), "--only", "good"]) == 0
     assert [run.script for run in table.read(tmp_path / "out" / "results.json")] == list(runs), before
