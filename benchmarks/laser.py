@@ -119,6 +119,8 @@ def compare(
         ratio=Ratio(each[0] * candidates / wall, "x as fast"), aim=AIMS[strategy],
         remark=f"{result.items_run} items run",
     )  # fmt: skip
+    if torch.device(args.device).type != "cpu":
+        return
     table.figure(
         f"{strategy}, processor time", processor, "s of processor time",
         against=Against("loop, extrapolated", each[1] * candidates),

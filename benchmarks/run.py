@@ -66,7 +66,7 @@ def run_one(script: Script, args: argparse.Namespace, threads: int | None) -> ta
     with TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
         words = [str(HERE / f"{script.name}.py"), *flags, "--device", args.device, "--json", str(file)]
-        failed = _process(words, threads, 60 * script.limit, log=Path(folder) / "log")
+        failed = _process(words, threads, 60 * script.limit, folder=Path(folder))
         found = table.read(file)
     if not found:
         command = shlex.join(["python", f"benchmarks/{script.name}.py", *words[1:-2]])
@@ -75,24 +75,25 @@ def run_one(script: Script, args: argparse.Namespace, threads: int | None) -> ta
     return replace(found[0], seconds=time.monotonic() - start, failed=failed)
 
 
-def _process(words: Sequence[str], threads: int | None, seconds: float, *, log: Path) -> str:
-    """Run Python with these words; why it failed, or nothing if it did not."""
-    environment = {**os.environ, "TQDM_DISABLE": "1"} | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
-    failed = ""
-    with log.open("w", encoding="utf-8") as out:
+def _process(words: Sequence[str], threads: int | None, seconds: float, *, folder: Path) -> str:
+    """Run Python with these words: why it failed, or "". Progress bars and warnings are not shown."""
+    environment = dict(os.environ) if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    said, complained = folder / "out", folder / "err"
+    with said.open("w", encoding="utf-8") as out, complained.open("w", encoding="utf-8") as err:
+        shown_at_once = None if threads is None else out
         try:
-            done = subprocess.run(
-                [sys.executable, *words], stdout=None if threads is None else out, stderr=out, env=environment,
-                timeout=seconds,
-            )  # fmt: skip
-            if done.returncode:
-                failed = f"exit status {done.returncode}"
+            status = subprocess.run(
+                [sys.executable, *words], stdout=shown_at_once, stderr=err, env=environment, timeout=seconds
+            ).returncode
         except subprocess.TimeoutExpired:
-            failed = f"given up after {seconds / 60:g} minutes"
-    said = log.read_text(encoding="utf-8").rstrip()
-    if said:
-        print(said, flush=True)
-    return f"{failed}: {said.splitlines()[-1]}" if failed.startswith("exit") and said else failed
+            status = None
+    print(said.read_text(encoding="utf-8"), end="", flush=True)
+    if status == 0:
+        return ""
+    complaint = complained.read_text(encoding="utf-8").rstrip()
+    print(complaint, flush=True)
+    last = complaint.splitlines()[-1] if complaint else "it did not say why"
+    return f"given up after {seconds / 60:g} minutes" if status is None else f"exit status {status}: {last}"
 
 
 def run_all(scripts: Sequence[Script], args: argparse.Namespace) -> Iterator[table.Run]:

@@ -72,7 +72,7 @@ SLOW: dict[str, Call] = {
     "by_ablation, mean": attributed(attribution.by_ablation, LOSS, SITES, replacement="mean"),
     "by_path": attributed(attribution.by_path, LOGIT, {OUT: Drop([0, 1])}),
     "by_shapley": attributed(attribution.by_shapley, LOGIT, {OUT: Drop([0, 1])}, draws=4),
-    "screen": attributed(attribution.screen, LOGIT, SITES),
+    "screen": lambda model: attribution.screen(model, TOKENS, LOGIT, SITES, progress=False).exact,
     "screened search": searched(strategy="screened"),
     "search that generates": searched(rule=scoring.Contains(3)),
     "search by a margin": searched(rule=metrics.logit_difference()),
@@ -144,7 +144,7 @@ def test_the_toys_are_trained_where_they_are(device) -> None:
         model = recall.bridge(task, device="cuda")
         recall.train(model, task, steps=3, progress=False)
         scores = recall.evaluate(model, task, progress=False)
-        found = truncation.curve(model, TASK, [{OUT: KeepTop(rho=0.5)}], progress=False)
+        found = truncation.curve(model, TOKENS % 12, OUT, track={"correct": 1}, rhos=(0.5,), progress=False)
         assert 0 <= scores.p_correct <= 1 and len(numbers(found))
         assert {value.device.type for value in model.parameters()} == {"cuda"}
 
