@@ -181,7 +181,8 @@ def _print_table(rows: Sequence[Row], methods: dict[str, Found]) -> None:
 
 def _record(name: str, rows: Sequence[Row], methods: dict[str, Found]) -> None:
     """A figure for each method, the median over all matrices with the range of the types' medians; and its passes."""
-    for quantity, unit in (("", "Spearman"), (", relative error", "of 1")):
+    units: dict[str, table.Unit] = {"": "Spearman", ", relative error": "of 1"}
+    for quantity, unit in units.items():
         table.section(name + quantity, "median over all matrices; lowest and highest median of a type of matrix")
         for method in dict.fromkeys(row.method for row in rows):
             among = [row for row in rows if row.method == method]

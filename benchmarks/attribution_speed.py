@@ -46,9 +46,7 @@ def gradient(
         plain, ours = f"{name}: {PASS}", f"{name}: ours"
         aim = Aim(1.4, at_most=True)
         table.compared(name, took, ours, plain, words="x as long", named=PASS, aim=aim)
-        table.memory(
-            f"{name}, peak memory", *(timing.peak_memory(calls[which], device=device) for which in (ours, plain)), PASS
-        )
+        table.memory(f"{name}, peak memory", calls[ours], calls[plain], name=PASS, device=device)
         if metric is next(iter(scored.values())):
             _loops(model, tokens, metric, svds, ours=took.median(ours), passed=took.median(plain), device=device)
 
@@ -174,7 +172,7 @@ def last_matrix(
         against=Against(f"{OVERWRITING}, {sampled} timed", 1000 * plain),
         ratio=Ratio(plain / ours, "x as fast"), aim=Aim(100),
     )  # fmt: skip
-    table.memory("peak memory", timing.peak_memory(call, device=device))
+    table.memory("peak memory", call, device=device)
 
 
 def _by_ablation(

@@ -138,8 +138,9 @@ def results(subjects: Sequence[Subject], budget: Budget, splits: int) -> pd.Data
 
 def record(frame: pd.DataFrame) -> None:
     """A figure for each score; what else is known of it stands in the remark."""
-    table.figure("nothing removed", frame["base"].iloc[0], "accuracy")
-    for name, row in frame.iterrows():
+    rows = frame.to_dict("index")
+    table.figure("nothing removed", rows[PAPER]["base"], "accuracy")
+    for name, row in rows.items():
         lead, ahead = row["lead over the paper's"], row["ahead, behind"]
         words = [f"lead {lead}", "ahead in {}, behind in {}".format(*ahead.split(", "))] if lead else []
         words += [f"log-loss {row['log-loss']}"]

@@ -57,8 +57,7 @@ def apply_and_undo(model: nn.Module, svds: Decompositions, *, rounds: int, devic
     took = timing.in_turns({"ours": ours, "by hand, unchecked": by_hand}, rounds=rounds, device=device)
     table.section("Apply and undo", f"keep-top (rho .1) on all {len(svds)} MLP matrices, SVDs ready; weights checked")
     table.compared("surgery.apply(...).undo()", took, "ours", "by hand, unchecked", words="x as long")
-    memory = [timing.peak_memory(call, device=device) for call in (ours, by_hand)]
-    table.memory("its peak memory", *memory, "by hand")
+    table.memory("its peak memory", ours, by_hand, name="by hand", device=device)
 
 
 def decomposing(model: nn.Module, layers: Sequence[int], *, rounds: int, device: str) -> None:
@@ -71,10 +70,8 @@ def decomposing(model: nn.Module, layers: Sequence[int], *, rounds: int, device:
         plain: Callable[[], object] = partial(_plain_loop, model, sites)
         took = timing.in_turns({"ours": ours, PLAIN: plain}, rounds=rounds, device=device)
         table.compared(_shaped(model, kind), took, "ours", PLAIN, words="x as fast", share=1 / len(layers))
-        peaks = [
-            timing.peak_memory(partial(f, model, sites[:1]), device=device) for f in (_decompose_anew, _plain_loop)
-        ]
-        table.memory(f"{_shaped(model, kind)}, peak memory", *peaks, PLAIN)
+        one, other = (partial(f, model, sites[:1]) for f in (_decompose_anew, _plain_loop))
+        table.memory(f"{_shaped(model, kind)}, peak memory", one, other, name=PLAIN, device=device)
         if kind.startswith("mlp"):
             totals = {name: totals[name] + took.median(name) / len(layers) for name in totals}
     _together("mlp.W_in and mlp.W_out", totals, Aim(1.3))
@@ -91,7 +88,7 @@ def large_matrix(d_in: int, d_out: int, *, rounds: int, device: str) -> None:
         took = timing.in_turns({"ours": ours, PLAIN: plain}, rounds=rounds, device=device)
         shape = " x ".join(map(str, A.shape))
         table.compared(shape, took, "ours", PLAIN, words="x as fast")
-        table.memory(f"{shape}, peak memory", timing.peak_memory(ours, device=device))
+        table.memory(f"{shape}, peak memory", ours, device=device)
         totals = {name: totals[name] + took.median(name) for name in totals}
     _together("stored either way, both together", totals, Aim(2))
 

@@ -85,7 +85,8 @@ def random_model(host: str, device: str) -> nn.Module:
 
     torch.manual_seed(0)
     config = transformers.GPT2Config(n_embd=D_MODEL, n_layer=LAYERS, n_head=2, vocab_size=20, n_positions=8)
-    model = transformers.GPT2LMHeadModel(config).eval().to(device)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    nn.Module.to(model, device)
     return build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
 
 

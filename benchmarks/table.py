@@ -22,12 +22,12 @@ from time import monotonic
 from typing import Literal
 
 import torch
-from timing import Timings, verdict
+from timing import Call, Timings, peak_memory, verdict
 
-Unit = Literal[
-    "s", "ms", "s of processor time", "MiB", "passes", "Spearman", "accuracy", "of 1", "times", "places", "nats"
-]
-Words = Literal["x as long", "x as fast", "x less", "x as much"]
+Unit = Literal["s", "ms", "s of processor time", "MiB", "passes", "times", "Spearman", "accuracy", "of 1"]
+Words = Literal["x as long", "x as fast", "x less"]
+SHARES = ("Spearman", "accuracy", "of 1")
+"""Units of numbers around 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,20 +109,22 @@ def times(ratio: Ratio) -> str:
 
 
 def between(lowest: float | None, highest: float | None, unit: Unit = "s") -> str:
-    """A range in brackets, or nothing."""
-    return "" if lowest is None or highest is None else f" ({short(lowest, unit)}–{short(highest, unit)})"
+    """A range in brackets, or nothing where there is none."""
+    if lowest is None or highest is None or lowest == highest:
+        return ""
+    return f" ({short(lowest, unit)}–{short(highest, unit)})"
 
 
 def quantity(value: float, unit: Unit) -> str:
-    """A number with its unit."""
-    return f"{short(value, unit)} {unit}" if unit not in ("Spearman", "accuracy", "of 1") else short(value, unit)
+    """A number with its unit, where that is not what the section is about."""
+    return short(value, unit) if unit in (*SHARES, "passes") else f"{short(value, unit)} {unit}"
 
 
 def short(value: float, unit: Unit = "s") -> str:
     """A number with the digits that say something."""
-    if unit in ("Spearman", "accuracy", "of 1"):
+    if unit in SHARES:
         return f"{value:.3f}"
-    return f"{value:,.0f}" if abs(value) >= 100 or unit in ("passes", "times", "places") else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 or unit in ("passes", "times") else f"{value:.3g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,10 +227,11 @@ def compared(
     )  # fmt: skip
 
 
-def memory(what: str, ours: float | None, other: float | None = None, name: str = "") -> None:
-    """Peak memory, of the other side too if that was measured; nothing where the system does not tell it."""
-    if ours is not None:
-        figure(what, ours, "MiB", against=None if other is None else Against(name, other))
+def memory(what: str, ours: Call, other: Call | None = None, *, name: str = "", device: str) -> None:
+    """Peak memory of a call, and of the other side's; nothing where the system does not tell it."""
+    mine, theirs = (None if call is None else peak_memory(call, device=device) for call in (ours, other))
+    if mine is not None:
+        figure(what, mine, "MiB", against=None if theirs is None else Against(name, theirs))
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -285,10 +288,10 @@ def read(path: Path) -> list[Run]:
 
 
 def _figure(found: dict) -> Figure:
-    made = {"against": Against, "ratio": Ratio, "aim": Aim}
-    return Figure(**{
-        name: made[name](**value) if name in made and value is not None else value for name, value in found.items()
-    })  # fmt: skip
+    for name, kind in (("against", Against), ("ratio", Ratio), ("aim", Aim)):
+        if found.get(name) is not None:
+            found = {**found, name: kind(**found[name])}
+    return Figure(**found)
 
 
 def machine(device: str) -> Machine:
