@@ -99,6 +99,12 @@ class PretendCuda(TorchFunctionMode):
             return _DEVICE_GETTERS[func](_device_of(args[0]))
         if func in _MOVES:
             return _moved(func, args, kwargs)
+        if func is torch.autograd.grad:  # a graph may cross devices; each gradient is where its tensor is
+            found = func(*args, **kwargs)
+            wanted = tree_leaves(args[1] if len(args) > 1 else kwargs["inputs"])
+            for gradient, tensor in zip(found, wanted, strict=True):
+                _put(gradient, _device_of(tensor))
+            return found
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if func in _TO_NUMPY and _known(args[0]) == CUDA:
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")

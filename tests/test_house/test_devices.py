@@ -192,5 +192,8 @@ def test_the_pretended_gpu_takes_what_a_real_one_does() -> None:
     ):
         assert found.device.type == "cuda"
     assert (here + there.cpu()).device.type == "cpu" and there.tolist() == [1.0, 1.0]
+    weight = here.clone().requires_grad_()
+    (slope,) = torch.autograd.grad((weight.to("cuda") * there).sum(), weight)
+    assert slope.device.type == "cpu" and slope.tolist() == [1.0, 1.0]
     generator = torch.Generator("cuda").manual_seed(0)
     assert torch.randn(2, generator=generator, device=generator.device).is_cuda
