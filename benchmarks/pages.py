@@ -31,8 +31,16 @@ def pages() -> Iterator[Path]:
 
 
 def quoted(page: str, runs: Sequence[Run]) -> str:
-    """A page with every quote as these runs have it."""
-    return QUOTE.sub(lambda found: f"<!-- bench: {found['of']} -->{shown(found['of'], runs)}<!-- /bench -->", page)
+    """A page with every quote as these runs have it; what they lack, such as a model that was not there, it says."""
+
+    def one(found: re.Match[str]) -> str:
+        try:
+            text = shown(found["of"], runs)
+        except KeyError:
+            text = _not_measured(found["of"])
+        return f"<!-- bench: {found['of']} -->{text}<!-- /bench -->"
+
+    return QUOTE.sub(one, page)
 
 
 def shown(of: str, runs: Sequence[Run]) -> str:
@@ -44,7 +52,7 @@ def shown(of: str, runs: Sequence[Run]) -> str:
     script, *rest = (part.strip() for part in of.split(" / "))
     run = next((run for run in runs if run.script == script), None)
     if run is None or run.failed or run.quick:
-        return NOT_MEASURED if len(rest) == 2 else f"\n\n*{script}: {NOT_MEASURED}.*\n\n"
+        return _not_measured(of)
     if len(rest) == 2:
         return _cell(_of_section(run, rest[0], of), what=rest[1], of=of)
     if rest and "|" in rest[0]:
@@ -52,6 +60,10 @@ def shown(of: str, runs: Sequence[Run]) -> str:
     names = rest or list(dict.fromkeys(figure.section for figure in run.figures))
     tables = [_titled(name, _table(_of_section(run, name, of)), alone=bool(rest)) for name in names]
     return "\n\n" + "\n\n".join(tables) + "\n\n"
+
+
+def _not_measured(of: str) -> str:
+    return NOT_MEASURED if of.count(" / ") == 2 else f"\n\n*{of.split(' = ')[0]}: {NOT_MEASURED}.*\n\n"
 
 
 def _of_section(run: Run, section: str, of: str) -> list[Figure]:

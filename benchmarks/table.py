@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from timing import Call, Timings, peak_memory, verdict
 
-Unit = Literal["s", "ms", "s of processor time", "MiB", "passes", "times", "Spearman", "accuracy", "of 1"]
+Unit = Literal["s", "ms", "s of processor time", "MiB", "passes", "times", "components", "Spearman", "accuracy", "of 1"]
 Words = Literal["x as long", "x as fast", "x less"]
 SHARES = ("Spearman", "accuracy", "of 1")
 """Units of numbers around 1."""
@@ -124,7 +124,7 @@ def short(value: float, unit: Unit = "s") -> str:
     """A number with the digits that say something."""
     if unit in SHARES:
         return f"{value:.3f}"
-    return f"{value:,.0f}" if abs(value) >= 100 or unit in ("passes", "times") else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 or unit in ("passes", "times", "components") else f"{value:.3g}"
 
 
 @dataclass(frozen=True, slots=True)

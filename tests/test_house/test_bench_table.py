@@ -130,6 +130,7 @@ def test_a_page_quotes_tables_columns_and_single_figures(table, pages, recorded)
     for wrong in ("some / Sped", "some / Speed / theirs", "some / Speed | Sped"):
         with pytest.raises(KeyError, match="bench: some"):
             pages.shown(wrong, [run])
+        assert "not measured yet" in pages.quoted(f"<!-- bench: {wrong} --><!-- /bench -->", [run])
     assert "not measured yet" in pages.shown("another", [run])
 
 
@@ -205,13 +206,16 @@ def test_every_page_quotes_what_was_measured(table, pages) -> None:
         assert (BENCHMARKS / "results.md").read_text(encoding="utf-8") == pages.report(runs, driver.OWN)
 
 
-def test_every_quote_is_of_a_script_in_the_list_and_can_be_shown(pages, driver) -> None:
+def test_every_quote_is_of_a_script_in_the_list_and_can_be_shown(table, pages, driver) -> None:
+    runs = table.read(BENCHMARKS / "results.json")
     names = {script.name for script in driver.SCRIPTS}
     for page in pages.pages():
         text = page.read_text(encoding="utf-8")
         quotes = pages.QUOTE.findall(text)
         assert len(quotes) == text.count("<!-- bench:") == text.count("<!-- /bench -->"), page.name
         assert {of.split(" / ")[0] for of, _ in quotes} <= names, page.name
+        for of, _ in quotes:
+            pages.shown(of, runs)  # a KeyError names what is wrong with a quote
         # A comment that begins a line begins a block of HTML, in which Markdown is not read.
         inline = [of for of, _ in quotes if of.count(" / ") == 2]
         assert [of for of in inline if f"\n<!-- bench: {of} -->" in text] == [], page.name
