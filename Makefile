@@ -21,7 +21,7 @@ help:
 	@echo 'make outputs      executes them and stores what they print and draw; needs Chromium for the pictures'
 	@echo 'make lint         checks style and types'
 	@echo 'make format       formats the code'
-	@echo 'make bench        prints the benchmarks'
+	@echo 'make bench        runs the benchmarks (half an hour) and writes benchmarks/results.md'
 	@echo 'make clean        deletes what was built or cached'
 	@echo 'make distclean    the same, and the environments $(VENV) and $(VENV4)'
 
@@ -64,7 +64,7 @@ format: $(VENV)/ready
 	$(VENV)/bin/ruff format
 
 bench: $(VENV)/ready
-	set -e; for script in $(filter-out %/reference_numbers.py,$(wildcard benchmarks/*.py)); do $(VENV)/bin/python "$$script"; done
+	$(VENV)/bin/python benchmarks/run.py
 
 # An environment is ready when its stamp is newer than what it was installed from.
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -18,8 +18,10 @@ from statistics import median
 
 import character_lm
 import pandas as pd
+import table
 import timing
 import torch
+from table import Aim
 from torch import Tensor, nn
 
 import surgery
@@ -86,7 +88,10 @@ def compare(subject: Subject, name: str, svds: Decompositions, *, probes: int, e
           f"{truth.effects.passes:.0f} passes, {truth.seconds:.0f} s")  # fmt: skip
     methods = dict(_methods(subject, name, svds, probes=probes, exact_curvature=exact_curvature))
     rows = [row for method, found in methods.items() for row in _scores(method, found.effects, truth.effects)]
-    _print_table([*rows, *_strengths(truth.effects)], methods)
+    strengths = list(_strengths(truth.effects))
+    _print_table([*rows, *strengths], methods)
+    _record(f"{subject.name}, {name}", [*rows, *strengths], {**methods, "exact leave-one-out": truth})
+    table.section(f"{subject.name}, {name}, aims", "over matrices")
     _print_verdict([row for row in rows if row.method == f"curvature, {probes} by type"], name)
     _print_readout([row for row in rows if row.method == f"readout, {8 if name == 'loss' else 4} draws"])
 
@@ -174,12 +179,31 @@ def _print_table(rows: Sequence[Row], methods: dict[str, Found]) -> None:
             print(f"  {'':24}" + "".join(f"{error:16.2f}" for error in errors))
 
 
+def _record(name: str, rows: Sequence[Row], methods: dict[str, Found]) -> None:
+    """A figure for each method, the median over all matrices with the range of the types' medians; and its passes."""
+    units: dict[str, table.Unit] = {"": "Spearman", ", relative error": "of 1"}
+    for quantity, unit in units.items():
+        table.section(name + quantity, "median over all matrices; lowest and highest median of a type of matrix")
+        for method in dict.fromkeys(row.method for row in rows):
+            among = [row for row in rows if row.method == method]
+            values = {row.site: row.error if quantity else row.spearman for row in among}
+            if quantity and any(isnan(value) for value in values.values()):  # a strength predicts no size
+                continue
+            by_type = [
+                median(values[row.site] for row in among if row.matrix == of) for of in {r.matrix for r in among}
+            ]
+            table.figure(method, median(values.values()), unit, lowest=min(by_type), highest=max(by_type))
+    table.section(f"{name}, passes")
+    for method, found in methods.items():
+        table.figure(method, found.effects.passes, "passes")
+
+
 def _print_verdict(rows: Sequence[Row], name: str) -> None:
     """Whether the aims were met, and every matrix that is ranked worse than its aim."""
     for part, words in (("mlp", "MLP"), ("attn", "attention")) if (name, "mlp") in AIMS else ():
         aim, among = AIMS[name, part], [row for row in rows if Site.parse(row.site).part == part]
         middle = median(row.spearman for row in among)
-        print(f"  {words} matrices by {among[0].method}: median {middle:.3f}   {timing.verdict(middle, aim)}")
+        table.figure(f"{words} matrices by {among[0].method}: median", middle, "Spearman", aim=Aim(aim))
         poor = sorted((row for row in among if row.spearman < aim), key=lambda row: row.spearman)
         if poor:
             listed = ", ".join(f"{row.site} {row.spearman:.2f} (error {row.error:.2f})" for row in poor)
@@ -190,13 +214,13 @@ def _print_readout(rows: Sequence[Row]) -> None:
     """Whether the readout met its aims, over all matrices."""
     found = [row.spearman for row in rows]
     for words, value, aim in (("median", median(found), READOUT), ("lowest", min(found), READOUT_LOWEST)):
-        print(f"  all matrices by {rows[0].method}: {words} {value:.3f}   {timing.verdict(value, aim)}")
+        table.figure(f"all matrices by {rows[0].method}: {words}", value, "Spearman", aim=Aim(aim))
 
 
 def character_model(*, steps: int, n: int, pos: int, device: str) -> Subject:
     """The character model on held-out text of its kind; the last token of a row is only a label."""
     model = character_lm.trained(CACHE, steps=steps).to(device)
-    return Subject(f"character model, {steps} steps", model, character_lm.held_out(n, pos + 1).to(device), device)
+    return Subject("character model", model, character_lm.held_out(n, pos + 1).to(device), device)
 
 
 def story_model(folder: str, *, n: int, pos: int, device: str) -> Subject:
@@ -228,18 +252,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--exact-curvature", type=int, default=0, help="components of each matrix to do exactly, 0 for none"
     )
     parser.add_argument("--sites", default="*", help="which matrices")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--quick", action="store_true", help="8 examples, a few matrices, for a first look")
+    table.flags(parser)
+    parser.add_argument("--quick", action="store_true", help="8 examples, 100 steps, a few matrices")
     args = parser.parse_args(argv)
     n, sites = (8, "blocks.1.*") if args.quick else (args.examples, args.sites)
-    print(f"Predicting what the removal of a component does: {timing.machine(args.device)}")
-    subjects = [character_model(steps=args.steps, n=n, pos=args.positions, device=args.device)]
-    if folder := os.environ.get("SURGERY_STORY_MODEL"):
-        subjects.append(story_model(folder, n=n, pos=args.positions, device=args.device))
-    for subject in subjects:
-        svds = surgery.decompose(subject.model, sites, progress=False)
-        for name in ("loss", "logit", "log-probability"):
-            compare(subject, name, svds, probes=args.probes, exact_curvature=args.exact_curvature)
+    steps = min(args.steps, 100) if args.quick else args.steps
+    with table.recorded(__file__, args):
+        subjects = [character_model(steps=steps, n=n, pos=args.positions, device=args.device)]
+        if folder := os.environ.get("SURGERY_STORY_MODEL"):
+            subjects.append(story_model(folder, n=n, pos=args.positions, device=args.device))
+        for subject in subjects:
+            svds = surgery.decompose(subject.model, sites, progress=False)
+            for name in ("loss", "logit", "log-probability"):
+                compare(subject, name, svds, probes=args.probes, exact_curvature=args.exact_curvature)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from functools import partial
 from statistics import median
 
+import table
 import timing
 import torch
 from random_model import gpt2_shaped, shape_flags, shape_of
+from table import Against, Aim, Ratio
 from torch import Tensor, nn
 
 import surgery
@@ -23,6 +25,8 @@ from analyses.attribution.question import LOGITS_PER_PASS, TOKENS_PER_PASS
 from analyses.metrics import Metric
 from surgery import Decomposition, Decompositions
 
+PASS = "forward + backward, frozen parameters"
+OVERWRITING = "overwriting the weight"
 MATRICES = ("attn.W_Q", "attn.W_K", "attn.W_V", "attn.W_O", "mlp.W_in", "mlp.W_out")
 
 
@@ -33,23 +37,16 @@ def gradient(
     n = sum(parts.n_components for parts in svds.values())
     calls: dict[str, timing.Call] = {}
     for name, metric in scored.items():
-        calls[f"{name}: plain"] = partial(forward_and_backward, model, tokens, metric)
+        calls[f"{name}: {PASS}"] = partial(forward_and_backward, model, tokens, metric)
         calls[f"{name}: ours"] = partial(_by_gradient, model, tokens, metric, svds)
     took = timing.in_turns(calls, rounds=rounds, device=device)
-    print(
-        f"\nby_gradient, {n} components of {len(svds)} matrices, {tokens.numel()} tokens, SVDs ready; "
-        f"medians of {rounds} rounds"
-    )
+    table.section("by_gradient", f"{n} components of {len(svds)} matrices, {tokens.numel()} tokens, SVDs ready; "
+                  f"medians of {rounds} rounds")  # fmt: skip
     for name, metric in scored.items():
-        plain, ours = f"{name}: plain", f"{name}: ours"
-        ratio = took.ratio(ours, plain)
-        peaks = [timing.peak_memory(calls[which], device=device) for which in (ours, plain)]
-        print(f"  {name}")
-        print(f"    forward + backward, frozen parameters  {took.median(plain):8.3f} s")
-        print(f"    by_gradient                            {took.median(ours):8.3f} s   ratio {ratio:.2f} x   "
-              f"{timing.verdict(ratio, 1.4, at_most=True)}, single rounds {took.spread(ours, plain)}")  # fmt: skip
-        if None not in peaks:
-            print(f"    peak memory                            {peaks[0]:8.0f} MiB, plain {peaks[1]:.0f} MiB")
+        plain, ours = f"{name}: {PASS}", f"{name}: ours"
+        aim = Aim(1.4, at_most=True)
+        table.compared(name, took, ours, plain, words="x as long", named=PASS, aim=aim)
+        table.memory(f"{name}, peak memory", calls[ours], calls[plain], name=PASS, device=device)
         if metric is next(iter(scored.values())):
             _loops(model, tokens, metric, svds, ours=took.median(ours), passed=took.median(plain), device=device)
 
@@ -67,12 +64,15 @@ def _loops(
     alone = n * min(took for took, _ in found)
     effects = _by_gradient(model, tokens, metric, svds)[one.site]
     apart = max(float((slope.cpu() + effects[i]).abs() / effects[i].abs()) for i, (_, slope) in enumerate(found))
-    alone_ratio, scores_ratio = alone / ours, (scoring - passed) / max(ours - passed, 1e-3)
-    print("    loops over components, extrapolated from samples:")
-    print(f"      each gain's own forward + backward   {alone:8.0f} s   ratio {alone_ratio:.0f} x   "
-          f"{timing.verdict(alone_ratio, 50)}; agrees to {apart:.0e}")  # fmt: skip
-    print(f"      one pass, then (x u) (g v) for each  {scoring:8.1f} s   ratio {scoring / ours:.1f} x, "
-          f"of the scores alone {scores_ratio:.1f} x")  # fmt: skip
+    scores_alone = (scoring - passed) / max(ours - passed, 1e-3)
+    table.figure(
+        "all components, loss", ours, "s", against=Against("each gain's own pass, extrapolated", alone),
+        ratio=Ratio(alone / ours, "x as fast"), aim=Aim(50), remark=f"agrees to {apart:.0e}",
+    )  # fmt: skip
+    table.figure(
+        "all components, loss, from one pass", ours, "s", against=Against("a loop of products, extrapolated", scoring),
+        ratio=Ratio(scoring / ours, "x as fast"), remark=f"the scores alone {scores_alone:.1f} x as fast",
+    )  # fmt: skip
 
 
 def forward_and_backward(model: nn.Module, tokens: Tensor, metric: Metric) -> Tensor:
@@ -128,33 +128,27 @@ def ablation(
     device: str,
 ) -> None:
     """`by_ablation` against overwriting the weight and running the whole model, layer by layer."""
-    print(
-        f"\nby_ablation, {sampled} components of each of {len(MATRICES)} matrices a layer, "
-        "against overwriting the weight; ms per component"
-    )
-    print(
-        f"  (at most {TOKENS_PER_PASS} tokens and {LOGITS_PER_PASS:,} logits at a time; "
-        "its one recording pass is counted in)"
-    )
+    table.section("by_ablation", f"one of {sampled} components of each of {len(MATRICES)} matrices of layers "
+                  f"{', '.join(map(str, layers))}; ratios range over layers; at most {TOKENS_PER_PASS} tokens and "
+                  f"{LOGITS_PER_PASS:,} logits at a time; the one recording pass is counted in")  # fmt: skip
     for name, metric in scored.items():
-        print(f"  {name}\n    {'layer':>7}{'loop':>10}{'ours':>10}{'faster':>9}")
-        totals, apart = [0.0, 0.0], 0.0
+        plain, ours, apart = [], [], 0.0
         for layer in layers:
             units = {f"blocks.{layer}.{matrix}": list(range(sampled)) for matrix in MATRICES}
-            n = sampled * len(units)
             looped = partial(overwriting, model, tokens, metric, svds)
             first, values = timing.timed(partial(looped, {f"blocks.{layer}.attn.W_Q": [0]}), device=device)
             call = partial(_by_ablation, model, tokens, metric, svds, units)
-            ours, effects = timing.timed(call, device=device)
+            took, effects = timing.timed(call, device=device)
             second, more = timing.timed(partial(looped, {f"blocks.{layer}.mlp.W_out": [0]}), device=device)
             apart = max(apart, *(_apart(effects, site, some) for site, some in {**values, **more}.items()))
-            ours, plain = ours / n, (first + second) / 2
-            totals = [totals[0] + plain, totals[1] + ours]
-            print(f"    {layer:7}{1000 * plain:10.1f}{1000 * ours:10.1f}{plain / ours:8.1f}x")
-        faster = totals[0] / totals[1]
-        averages = [1000 * total / len(layers) for total in totals]
-        print(f"    {'average':>7}{averages[0]:10.1f}{averages[1]:10.1f}{faster:8.1f}x   "
-              f"{timing.verdict(faster, 2)}; the two agree to {apart:.0e}")  # fmt: skip
+            ours.append(1000 * took / (sampled * len(units)))
+            plain.append(1000 * (first + second) / 2)
+        by_layer = [there / here for there, here in zip(plain, ours, strict=True)]
+        table.figure(
+            name, sum(ours) / len(ours), "ms", against=Against(OVERWRITING, sum(plain) / len(plain)),
+            ratio=Ratio(sum(plain) / sum(ours), "x as fast", min(by_layer), max(by_layer)), aim=Aim(2),
+            remark=f"the two agree to {apart:.0e}",
+        )  # fmt: skip
 
 
 def last_matrix(
@@ -170,11 +164,15 @@ def last_matrix(
         )
         / sampled
     )
-    peak = timing.peak_memory(call, device=device)
-    memory = "" if peak is None else f", peak {peak:.0f} MiB"
-    print(f"\nby_ablation, all {len(units[site])} components of {site}, metric at the last position")
-    print(f"  loop {1000 * plain:.1f} ms per component ({sampled} timed), ours {1000 * ours:.2f} ms{memory}: "
-          f"{plain / ours:.0f} x faster   {timing.verdict(plain / ours, 100)}")  # fmt: skip
+    table.section(
+        "by_ablation of the last matrix", f"all {len(units[site])} components of {site}, metric at the last position"
+    )
+    table.figure(
+        "logit difference at the last", 1000 * ours, "ms",
+        against=Against(f"{OVERWRITING}, {sampled} timed", 1000 * plain),
+        ratio=Ratio(plain / ours, "x as fast"), aim=Aim(100),
+    )  # fmt: skip
+    table.memory("peak memory", call, device=device)
 
 
 def _by_ablation(
@@ -223,20 +221,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     shape, device = shape_of(args), args.device
     rounds, every = (1, max(shape.layers // 2, 1)) if args.quick else (args.rounds, args.every)
-    model = gpt2_shaped(shape, device)
-    tokens = torch.randint(shape.vocab, (1, shape.positions), generator=torch.Generator().manual_seed(0)).to(device)
-    scored = {
-        "loss at every position": metrics.loss(metrics.next_token_labels(tokens)),
-        "logit difference at the last": metrics.logit_difference(3, 5),
-    }
-    print(f"Attribution in a model of {shape.layers} layers, d_model {shape.d_model}, d_mlp {shape.d_mlp}, "
-          f"{shape.vocab} tokens: {timing.machine(device)}")  # fmt: skip
-    svds = surgery.decompose(model, progress=False)
-    gradient(model, tokens, svds, scored, rounds=rounds, device=device)
-    layers = range((every - 1) // 2, shape.layers, every)  # their mean is that of all layers, or just below
-    ablation(model, tokens, svds, scored, sampled=args.sampled, layers=layers, device=device)
-    last = f"blocks.{shape.layers - 1}.mlp.W_out"
-    last_matrix(model, tokens, svds, scored["logit difference at the last"], last, sampled=5, device=device)
+    with table.recorded(__file__, args):
+        model = gpt2_shaped(shape, device)
+        tokens = torch.randint(shape.vocab, (1, shape.positions), generator=torch.Generator().manual_seed(0)).to(device)
+        scored = {
+            "loss at every position": metrics.loss(metrics.next_token_labels(tokens)),
+            "logit difference at the last": metrics.logit_difference(3, 5),
+        }
+        print(f"Attribution in a model of {shape}")
+        svds = surgery.decompose(model, progress=False)
+        gradient(model, tokens, svds, scored, rounds=rounds, device=device)
+        layers = range((every - 1) // 2, shape.layers, every)  # their mean is that of all layers, or just below
+        ablation(model, tokens, svds, scored, sampled=args.sampled, layers=layers, device=device)
+        last = f"blocks.{shape.layers - 1}.mlp.W_out"
+        last_matrix(model, tokens, svds, scored["logit difference at the last"], last, sampled=5, device=device)
 
 
 if __name__ == "__main__":

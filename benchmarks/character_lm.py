@@ -48,7 +48,7 @@ def trained(cache: Path, *, steps: int = 1500, seed: int = 0) -> nn.Module:
 
     cfg = HookedTransformerConfig(
         n_layers=4, d_model=64, n_heads=4, d_head=16, d_mlp=256, n_ctx=64, d_vocab=len(ALPHABET),
-        act_fn="gelu", normalization_type="LN", seed=seed,
+        act_fn="gelu", normalization_type="LN", seed=seed, device="cpu",  # the same model, wherever it is measured
     )  # fmt: skip
     model = HookedTransformer(cfg)
     data, generator = encode(story(seed, 20000)), torch.Generator().manual_seed(seed)

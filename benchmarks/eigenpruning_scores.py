@@ -7,15 +7,15 @@ half of the items. The models are trained here (once): products and sums with no
 """
 
 import argparse
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import table
 import torch
 from torch import Tensor, nn
 
@@ -111,7 +111,7 @@ def cells(subject: Subject, budget: Budget, seed: int) -> Iterator[tuple[str, Ce
             yield "control: random, mean of three", cell("random 1", "random 2", "random 3")
 
 
-def table(subjects: Sequence[Subject], budget: Budget, splits: int) -> pd.DataFrame:
+def results(subjects: Sequence[Subject], budget: Budget, splits: int) -> pd.DataFrame:
     """A row for each score: accuracy, its change from the unpruned model, and its lead over the paper's score."""
     found: dict[str, list[Cell]] = {}
     for subject in subjects:
@@ -123,7 +123,8 @@ def table(subjects: Sequence[Subject], budget: Budget, splits: int) -> pd.DataFr
     for name, of in found.items():
         outcomes = Counter(cell.outcome for cell in of)
         rows[name] = {
-            "accuracy": f"{sum(cell.accuracy for cell in of) / len(of):.2f}",
+            "accuracy": sum(cell.accuracy for cell in of) / len(of),
+            "base": sum(cell.base for cell in of) / len(of),
             "change": interval([cell.accuracy - cell.base for cell in of], model),
             "lead over the paper's": "" if name == PAPER else interval(
                 [cell.accuracy - other.accuracy for cell, other in zip(of, paper, strict=True)], model
@@ -133,6 +134,18 @@ def table(subjects: Sequence[Subject], budget: Budget, splits: int) -> pd.DataFr
             "beyond its controls": f"{outcomes['beyond']} of {len(of)}" if not outcomes[""] else "",
         }  # fmt: skip
     return pd.DataFrame(rows).T
+
+
+def record(frame: pd.DataFrame) -> None:
+    """A figure for each score; what else is known of it stands in the remark."""
+    rows = frame.to_dict("index")
+    table.figure("nothing removed", rows[PAPER]["base"], "accuracy")
+    for name, row in rows.items():
+        lead, ahead = row["lead over the paper's"], row["ahead, behind"]
+        words = [f"lead {lead}", "ahead in {}, behind in {}".format(*ahead.split(", "))] if lead else []
+        words += [f"log-loss {row['log-loss']}"]
+        words += [f"beyond its controls in {row['beyond its controls']}"] if row["beyond its controls"] else []
+        table.figure(str(name), row["accuracy"], "accuracy", remark="; ".join(words))
 
 
 def ahead(of: Sequence[Cell], paper: Sequence[Cell]) -> str:
@@ -181,24 +194,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--splits", type=int, default=1, help="of the items of each model")
     parser.add_argument("--steps", type=int, default=400, help="of training")
     parser.add_argument("--quick", action="store_true", help="one model of each, one split")
+    table.flags(parser)
     args = parser.parse_args(argv)
     models, splits = (1, 1) if args.quick else (args.models, args.splits)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    start = time.process_time()
-    several: list[tuple[str, Callable[[], Iterator[Subject]], tuple[Budget, ...]]] = [
-        ("products and sums", partial(calculators, models, args.steps), (KEYS, OUTPUTS)),
-        ("noisy recall", partial(recallers, min(models, 2), args.steps), (OUTPUTS,)),
+    several: list[tuple[str, Callable[[], Iterator[Subject]], dict[str, Budget]]] = [
+        ("products and sums", partial(calculators, models, args.steps), {"W_K": KEYS, "W_out": OUTPUTS}),
+        ("noisy recall", partial(recallers, min(models, 2), args.steps), {"W_out": OUTPUTS}),
     ]
-    for name, made, budgets in several:
-        subjects = list(made())
-        for budget in budgets:
-            print(
-                f"\n{name}: {budget.fraction:.0%} of the components of {budget.sites} removed, compensation "
-                f"{budget.compensation}; {len(subjects)} models, {splits} splits each, 95 % intervals over models"
-            )
-            print(table(subjects, budget, splits).to_string(), flush=True)
-    print(f"\n{time.process_time() - start:.0f} s of processor time, {torch.get_num_threads()} thread")
+    with table.recorded(__file__, args):
+        for name, made, budgets in several:
+            subjects = list(made())
+            if args.device != "cpu":  # trained on the CPU, so that they are the same models on every device
+                subjects = [replace(subject, model=subject.model.to(args.device)) for subject in subjects]
+            for matrix, budget in budgets.items():
+                table.section(
+                    f"{name}, {budget.fraction:.0%} of {matrix}",
+                    f"components of {budget.sites}, compensation {budget.compensation}; {len(subjects)} models, "
+                    f"{splits} splits each, mean accuracy, 95 % intervals over models",
+                )
+                record(results(subjects, budget, splits))
 
 
 if __name__ == "__main__":

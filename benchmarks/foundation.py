@@ -7,9 +7,11 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import table
 import timing
 import torch
 from random_model import gpt2_shaped, shape_flags, shape_of
+from table import Against, Aim, Ratio
 from torch import Tensor, nn
 
 import surgery
@@ -17,6 +19,7 @@ from surgery import Decompositions, KeepTop
 from surgery.svd import exact
 
 MLP = "blocks.*.mlp.W_{in,out}"
+PLAIN = "torch.linalg.svd"
 KINDS = ("mlp.W_in", "mlp.W_out", "attn.W_Q", "attn.W_Q[*]")
 
 
@@ -33,12 +36,9 @@ def forward_under_an_edit(model: nn.Module, svds: Decompositions, tokens: Tensor
     took = timing.in_turns(
         {"edited": forward, "unedited": forward}, rounds=rounds, device=device, around={"edited": edited}
     )
-    ratio = took.ratio("edited", "unedited")
-    print(f"\nForward pass of {tokens.shape[1]} tokens, medians of {rounds} rounds")
-    print(f"  unedited                       {took.median('unedited'):8.3f} s")
-    print(f"  all {len(svds)} MLP matrices edited     {took.median('edited'):8.3f} s")
-    print(f"  ratio                          {ratio:8.3f} x   {timing.verdict(ratio, 1.02, at_most=True)}, "
-          f"single rounds {took.spread('edited', 'unedited')}")  # fmt: skip
+    table.section("Forward pass", f"{tokens.shape[1]} tokens, medians of {rounds} rounds")
+    aim = Aim(1.02, at_most=True)
+    table.compared(f"{len(svds)} MLP matrices edited", took, "edited", "unedited", words="x as long", aim=aim)
 
 
 def apply_and_undo(model: nn.Module, svds: Decompositions, *, rounds: int, device: str) -> None:
@@ -54,55 +54,56 @@ def apply_and_undo(model: nn.Module, svds: Decompositions, *, rounds: int, devic
             weight.copy_((parts.U[:, :k] * parts.S[:k]) @ parts.Vh[:k])
             weight.copy_(before)
 
-    took = timing.in_turns({"ours": ours, "by hand": by_hand}, rounds=rounds, device=device)
-    peak = timing.peak_memory(ours, device=device)
-    print(f"\nApply and undo keep-top (rho .1) on all {len(svds)} MLP matrices, SVDs ready")
-    print(f"  surgery.apply(...).undo()      {took.median('ours'):8.3f} s{_memory(peak)}")
-    print(f"  the same by hand, unchecked    {took.median('by hand'):8.3f} s")
-    print(f"  ratio                          {took.ratio('ours', 'by hand'):8.2f} x   (checks of the weights included)")
+    took = timing.in_turns({"ours": ours, "by hand, unchecked": by_hand}, rounds=rounds, device=device)
+    table.section("Apply and undo", f"keep-top (rho .1) on all {len(svds)} MLP matrices, SVDs ready; weights checked")
+    table.compared("surgery.apply(...).undo()", took, "ours", "by hand, unchecked", words="x as long")
+    table.memory("its peak memory", ours, by_hand, name="by hand", device=device)
 
 
 def decomposing(model: nn.Module, layers: Sequence[int], *, rounds: int, device: str) -> None:
     """`surgery.decompose` against a plain loop of torch.linalg.svd over matrices as they are stored."""
-    print(f"\nDecomposing, s per layer (layers {', '.join(map(str, layers))}); peak memory of one")
-    print(f"  {'':14}{'decompose':>11}{'plain loop':>12}{'faster':>9}")
-    totals = {"ours": 0.0, "plain": 0.0}
+    table.section("Decomposing", f"a layer's matrix; layers {', '.join(map(str, layers))}; medians of {rounds} rounds")
+    totals = {"ours": 0.0, PLAIN: 0.0}
     for kind in KINDS:
         sites = [f"blocks.{layer}.{kind}" for layer in layers]
         ours: Callable[[], object] = partial(_decompose_anew, model, sites)
         plain: Callable[[], object] = partial(_plain_loop, model, sites)
-        took = timing.in_turns({"ours": ours, "plain": plain}, rounds=rounds, device=device)
-        peaks = [
-            timing.peak_memory(partial(f, model, sites[:1]), device=device) for f in (_decompose_anew, _plain_loop)
-        ]
-        medians = {name: took.median(name) / len(layers) for name in totals}
-        faster = took.ratio("plain", "ours")
-        print(f"  {kind:14}{medians['ours']:11.3f}{medians['plain']:12.3f}{faster:8.2f}x"
-              f"{_memory(peaks[0])}, plain loop{_memory(peaks[1])}")  # fmt: skip
+        took = timing.in_turns({"ours": ours, PLAIN: plain}, rounds=rounds, device=device)
+        table.compared(_shaped(model, kind), took, "ours", PLAIN, words="x as fast", share=1 / len(layers))
+        one, other = (partial(f, model, sites[:1]) for f in (_decompose_anew, _plain_loop))
+        table.memory(f"{_shaped(model, kind)}, peak memory", one, other, name=PLAIN, device=device)
         if kind.startswith("mlp"):
-            totals = {name: totals[name] + medians[name] for name in totals}
-    mine, theirs = totals["ours"], totals["plain"]
-    print(
-        f"  {'MLP together':14}{mine:11.3f}{theirs:12.3f}{theirs / mine:8.2f}x   {timing.verdict(theirs / mine, 1.3)}"
-    )
+            totals = {name: totals[name] + took.median(name) / len(layers) for name in totals}
+    _together("mlp.W_in and mlp.W_out", totals, Aim(1.3))
 
 
 def large_matrix(d_in: int, d_out: int, *, rounds: int, device: str) -> None:
     """One large matrix, both ways of storing it."""
     W = torch.randn(d_in, d_out, generator=torch.Generator().manual_seed(0)).to(device) / d_in**0.5
-    print("\nDecomposing one large matrix, as a model may store it")
-    totals = {"ours": 0.0, "plain": 0.0}
+    table.section("Decomposing a large matrix", f"medians of {rounds} rounds")
+    totals = {"ours": 0.0, PLAIN: 0.0}
     for A in (W, W.mT.contiguous()):
         ours: Callable[[], object] = partial(exact, A)
         plain: Callable[[], object] = partial(torch.linalg.svd, A, full_matrices=False)
-        took = timing.in_turns({"ours": ours, "plain": plain}, rounds=rounds, device=device)
-        peak = timing.peak_memory(ours, device=device)
+        took = timing.in_turns({"ours": ours, PLAIN: plain}, rounds=rounds, device=device)
+        shape = " x ".join(map(str, A.shape))
+        table.compared(shape, took, "ours", PLAIN, words="x as fast")
+        table.memory(f"{shape}, peak memory", ours, device=device)
         totals = {name: totals[name] + took.median(name) for name in totals}
-        print(f"  {A.shape[0]:6} x {A.shape[1]:6}: {took.median('ours'):7.2f} s{_memory(peak)}, "
-              f"plain {took.median('plain'):7.2f} s, {took.ratio('plain', 'ours'):.2f}x faster")  # fmt: skip
-    faster = totals["plain"] / totals["ours"]
-    print(f"  both together   {totals['ours']:8.2f} s, plain {totals['plain']:7.2f} s, {faster:.2f}x faster   "
-          f"{timing.verdict(faster, 2)}")  # fmt: skip
+    _together("stored either way, both together", totals, Aim(2))
+
+
+def _together(what: str, seconds: dict[str, float], aim: Aim) -> None:
+    """What several matrices take in sum, against the other side's sum."""
+    ours, plain = seconds["ours"], seconds[PLAIN]
+    table.figure(what, ours, "s", against=Against(PLAIN, plain), ratio=Ratio(plain / ours, "x as fast"), aim=aim)
+
+
+def _shaped(model: nn.Module, kind: str) -> str:
+    """The name of a kind of matrix with its shape."""
+    matrices = _as_stored(model, f"blocks.0.{kind}")
+    count = f"{len(matrices)} heads, " if len(matrices) > 1 else ""
+    return f"{kind}, {count}{' x '.join(map(str, matrices[0].shape))}"
 
 
 def _decompose_anew(model: nn.Module, sites: list[str]) -> object:
@@ -125,10 +126,6 @@ def _stored(model: nn.Module, site: str) -> Tensor:
     return model.get_parameter(site).detach()
 
 
-def _memory(mib: float | None) -> str:
-    return "" if mib is None else f" (peak {mib:.0f} MiB)"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     shape_flags(parser)
@@ -137,18 +134,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--large", default="2048x8192", help="the large matrix, d_in x d_out; 0x0 for none")
     args = parser.parse_args(argv)
     shape, rounds = shape_of(args), 1 if args.quick else args.rounds
-    model = gpt2_shaped(shape, args.device)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(shape.vocab, (1, shape.positions), generator=generator).to(args.device)
-    print(f"Editing a model of {shape.layers} layers, d_model {shape.d_model}, d_mlp {shape.d_mlp}, "
-          f"{shape.vocab} tokens: {timing.machine(args.device)}")  # fmt: skip
-    decomposing(model, range(min(args.sampled_layers, shape.layers)), rounds=min(rounds, 3), device=args.device)
-    svds = surgery.decompose(model, MLP, progress=False)
-    forward_under_an_edit(model, svds, tokens, rounds=3 * rounds, device=args.device)
-    apply_and_undo(model, svds, rounds=rounds, device=args.device)
-    d_in, d_out = map(int, args.large.split("x"))
-    if d_in and d_out and not args.quick:
-        large_matrix(d_in, d_out, rounds=1, device=args.device)
+    with table.recorded(__file__, args):
+        model = gpt2_shaped(shape, args.device)
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(shape.vocab, (1, shape.positions), generator=generator).to(args.device)
+        print(f"Editing a model of {shape}")
+        decomposing(model, range(min(args.sampled_layers, shape.layers)), rounds=min(rounds, 3), device=args.device)
+        svds = surgery.decompose(model, MLP, progress=False)
+        forward_under_an_edit(model, svds, tokens, rounds=3 * rounds, device=args.device)
+        apply_and_undo(model, svds, rounds=rounds, device=args.device)
+        d_in, d_out = map(int, args.large.split("x"))
+        if d_in and d_out and not args.quick:
+            large_matrix(d_in, d_out, rounds=1, device=args.device)
 
 
 if __name__ == "__main__":

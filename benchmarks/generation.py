@@ -18,12 +18,15 @@ The exhaustive search is run on every third layer; the screened one on all matri
 import argparse
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
 
+import table
+import timing
 import torch
-from timing import machine, verdict
+from table import Against, Aim, Ratio
 from torch import Tensor, nn
 
 import surgery
@@ -43,8 +46,9 @@ class Clock:
     processor: float
 
     @classmethod
-    def now(cls) -> "Clock":
-        """The time."""
+    def now(cls, device: str) -> "Clock":
+        """The time, once the device has finished what it was given."""
+        timing.synchronise(device)
         return cls(time.perf_counter(), time.process_time())
 
     def __sub__(self, other: "Clock") -> "Clock":
@@ -53,6 +57,10 @@ class Clock:
     def __str__(self) -> str:
         return f"{self.wall:.1f} s ({self.processor:.1f} s of processor time)"
 
+    def on(self, device: str) -> float:
+        """Processor time where that is what works, else the time on the clock."""
+        return self.processor if torch.device(device).type == "cpu" else self.wall
+
 
 def model_of(args: argparse.Namespace, successor: Tensor | None) -> nn.Module:
     """A random model; with `successor`, one in which the residual stream of a token points at the next one."""
@@ -60,11 +68,12 @@ def model_of(args: argparse.Namespace, successor: Tensor | None) -> nn.Module:
 
     cfg = HookedTransformerConfig(
         n_layers=args.layers, d_model=args.d_model, n_heads=max(1, args.d_model // 64), d_head=min(64, args.d_model),
-        d_vocab=args.d_vocab, n_ctx=256, act_fn="gelu_new", normalization_type="LN", seed=0,
+        d_vocab=args.d_vocab, n_ctx=256, act_fn="gelu_new", normalization_type="LN", seed=0, device=args.device,
     )  # fmt: skip
     model = HookedTransformer(cfg).eval().requires_grad_(False)
     if successor is not None:
         W_E = torch.randn(args.d_vocab, args.d_model, generator=torch.Generator().manual_seed(1)) * args.confidence
+        W_E, successor = W_E.to(args.device), successor.to(args.device)
         model.embed.W_E.copy_(W_E)
         model.unembed.W_U[:, successor] = W_E.T / W_E.norm(dim=1)
     return model
@@ -87,21 +96,21 @@ def one_candidate(model: nn.Module, site: str, rho: float, task: Task, args: arg
     weight = place.slots[0].registered()
     assert weight is not None
     before = weight.clone()
-    start = Clock.now()
+    start = Clock.now(args.device)
     U, S, V = torch.svd_lowrank(W := place.matrix(), q=rank_from_rho(rho, min(W.shape)), niter=2)
     weight.copy_(place.stored((U * S) @ V.mT))
-    tokens = torch.tensor([item.context for item in task.items])
-    answers = torch.tensor([item.right[0][0] for item in task.items])
+    tokens = torch.tensor([item.context for item in task.items], device=args.device)
+    answers = torch.tensor([item.right[0][0] for item in task.items], device=args.device)
     settings = {"do_sample": False, "stop_at_eos": False, "verbose": False, "use_past_kv_cache": True}
     for rows, wanted in zip(tokens.split(args.batch_size), answers.split(args.batch_size), strict=True):
         said = model.generate(  # type: ignore[operator]
             rows, max_new_tokens=args.new_tokens, return_type="tokens", **settings
         )
         (said[:, args.pos :] == wanted[:, None]).any(1).sum()
-    generated = Clock.now() - start
+    generated = Clock.now(args.device) - start
     for rows, wanted in zip(tokens.split(args.batch_size), answers.split(args.batch_size), strict=True):
         model(rows)[:, -1].log_softmax(-1).gather(1, wanted[:, None])
-    both = Clock.now() - start
+    both = Clock.now(args.device) - start
     weight.copy_(before)
     return generated, both
 
@@ -137,7 +146,7 @@ def compare(name: str, args: argparse.Namespace) -> None:
     successor = torch.randperm(args.d_vocab, generator=torch.Generator().manual_seed(2))
     model = model_of(args, successor if name == "stable" else None)
     parts = Splits(*(items_of(n, args, successor, seed) for seed, n in enumerate((args.items, args.items, 8))))
-    print(f"{name} model, {args.layers} layers of {args.d_model}, {args.items} items of {args.pos} tokens")
+    table.section(f"{name} model", f"{args.layers} layers of {args.d_model}, {args.items} items of {args.pos} tokens")
     generation, both = loop(model, parts.validation, args)
     every_third = "blocks.{" + ",".join(str(layer) for layer in range(1, args.layers, 3)) + "}.mlp.W_{in,out}"
     searches: dict[Literal["exhaustive", "screened"], tuple[str, tuple[float, ...]]] = {
@@ -146,24 +155,46 @@ def compare(name: str, args: argparse.Namespace) -> None:
     }
     for strategy, (sites, rhos) in searches.items():
         surgery.forget(model)
-        start = Clock.now()
+        start = Clock.now(args.device)
         result = laser.search(
             model, parts, sites, rhos=rhos, strategy=strategy, rule=Contains(args.new_tokens),
             batch_size=args.batch_size, progress=False,
         )  # fmt: skip
-        took = Clock.now() - start
+        took = Clock.now(args.device) - start
         n = len(match_sites(model, sites)) * len(rhos)
-        ratios = [n * alone.processor / took.processor for alone in (generation, both)]
-        print(
-            f"  {strategy}: {n} candidates in {took}: {ratios[0]:.1f} times as fast as the loop, {ratios[1]:.1f} times "
-            f"with its log-loss (on the clock {n * generation.wall / took.wall:.1f}, {n * both.wall / took.wall:.1f}). "
-            f"{in_common(result):.0%} of the tokens as without an edit; unedited accuracy "
-            f"{result.unedited.scores.accuracy:.2f}. {verdict(ratios[1], 5)}",
-            flush=True,
-        )
+        record(strategy, n, took, loops=(generation, both), result=result, args=args)
 
 
-def main() -> None:
+def record(
+    strategy: str,
+    n: int,
+    took: Clock,
+    *,
+    loops: tuple[Clock, Clock],
+    result: laser.SearchResult,
+    args: argparse.Namespace,
+) -> None:
+    """The figures of one search: against the loop, with the log-loss and without, and how much stays as it was."""
+    ours, (alone, both) = took.on(args.device), (n * loop.on(args.device) for loop in loops)
+    unit = "s of processor time" if torch.device(args.device).type == "cpu" else "s"
+    clock = f"{took.wall:.3g} s on the clock, {n * loops[1].wall / took.wall:.3g} x as fast"
+    table.figure(
+        f"{strategy}, {n} candidates", ours, unit, against=Against("loop with log-loss, extrapolated", both),
+        ratio=Ratio(both / ours, "x as fast"), aim=Aim(5), remark=clock,
+    )  # fmt: skip
+    table.figure(
+        f"{strategy}, against generation alone", ours, unit,
+        against=Against("loop without log-loss, extrapolated", alone),
+        ratio=Ratio(alone / ours, "x as fast"),
+    )  # fmt: skip
+    accuracy = result.unedited.scores.accuracy
+    table.figure(
+        f"{strategy}, share of tokens as without an edit", in_common(result), "of 1",
+        remark=f"unedited accuracy {accuracy:.2f}",
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Both models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag, value in {
@@ -174,13 +205,14 @@ def main() -> None:
     parser.add_argument("--confidence", type=float, default=2.0, help="how long the embeddings of the stable model are")
     parser.add_argument("--only", choices=["stable", "random"], help="one of the models")
     parser.add_argument("--quick", action="store_true", help="a small model, for a first look")
-    args = parser.parse_args()
+    table.flags(parser)
+    args = parser.parse_args(argv)
     if args.quick:
         args.layers, args.d_model, args.d_vocab = 4, 128, 2000
     warnings.simplefilter("ignore")
-    print(machine("cpu"))
-    for name in ("stable", "random") if args.only is None else (args.only,):
-        compare(name, args)
+    with table.recorded(__file__, args):
+        for name in ("stable", "random") if args.only is None else (args.only,):
+            compare(name, args)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,18 @@ import itertools
 import os
 import time
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
+import table
+from table import Against
 from torch import nn
 
 from analyses import laser, recall, tasks
 from surgery import DropTop, KeepTop
 
+CACHE = Path(".surgery-cache")
+HOW = "best validation accuracy by the screened search"
 THINGS = (
     "dog", "cat", "bird", "boy", "girl", "toy", "frog", "bear", "man", "ball", "flower", "friend", "duck", "rabbit",
 )  # fmt: skip
@@ -108,36 +114,55 @@ def compared(model: nn.Module, task: tasks.Task, sites: str, seed: int) -> None:
         seconds[strategy] = time.process_time() - start
         chosen = found.unedited if found.chosen is None else found.chosen
         best[strategy], runs[strategy] = chosen.summary.accuracy, found.items_run
-    print(
-        f"{task.name}, split {seed}, {len(parts.validation)} validation items: unedited "
-        f"{found.unedited.summary.accuracy:.3f}, exhaustive {best['exhaustive']:.3f}, screened "
-        f"{best['screened']:.3f}; {runs['exhaustive']} and {runs['screened']} items run, "
+    share = runs["screened"] / runs["exhaustive"]
+    table.figure(
+        f"split {seed}, {len(parts.validation)} items", best["screened"], "accuracy",
+        against=Against("exhaustive", best["exhaustive"]),
+        remark=f"unedited {found.unedited.summary.accuracy:.3f}; {share:.0%} of the items run; "
         f"{seconds['exhaustive']:.1f} s and {seconds['screened']:.1f} s of processor time",
-        flush=True,
-    )
+    )  # fmt: skip
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the splits")
-    args = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="one split, and of the story model's tasks one")
+    table.flags(parser)
+    args = parser.parse_args(argv)
+    seeds = args.seeds[:1] if args.quick else args.seeds
     warnings.simplefilter("ignore")
+    with table.recorded(__file__, args):
+        recalled(seeds, args.device)
+        if folder := os.environ.get("SURGERY_STORY_MODEL"):
+            stories(folder, seeds, args)
+        else:
+            print("SURGERY_STORY_MODEL is not set: the tasks for a story model are left out")
+
+
+def recalled(seeds: Sequence[int], device: str) -> None:
+    """Noisy recall, which is trained here, in all its matrices."""
     task = recall.RecallTask.synthetic()
     model = recall.bridge(task)
-    recall.train(model, task, progress=False)
+    recall.train(model, task, cache=CACHE, progress=False)
     clean = task.sample(60, seed=1, alpha=0.0)
-    for seed in args.seeds:
-        compared(model, tasks.recall(clean.tokens, clean.answers, scored=clean.scored), "blocks.*.W_*", seed)
-    folder = os.environ.get("SURGERY_STORY_MODEL")
-    if folder is None:
-        print("SURGERY_STORY_MODEL is not set: the tasks for a story model are left out")
-        return
+    items = tasks.recall(clean.tokens, clean.answers, scored=clean.scored)
+    table.section("noisy recall", HOW)
+    if device != "cpu":  # trained on the CPU, so that it is the same model on every device
+        model = model.to(device)
+    for seed in seeds:
+        compared(model, items, "blocks.*.W_*", seed)
+
+
+def stories(folder: str, seeds: Sequence[int], args: argparse.Namespace) -> None:
+    """Minimal pairs for the story model, in its MLPs."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    stories = TransformerBridge.boot_transformers(folder)
-    for made in (agreement(False), agreement(True), pronouns(), articles(), names()):
-        for seed in args.seeds:
-            compared(stories, made, "blocks.*.mlp.W_*", seed)
+    model = TransformerBridge.boot_transformers(folder, device=args.device)
+    made = (agreement(False), agreement(True), articles(), pronouns(), names())
+    for task in made[:1] if args.quick else made:
+        table.section(task.name, HOW)
+        for seed in seeds:
+            compared(model, task, "blocks.*.mlp.W_*", seed)
 
 
 if __name__ == "__main__":

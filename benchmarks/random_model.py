@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass
 
+import table
 from torch import nn
 
 
@@ -16,6 +17,12 @@ class Shape:
     d_mlp: int = 3072
     vocab: int = 50257
     positions: int = 256
+
+    def __str__(self) -> str:
+        return f"{self.layers} layers, d_model {self.d_model}, d_mlp {self.d_mlp}, {self.vocab} tokens"
+
+
+SMALL = Shape(layers=4, d_model=128, heads=4, d_mlp=512, vocab=2000, positions=64)
 
 
 def gpt2_shaped(shape: Shape, device: str) -> nn.Module:
@@ -31,14 +38,16 @@ def gpt2_shaped(shape: Shape, device: str) -> nn.Module:
 
 
 def shape_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every size, the device and a quick run."""
+    """Add a flag for every size, those of every benchmark, and a quick run."""
     default = Shape()
     for name in ("layers", "d_model", "heads", "d_mlp", "vocab", "positions"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(default, name))
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--quick", action="store_true", help="one round, for a first look")
+    table.flags(parser)
+    parser.add_argument("--quick", action="store_true", help="one round on a small model, for a first look")
 
 
 def shape_of(args: argparse.Namespace) -> Shape:
-    """The sizes that the flags were set to."""
+    """The sizes that the flags were set to, or small ones for a first look."""
+    if args.quick:
+        return SMALL
     return Shape(args.layers, args.d_model, args.heads, args.d_mlp, args.vocab, args.positions)

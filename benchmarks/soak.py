@@ -18,6 +18,7 @@ from collections.abc import Callable
 from time import monotonic
 
 import numpy as np
+import table
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +54,7 @@ class Before:
 
     def _run(self) -> Tensor:
         with torch.no_grad():
-            return self.model(TOKENS)
+            return self.model(TOKENS.to(next(self.model.parameters()).device))
 
     def _attributes(self) -> list[tuple]:
         return [
@@ -62,13 +63,21 @@ class Before:
         ]
 
 
-def random_model(host: str) -> nn.Module:
+def random_model(host: str, device: str) -> nn.Module:
     """A small model with random weights."""
     if host == "hooked":
         from transformer_lens import HookedTransformer, HookedTransformerConfig
 
         cfg = HookedTransformerConfig(
-            n_layers=LAYERS, d_model=D_MODEL, n_heads=2, d_head=8, n_ctx=8, d_vocab=20, act_fn="gelu", seed=0
+            n_layers=LAYERS,
+            d_model=D_MODEL,
+            n_heads=2,
+            d_head=8,
+            n_ctx=8,
+            d_vocab=20,
+            act_fn="gelu",
+            seed=0,
+            device=device,
         )
         return HookedTransformer(cfg).eval()
     import transformers
@@ -77,6 +86,7 @@ def random_model(host: str) -> nn.Module:
     torch.manual_seed(0)
     config = transformers.GPT2Config(n_embd=D_MODEL, n_layer=LAYERS, n_head=2, vocab_size=20, n_positions=8)
     model = transformers.GPT2LMHeadModel(config).eval()
+    nn.Module.to(model, device)
     return build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
 
 
@@ -101,7 +111,7 @@ def random_edit(draw: random.Random) -> tuple[Edit, np.ndarray]:
 
 def edits(model: nn.Module, sites: list[str], draw: random.Random) -> int:
     """Operations put in force and taken back in any order; each matrix against numpy's decomposition."""
-    raw = {site: place_of(model, site).matrix().double().numpy().copy() for site in sites}
+    raw = {site: place_of(model, site).matrix().double().cpu().numpy().copy() for site in sites}
     parts = {site: np.linalg.svd(W, full_matrices=False) for site, W in raw.items()}
     live: list[tuple[surgery.Operation, str, np.ndarray]] = []
     for _ in range(12):
@@ -114,7 +124,7 @@ def edits(model: nn.Module, sites: list[str], draw: random.Random) -> int:
         site = draw.choice(sites)
         U, S, Vh = parts[site]
         expected = U * (S * np.prod([g for _, there, g in live if there == site], axis=0)) @ Vh
-        if live and not np.allclose(live[0][0].weight(site).double().numpy(), expected, atol=1e-5):
+        if live and not np.allclose(live[0][0].weight(site).double().cpu().numpy(), expected, atol=1e-5):
             raise Wrong(f"{site} is not what its {len(live)} operations make of it")
         if surgery.active(model) != tuple(operation for operation, _, _ in live):
             raise Wrong("active() names other operations than are in force")
@@ -167,13 +177,13 @@ def interrupts(model: nn.Module, sites: list[str], draw: random.Random, before: 
     return 20
 
 
-def soak(minutes: float, seed: int, host: str) -> Counter:
+def soak(minutes: float, seed: int, host: str, device: str = "cpu") -> Counter:
     """Turns until the time is over: what happened how often.
 
     Raises:
         Wrong: at the first thing that is.
     """
-    model, draw, seen = random_model(host), random.Random(seed), Counter()
+    model, draw, seen = random_model(host, device), random.Random(seed), Counter()
     sites = surgery.sites(model)
     with surgery.apply(model, {}):
         pass
@@ -197,11 +207,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--host", choices=("bridge", "hooked"), default="bridge")
+    parser.add_argument("--quick", action="store_true", help="a second, for a first look")
+    table.flags(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    for name, count in soak(args.minutes, args.seed, args.host).items():
-        print(f"{count:8d}  {name}")
-    print("       0  wrong, 0 left behind after undo_all")
+    with table.recorded(__file__, args):
+        table.section("Turns", f"{args.host}, seed {args.seed}")
+        seen = soak(1 / 60 if args.quick else args.minutes, args.seed, args.host, args.device)
+        for name, count in seen.items():
+            table.figure(name, count, "times")
+        print("  nothing wrong, nothing left behind after undo_all")
 
 
 if __name__ == "__main__":

@@ -36,8 +36,12 @@ class Timings:
 
     def spread(self, name: str, other: str) -> str:
         """The smallest and the largest of these ratios."""
+        return "{:.2f}-{:.2f}".format(*self.extremes(name, other))
+
+    def extremes(self, name: str, other: str) -> tuple[float, float]:
+        """The same as numbers."""
         ratios = [a / b for a, b in zip(self.seconds[name], self.seconds[other], strict=True)]
-        return f"{min(ratios):.2f}-{max(ratios):.2f}"
+        return min(ratios), max(ratios)
 
 
 def in_turns(

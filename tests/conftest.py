@@ -5,6 +5,9 @@ newest 4.x, which has the bridge only. A test that needs HookedTransformer says 
 or on one of its parameters (`pytest.param(..., marks=pytest.mark.hooked)`), or by asking for the fixture
 `hooked_transformer`; it is skipped on 4.x. The name is imported inside functions only: on 4.x the import alone raises.
 
+On a machine with a GPU the suite hides it, so that it means the same everywhere; with SURGERY_CUDA=1 it is seen, and
+tests/test_house/test_devices.py runs on it what it else runs on a pretended one (tests/pretend_cuda.py).
+
 A test marked `long` takes many seconds and says little that shorter ones do not: only `make test-all` runs it.
 """
 
@@ -14,6 +17,8 @@ import os
 # reaches a hub, and test processes that run side by side do not fight over cores.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "SURGERY_CUDA" not in os.environ:  # so that a GPU, where models would go unasked, changes nothing
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import random
 from importlib.metadata import version

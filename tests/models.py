@@ -213,6 +213,7 @@ def hooked(kind: str = "ln", **settings: object) -> nn.Module:
         "n_heads": N_HEADS,
         "n_ctx": N_CTX,
         "d_vocab": D_VOCAB,
+        "device": "cpu",  # its own choice would be a GPU, if there is one
     }
     cfg = HookedTransformerConfig(**{**shape, "act_fn": "gelu", "seed": 0, **HOOKED[kind], **settings})
     model = HookedTransformer(cfg).eval()

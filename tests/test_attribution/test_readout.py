@@ -192,8 +192,9 @@ def test_both_hosts_find_the_same():
 
     bridge = models.build("bridge gpt2")
     cfg = HookedTransformerConfig(
-        n_layers=2, d_model=32, n_heads=4, d_head=8, n_ctx=64, d_vocab=50, act_fn="gelu_new", normalization_type="LN"
-    )
+        n_layers=2, d_model=32, n_heads=4, d_head=8, n_ctx=64, d_vocab=50, act_fn="gelu_new", normalization_type="LN",
+        device="cpu",
+    )  # fmt: skip
     hooked = HookedTransformer(cfg).eval()
     hooked.load_state_dict(convert_gpt2_weights(models.hugging_face("gpt2"), cfg), strict=False)
     tokens = models.tokens(3)

@@ -2,13 +2,14 @@
 
 import importlib
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from pretend_cuda import pretend_cuda
 from scipy.stats import spearmanr
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -32,50 +33,90 @@ def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return load
 
 
-@pytest.mark.long
-def test_foundation_prints_its_ratios(benchmark, capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark("foundation").main([*TINY, "--rounds", "1", "--large", "16x64"])
-    printed = capsys.readouterr().out
-    for line in (r"mlp.W_in +\d", r"mlp.W_out +\d", r"attn.W_Q\[\*\] +\d", r"all 4 MLP matrices edited +\d"):
-        assert re.search(line, printed), line
-    assert len(re.findall(r"(met|MISSED) \(aim <= 1.02\)", printed)) == 1
-    assert len(re.findall(r"(met|MISSED) \(aim >= 1.3\)", printed)) == 1
-    assert len(re.findall(r"(met|MISSED) \(aim >= 2\)", printed)) == 1
+@pytest.fixture
+def figures(benchmark, tmp_path: Path):
+    """What a script records with these flags: its figures by section and name."""
+
+    def run(name: str, *flags: str) -> dict:
+        benchmark(name).main([*flags, "--json", str(tmp_path / "figures.json")])
+        (run,) = benchmark("table").read(tmp_path / "figures.json")
+        assert (run.script, run.failed) == (name, "")
+        return {(figure.section, figure.what): figure for figure in run.figures}
+
+    return run
+
+
+ON = pytest.mark.parametrize(
+    ("context", "device"), [(nullcontext, "cpu"), (pretend_cuda, "cuda")], ids=["cpu", "pretended cuda"]
+)
 
 
 @pytest.mark.long
-def test_attribution_speed_prints_its_ratios_and_agrees_with_its_loops(benchmark, capsys) -> None:
-    benchmark("attribution_speed").main([*TINY, "--rounds", "1", "--every", "1"])
+@ON
+def test_foundation_records_its_ratios(figures, context, device: str) -> None:
+    with context():
+        found = figures("foundation", *TINY, "--rounds", "1", "--large", "16x64", "--device", device)
+    sections = {"Forward pass", "Apply and undo", "Decomposing", "Decomposing a large matrix"}
+    assert {section for section, _ in found} == sections
+    assert {what: figure.aim.bound for (_, what), figure in found.items() if figure.aim} == {
+        "mlp.W_in and mlp.W_out": 1.3, "4 MLP matrices edited": 1.02, "stored either way, both together": 2,
+    }  # fmt: skip
+    heads = found["Decomposing", "attn.W_Q[*], 2 heads, 16 x 8"]
+    assert heads.ratio.value == pytest.approx(heads.against.value / heads.value)
+
+
+@pytest.mark.long
+@ON
+def test_attribution_speed_records_its_ratios_and_agrees_with_its_loops(figures, context, device: str, capsys) -> None:
+    with context():
+        found = figures("attribution_speed", *TINY, "--rounds", "1", "--every", "1", "--device", device)
     printed = capsys.readouterr().out
-    assert "by_gradient, 192 components of 12 matrices, 8 tokens" in printed
-    assert len(re.findall(r"(met|MISSED) \(aim <= 1.4\)", printed)) == 2
-    assert len(re.findall(r"(met|MISSED) \(aim >= 100\)", printed)) == 1
-    agreement = [float(x) for x in re.findall(r"agrees? to (\S+)", printed)]
+    assert "by_gradient (192 components of 12 matrices, 8 tokens" in printed
+    assert sorted(figure.aim.bound for figure in found.values() if figure.aim) == [1.4, 1.4, 2, 2, 50, 100]
+    agreement = [float(x) for x in re.findall(r"agrees? to ([^;\n]+)", printed)]
     assert len(agreement) == 3
     assert max(agreement) < 1e-4
 
 
 @pytest.mark.long
-def test_attribution_accuracy_prints_every_method_and_keeps_the_exact_effects(benchmark, capsys, tmp_path) -> None:
-    accuracy = benchmark("attribution_accuracy")
+def test_attribution_accuracy_records_every_method_and_keeps_the_exact_effects(figures, tmp_path: Path) -> None:
     flags = ["--quick", "--steps", "2", "--positions", "6", "--probes", "2", "--exact-curvature", "2"]
-    accuracy.main(flags)
-    first = capsys.readouterr().out
-    for method in (
-        "gradient",
-        "readout, 4 draws",
-        "Fisher, 4 draws",
-        "curvature, 2 by type",
-        "curvature, 2 for all",
-        "s_i alone",
-    ):
-        assert method in first
-    assert len(re.findall(r"(met|MISSED) \(aim >= 0.9\d\)", first)) == 4 + 3
+    first = figures("attribution_accuracy", *flags)
+    assert {what for section, what in first if section == "character model, loss"} >= {
+        "gradient", "readout, 4 draws", "readout, 8 draws", "Fisher, 4 draws", "curvature, 2 by type",
+        "curvature, 2 for all", "s_i alone (sizes)",
+    }  # fmt: skip
+    assert sum(figure.aim is not None for figure in first.values()) == 2 * 2 + 3 * 2
+    assert first["character model, loss, passes", "gradient"].value == 2
     assert len(list(tmp_path.glob("leave-one-out-*"))) == 3
-    accuracy.main(flags)
-    again = capsys.readouterr().out
-    scores = [re.findall(r"-?\d\.\d{3} \(-?\d\.\d\d\)", printed) for printed in (first, again)]
-    assert scores[0] == scores[1] != []
+    again = figures("attribution_accuracy", *flags)
+    assert {key: str(figure) for key, figure in again.items()} == {key: str(figure) for key, figure in first.items()}
+    with pretend_cuda():
+        there = figures("attribution_accuracy", *flags, "--device", "cuda")
+    assert there.keys() == first.keys()
+    for key, figure in first.items():
+        assert there[key].value == pytest.approx(figure.value, abs=1e-2), key
+
+
+SMALL = ["--layers", "2", "--d-model", "16", "--d-vocab", "50", "--items", "8", "--sample", "1", "--batch-size", "4"]
+
+
+@pytest.mark.long
+@ON
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("laser", ["--test-items", "4", "--screen-items", "8"]),
+        ("generation", ["--only", "random", "--new-tokens", "2"]),
+    ],
+)
+def test_a_search_is_set_against_its_loop(figures, name: str, flags: list[str], context, device: str) -> None:
+    with context():
+        found = figures(name, *SMALL, *flags, "--device", device)
+    assert sum(figure.aim is not None for figure in found.values()) == 2
+    compared = [figure for figure in found.values() if figure.ratio]
+    assert len(compared) == (2 if (name, device) == ("laser", "cuda") else 4)
+    assert all(figure.ratio.value == pytest.approx(figure.against.value / figure.value) for figure in compared)
 
 
 def test_its_spearman_is_the_usual_one(benchmark) -> None:
@@ -135,7 +176,7 @@ def test_the_soak_counts_what_it_tried_and_stops_at_what_is_wrong(
     soak.main(["--minutes", "0.01"])
     printed = capsys.readouterr().out
     for kind in ("operations", "edits from threads", "blocks under fire", "interrupts"):
-        assert re.search(rf"^ +[1-9]\d*  {kind}$", printed, re.MULTILINE), kind
+        assert re.search(rf"^  {kind} +[1-9]\d* times$", printed, re.MULTILINE), kind
     monkeypatch.setattr(soak.surgery, "undo_all", lambda model: None)
     with pytest.raises(soak.Wrong):
         soak.soak(0.01, 0, "bridge")
@@ -154,7 +195,7 @@ def test_reference_numbers_name_everything_that_is_not_the_same(benchmark) -> No
 
 
 @pytest.mark.long
-def test_scores_of_eigenpruning_are_compared_at_one_budget(benchmark) -> None:
+def test_scores_of_eigenpruning_are_compared_at_one_budget(benchmark, capsys) -> None:
     scores = benchmark("eigenpruning_scores")
     task = scores.arithmetic.ArithmeticTask("x", limit=5)
     items = task.items()
@@ -163,11 +204,14 @@ def test_scores_of_eigenpruning_are_compared_at_one_budget(benchmark) -> None:
         scores.Subject("x", scores.arithmetic.bridge(task, d_model=8, n_heads=2, seed=seed), items, pairs)
         for seed in (0, 1)
     ]
-    frame = scores.table(subjects, scores.OUTPUTS, 1)
+    frame = scores.results(subjects, scores.OUTPUTS, 1)
     assert list(frame.index)[:2] == [scores.PAPER, "control: its sign flipped"]
     assert {"Fisher", "curvature", "exact, one at a time", "joint, path to all removed"} < set(frame.index)
     assert frame.loc[scores.PAPER, "ahead, behind"] == ""
     assert all(re.fullmatch(r"[012], [012]", shown) for shown in frame["ahead, behind"][1:])
+    scores.record(frame)
+    printed = capsys.readouterr().out.splitlines()
+    assert len([line for line in printed if " ahead in " in line]) == len(frame) - 1
 
 
 def test_a_score_is_ahead_where_its_accuracy_is_higher(benchmark) -> None:
