@@ -159,8 +159,12 @@ def plan(
 
 
 def _change(place: Place, edit: Edit, decomposition: Decomposition) -> Change:
-    gains = edit.gains(decomposition)
-    return Change(place, edit, decomposition, gains._replace(rest=0.0) if edit.basis.replaces else gains)
+    values, rest, constants = edit.gains(decomposition)
+    # The components may be elsewhere, in a store on the CPU, from which one matrix at a time is brought to its device.
+    constants = None if constants is None else constants.to(place.device)
+    return Change(
+        place, edit, decomposition, Gains(values.to(place.device), 0.0 if edit.basis.replaces else rest, constants)
+    )
 
 
 def _check_store_is_used(spec: Spec, svds: Decompositions | None) -> None:
@@ -267,6 +271,7 @@ def added_bias(decomposition: Decomposition, gains: Gains) -> Float[Tensor, " d_
     """What the constants add to the output, `Σ_i (1 − γ_i) s_i c_i v_i`; None without constants."""
     if gains.constants is None:
         return None
+    decomposition = decomposition.to(gains.values.device)
     weights = (1 - gains.values) * decomposition.S * gains.constants
     added = _summed(torch.ones_like(weights)[None], weights, decomposition.Vh)[0]
     if not bool(added.isfinite().all()):
