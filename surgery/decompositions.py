@@ -53,7 +53,8 @@ def decompose(
         MemoryError: if there is no room for the components, said before any is computed; OSError: if a disk has none.
     """
     chosen = chosen_basis(basis, svds)
-    places = host_of(model).places(match_each(model, sites)).values()
+    matched = match_each(model, sites)
+    places = host_of(model).places(matched).values()
     found = components_of(model, places, basis=chosen, svds=svds, progress=progress)
     return Decompositions(found.values(), basis=chosen) if svds is None else svds
 

@@ -160,11 +160,10 @@ def plan(
 
 def _change(place: Place, edit: Edit, decomposition: Decomposition) -> Change:
     values, rest, constants = edit.gains(decomposition)
-    # The components may be elsewhere, in a store on the CPU, from which one matrix at a time is brought to its device.
+    # The components may stay elsewhere: a store on the CPU gives them to the matrix's device one matrix at a time.
     constants = None if constants is None else constants.to(place.device)
-    return Change(
-        place, edit, decomposition, Gains(values.to(place.device), 0.0 if edit.basis.replaces else rest, constants)
-    )
+    rest = 0.0 if edit.basis.replaces else rest
+    return Change(place, edit, decomposition, Gains(values.to(place.device), rest, constants))
 
 
 def _check_store_is_used(spec: Spec, svds: Decompositions | None) -> None:
@@ -252,7 +251,8 @@ def recompose(
     common = float(values.mode().values) if decomposition.basis.complete and values.numel() else gains.rest
     others = (values != common).nonzero().squeeze(1)
     changed = _summed(U[:, others], ((values - common) * S)[others], Vh[others])
-    return _checked(changed if common == 0 else common * W.to(S.dtype) + changed, W, decomposition)
+    # In place and without a copy of W in fp32: of a large matrix there is one at a time.
+    return _checked(changed if common == 0 else changed.add_(W, alpha=common), W, decomposition)
 
 
 def _checked(edited: Tensor, W: Tensor, decomposition: Decomposition) -> Tensor:

@@ -77,8 +77,9 @@ class Decompositions(Mapping[str, Decomposition]):
         return len(self._entries)
 
     def __repr__(self) -> str:
+        matrices = counted(len(self), "matrix", "matrices")
         there = f", {in_words(self._folder.nbytes())} in '{self._folder.path}'" if self._folder else ""
-        return f"Decompositions({counted(len(self), 'matrix', 'matrices')}, {self.basis!r}, {self.nbytes / 2**20:.1f} MiB{there})"
+        return f"Decompositions({matrices}, {self.basis!r}, {self.nbytes / 2**20:.1f} MiB{there})"
 
     @property
     def nbytes(self) -> int:

@@ -302,6 +302,11 @@ def _removed(candidate: Candidate, decomposition: Decomposition) -> Float[Tensor
     if decomposition.basis == candidate.edit.basis:
         return 1 - candidate.edit.gains(decomposition).values
     removed = torch.ones_like(decomposition.S)
+    if candidate.edit.basis.leading:  # its components are the first of these, and the others its rest
+        k = candidate.edit.basis.n_components(*decomposition.shape)
+        first = {"U": decomposition.U[:, :k], "S": decomposition.S[:k], "Vh": decomposition.Vh[:k]}
+        gains = candidate.edit.gains(replace(decomposition, **first, basis=candidate.edit.basis))
+        return torch.cat([1 - gains.values, (1 - gains.rest) * removed[k:]])
     if isinstance(candidate.edit.basis, RandomizedSVD):  # which keeps about the leading components
         removed[: candidate.edit.basis.rank] = 0
     return removed
