@@ -2,9 +2,10 @@
 
 python benchmarks/large_model.py [--quick] [--layers 24] [--dtype bfloat16] [--leading 64] [sizes, see --help]
 
-Memory is what a call needs at most beyond what was held before it. Pages of mapped files are left out, since the system
-drops them when memory is short; the components are kept in a folder of such files. With --leading everything is done
-with so many leading components of each matrix. A random matrix is the hardest for these: its values lie close together.
+Seconds are of processor time, so that who else uses the machine does not count. Memory is what a call needs at most
+beyond what was held before it. Pages of mapped files are left out, since the system drops them when memory is short;
+the components are kept in a folder of such files. With --leading everything is done with so many leading components of
+each matrix. A random matrix is the hardest for these: its values lie close together.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import process_time
 from typing import TypeVar
 
 import timing
@@ -44,9 +46,10 @@ class Row:
 
 def measured(step: str, call: Callable[[], T], remark: str = "") -> tuple[Row, T]:
     """A call's time and memory, and what it returns."""
-    taken: list[tuple[float, T]] = []
-    mib = peak(lambda: taken.append(timing.timed(call, device="cpu")))
-    return Row(step, taken[0][0], mib, remark), taken[0][1]
+    returned: list[T] = []
+    before = process_time()
+    mib = peak(lambda: returned.append(call()))
+    return Row(step, process_time() - before, mib, remark), returned[0]
 
 
 def peak(call: timing.Call) -> float | None:

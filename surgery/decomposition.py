@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from surgery.bases import SVD, Basis, LeadingSVD
+from surgery.svd import all_finite
 
 __all__ = ["Decomposition", "damage"]
 
@@ -70,7 +71,7 @@ def damage(entry: Decomposition) -> str | None:
     if len({factor.dtype for factor in factors}) > 1 or S.dtype not in (torch.float32, torch.float64):
         types = ", ".join(str(factor.dtype).removeprefix("torch.") for factor in factors)
         return f"its parts are of {types}, not all of float32 or all of float64"
-    if not all(bool(factor.isfinite().all()) for factor in factors):
+    if not all(map(all_finite, factors)):
         return "it holds NaN or infinity"
     if bool((S < 0).any()):
         return "it holds negative strengths"

@@ -18,7 +18,7 @@ from surgery.bases import SVD, Basis, check_basis
 from surgery.decomposition import Decomposition
 from surgery.errors import StaleDecompositionError
 from surgery.stores import Decompositions, in_words
-from surgery.svd import Factors
+from surgery.svd import Factors, all_finite
 
 __all__ = [
     "Decomposition", "Decompositions", "chosen_basis", "decompose", "decomposed", "forget",
@@ -187,8 +187,8 @@ def _components(heads: list[Site], matrices: dict[Site, Tensor], basis: Basis) -
     """The components of one matrix, or of several heads of one in a single batch."""
     # A matrix by itself is not copied: it may be large.
     stack = torch.stack([matrices[site] for site in heads]) if len(heads) > 1 else matrices[heads[0]]
-    if not bool(torch.isfinite(stack).all()):
-        bad = next(site for site in heads if not bool(torch.isfinite(matrices[site]).all()))
+    if not all_finite(stack):
+        bad = next(site for site in heads if not all_finite(matrices[site]))
         count = int((~torch.isfinite(matrices[bad])).sum())
         raise ValueError(
             f"'{bad}' holds {count} entries that are not finite (NaN or infinity), so it has no singular values: "

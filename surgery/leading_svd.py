@@ -29,8 +29,8 @@ TOLERANCE = 1e-6
 """What a matrix cut after any of the leading components may differ from the exact one, as a fraction of s_1."""
 _TIED = 1e-5
 """Values no further apart than this fraction of s_1 are one block (`svd.degenerate_blocks`): no cut lies within it."""
-_ROUNDING = 1e-12
-"""What rounding adds to the residuals, as a fraction of s_1²: of the sums in G, and of those in Lanczos."""
+_ROUNDING = 1e-13
+"""What rounding in G and in the residuals adds to these, as a fraction of s_1²; seen were some 1e-15."""
 _BLOCK = 8
 _SMALLEST, _LARGEST_SHARE = 256, 10
 """Smaller matrices, and ranks over a tenth of all, are decomposed as a whole, which takes no longer."""
@@ -108,7 +108,7 @@ def _ritz_pairs(
         X = X - basis @ T[:size, new]
         block, R = torch.linalg.qr(X - basis @ (basis.mT @ X))
         block = torch.linalg.qr(block - basis @ (basis.mT @ block)).Q  # for the columns that had nothing left
-        if size < due:
+        if size < due and size + _BLOCK <= limit:
             continue
         due = int(1.3 * size)
         values, Y = (part.flip(-1)[..., :k] for part in torch.linalg.eigh(T[:size, :size]))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from surgery.arguments import whole
 
-__all__ = ["Factors", "degenerate_blocks", "exact"]
+__all__ = ["Factors", "all_finite", "degenerate_blocks", "exact"]
 
 _PLAIN_FP32 = 1e-2
 """Down to this fraction of s_1, `A v / s` in fp32 is orthonormal to 1e-6 (its error grows as s_1 / s)."""
@@ -189,6 +189,11 @@ def degenerate_blocks(S: Float[Tensor, " component"], rtol: float = 1e-5) -> tup
     return tuple(blocks)
 
 
+def all_finite(A: Tensor) -> bool:
+    """Whether there is no NaN and no infinity, without a copy of what may be large (`isfinite` makes three)."""
+    return not A.numel() or all(bool(bound.isfinite()) for bound in torch.aminmax(A))
+
+
 def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
@@ -208,7 +213,7 @@ def _checked(W: Tensor) -> Float[Tensor, "*head d_in d_out"]:
         )
     with _plain_arithmetic(W):
         A = (W.clone() if W.is_inference() else W.detach()).to(_at_least_fp32(W.dtype))
-        if not bool(torch.isfinite(A).all()):
+        if not all_finite(A):
             nan, infinite = int(A.isnan().sum()), int(A.isinf().sum())
             raise ValueError(
                 f"{nan + infinite} of the {A.numel()} entries of a matrix of shape {tuple(W.shape)} are not finite "
