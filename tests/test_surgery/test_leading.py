@@ -133,7 +133,7 @@ def rotated() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         noise = torch.randn(V.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         turned = torch.linalg.qr(V + size * noise).Q
         # Rayleigh and Ritz, as the vectors of an iteration are.
-        values, Y = torch.linalg.eigh((A @ turned).T @ (A @ turned))
+        _, Y = torch.linalg.eigh((A @ turned).T @ (A @ turned))
         yield A, V, turned @ Y.flip(-1)
 
 
@@ -153,10 +153,10 @@ def test_what_is_not_finite_or_no_matrix_is_refused() -> None:
     W = matrix(SPECTRA["falls"])
     W[3, 4] = float("nan")
     for bad in (W, torch.randn(5), torch.ones(300, 300, dtype=torch.int64)):
-        with pytest.raises(ValueError, match="finite|has no SVD here"):
+        with pytest.raises(ValueError, match=r"finite|has no SVD here"):
             leading(bad, RANK)
     for rank in (0, -1):
-        with pytest.raises(ValueError, match="LeadingSVD was given rank=.*: give a whole number, 1 or more"):
+        with pytest.raises(ValueError, match=r"LeadingSVD was given rank=.*: give a whole number, 1 or more"):
             LeadingSVD(rank)
 
 

@@ -1,4 +1,4 @@
-"""Stores with a budget and a folder: what is held, what is mapped, what is refused, and that the numbers are the same."""
+"""Stores with a budget and a folder: what is held, mapped and refused, and that the numbers are the same."""
 
 import mmap
 from dataclasses import dataclass
@@ -171,8 +171,8 @@ def test_components_that_no_device_has_room_for_are_refused_before_any_is_comput
                 act(model, MLP)
             assert str(error.value) == (
                 f"the components of 4 matrices take {4 * BYTES / 2**20:.1f} MiB, and cpu has "
-                f"{3 * BYTES / 2**20:.1f} MiB of memory free: give svds=Decompositions(folder=...), which keeps them on "
-                "disk, or basis=LeadingSVD(rank), or name fewer matrices."
+                f"{3 * BYTES / 2**20:.1f} MiB of memory free: give svds=Decompositions(folder=...), which keeps them "
+                "on disk, or basis=LeadingSVD(rank), or name fewer matrices."
             )
         assert counted == []
         surgery.decompose(model, MLP, basis=LeadingSVD(4))
@@ -261,6 +261,6 @@ def test_folders_that_hold_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError, match="is a file: give the name of a folder"):
         Decompositions(folder=tmp_path / "c" / "model.safetensors")
     for memory in (-1, 2.5):
-        with pytest.raises(ValueError, match="Decompositions was given memory=.*: give a whole number, 0 or more"):
+        with pytest.raises(ValueError, match=r"Decompositions was given memory=.*: give a whole number, 0 or more"):
             Decompositions(memory=memory)  # type: ignore[arg-type]
     assert not (tmp_path / "b").exists()
