@@ -126,7 +126,7 @@ def editing(model: nn.Module, basis: Basis, folder: str, spec: surgery.Spec) -> 
         Row(first.step, first.seconds, first.mib, f"{len(matrices)} matrices, fingerprints {share:.2%} of it: "
             f"{timing.verdict(share, 0.02, at_most=True)}"),
         Row(again.step, again.seconds, again.mib, f"edited weights {edited / 2**20:.0f} MiB, and {beyond:.2f} matrices "
-            f"in fp32: {timing.verdict(beyond, 1.5, at_most=True)}"),
+            f"in fp32: {timing.verdict(beyond, 2, at_most=True)}"),
         Row(undone.step, undone.seconds, undone.mib, "bit for bit"),
     ]  # fmt: skip
 
