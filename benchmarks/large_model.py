@@ -11,8 +11,9 @@ each matrix. A random matrix is the hardest for these: its values lie close toge
 import argparse
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import process_time
 from typing import TypeVar
@@ -39,17 +40,17 @@ class Row:
     """A line of the table."""
 
     step: str
-    seconds: float | None = None
-    mib: float | None = None
+    seconds: float
+    mib: float | None
     remark: str = ""
 
 
-def measured(step: str, call: Callable[[], T], remark: str = "") -> tuple[Row, T]:
+def measured(step: str, call: Callable[[], T]) -> tuple[Row, T]:
     """A call's time and memory, and what it returns."""
     returned: list[T] = []
     before = process_time()
     mib = peak(lambda: returned.append(call()))
-    return Row(step, process_time() - before, mib, remark), returned[0]
+    return Row(step, max(process_time() - before, 1e-6), mib), returned[0]
 
 
 def peak(call: timing.Call) -> float | None:
@@ -101,90 +102,75 @@ def pythia_shaped(args: argparse.Namespace) -> nn.Module:
     return model
 
 
-def editing(model: nn.Module, basis: Basis, folder: str, spec: surgery.Spec) -> list[Row]:
+def editing(model: nn.Module, basis: Basis, folder: str, spec: surgery.Spec) -> Iterator[Row]:
     """Decompose while applying, apply again from the folder, undo."""
+
+    def edited() -> surgery.Operation:
+        return surgery.apply(model, spec, svds=Decompositions(basis=basis, folder=folder), progress=False)
+
     marks, before = measured("fingerprints of these matrices", lambda: _fingerprints(model))
-    first, operation = measured(
-        "apply, which decomposes all MLP matrices",
-        lambda: surgery.apply(model, spec, svds=Decompositions(basis=basis, folder=folder), progress=False),
-    )
-    share = (marks.seconds or 0) / (first.seconds or 1)
+    yield marks
+    matrices = [_matrix(model, site) for site in surgery.sites(model, MLP)]
+    row, operation = measured("apply, which decomposes all MLP matrices", edited)
+    share = marks.seconds / row.seconds
+    said = timing.verdict(share, 0.02, at_most=True)
+    yield replace(row, remark=f"{len(matrices)} matrices, fingerprints {share:.2%} of it: {said}")
     operation.undo()
     del operation
-    matrices = spec_sites(model)
-    edited = sum(_matrix(model, site).nbytes for site in matrices)
-    one = max(_matrix(model, site).numel() for site in matrices) * 4
-    again, operation = measured(
-        "apply, components from the folder",
-        lambda: surgery.apply(model, spec, svds=Decompositions(basis=basis, folder=folder), progress=False),
-    )
-    beyond = ((again.mib or 0) * 2**20 - edited) / one
-    undone, _ = measured("undo", operation.undo)
+    row, operation = measured("apply, components from the folder", edited)
+    made, one = sum(W.nbytes for W in matrices), max(W.numel() for W in matrices) * 4
+    if row.mib is not None:
+        beyond = (row.mib * 2**20 - made) / one
+        said = f"and {beyond:.2f} matrices in fp32: {timing.verdict(beyond, 2, at_most=True)}"
+        row = replace(row, remark=f"edited weights {made / 2**20:.0f} MiB, {said}")
+    yield row
+    row, _ = measured("undo", operation.undo)
     assert _fingerprints(model) == before, "undo has to be exact"
-    return [
-        marks,
-        Row(first.step, first.seconds, first.mib, f"{len(matrices)} matrices, fingerprints {share:.2%} of it: "
-            f"{timing.verdict(share, 0.02, at_most=True)}"),
-        Row(again.step, again.seconds, again.mib, f"edited weights {edited / 2**20:.0f} MiB, and {beyond:.2f} matrices "
-            f"in fp32: {timing.verdict(beyond, 2, at_most=True)}"),
-        Row(undone.step, undone.seconds, undone.mib, "bit for bit"),
-    ]  # fmt: skip
+    yield replace(row, remark="bit for bit")
 
 
-def asking(model: nn.Module, basis: Basis, folder: str, tokens: Tensor) -> list[Row]:
-    """A gradient of every component, ten exact ablations, and what LASER's race needs for one candidate."""
+def asking(model: nn.Module, basis: Basis, folder: str, tokens: Tensor) -> Iterator[Row]:
+    """A gradient of every component, ten exact ablations, and a search of LASER with one candidate."""
     metric, svds = metrics.logit_difference(3, 5), Decompositions(basis=basis, folder=folder)
     forward, _ = measured("forward pass", lambda: _forward(model, tokens))
+    yield forward
     plain, _ = measured("forward and backward pass", lambda: _backward(model, tokens))
-    gradient, effects = measured(
+    yield plain
+    row, effects = measured(
         "by_gradient, every component",
         lambda: attribution.by_gradient(model, tokens, metric, MLP, basis=basis, svds=svds, progress=False),
     )
-    exact, _ = measured(
+    yield replace(row, remark=f"{row.seconds / plain.seconds:.1f} x forward and backward")
+    row, _ = measured(
         "ten exact ablations",
         lambda: attribution.by_ablation(model, tokens, metric, effects.top(10), svds=svds, progress=False),
     )
+    yield replace(row, remark=f"{row.seconds / forward.seconds:.1f} x forward")
     items = [tasks.AnswerItem((n, n + 1, n + 2), ((n + 3,),)) for n in range(40)]
     site = f"blocks.{host_of(model).n_layers - 1}.mlp.W_in"
-    screened, _ = measured(
+    every = {"svds": svds} if basis == SVD() else {}
+    row, _ = measured(
         "one candidate of LASER, screened and tested",
-        lambda: laser.search(
-            model, items, site, rhos=(0.02,), strategy="screened", progress=False,
-            svds=svds if basis == SVD() else None,
-        ),
-    )  # fmt: skip
-    ratio = (gradient.seconds or 0) / (plain.seconds or 1)
-    return [
-        forward,
-        plain,
-        Row(gradient.step, gradient.seconds, gradient.mib, f"{ratio:.1f} x forward and backward"),
-        Row(exact.step, exact.seconds, exact.mib, f"{(exact.seconds or 0) / (forward.seconds or 1):.1f} x forward"),
-        Row(screened.step, screened.seconds, screened.mib, f"{len(items)} items"),
-    ]
+        lambda: laser.search(model, items, site, rhos=(0.02,), strategy="screened", progress=False, **every),
+    )
+    yield replace(row, remark=f"{len(items)} items" + ("" if every else ", decomposing the matrix"))
 
 
-def leading(args: argparse.Namespace) -> list[Row]:
+def leading(args: argparse.Namespace) -> Iterator[Row]:
     """The leading components of one matrix against all of them: of a random one, and of one whose values fall."""
     generator = torch.Generator().manual_seed(1)
     random = torch.randn(args.d_model, args.d_mlp, generator=generator) * args.d_model**-0.5
-    every, (U, _, Vh) = measured("all components of one matrix", lambda: SVD().decompose(random))
+    every, (U, _, Vh) = measured("all components of one matrix", partial(SVD().decompose, random))
+    yield every
     falling = (U * torch.arange(1, len(Vh) + 1) ** -0.3) @ Vh
-    rows = [every]
     for name, W in (("random", random), ("values ∝ i^-0.3", falling)):
         for rank in (16, 64):
-            row, _ = measured(f"leading {rank} of one matrix, {name}", lambda: LeadingSVD(rank).decompose(W))  # noqa: B023
-            faster = (every.seconds or 0) / (row.seconds or 1)
-            rows.append(Row(row.step, row.seconds, row.mib, f"{faster:.1f} x as fast as all"))
-    return rows
-
-
-def spec_sites(model: nn.Module) -> list[str]:
-    """The matrices that are edited."""
-    return surgery.sites(model, MLP)
+            row, _ = measured(f"leading {rank} of one matrix, {name}", partial(LeadingSVD(rank).decompose, W))
+            yield replace(row, remark=f"{every.seconds / row.seconds:.1f} x as fast as all")
 
 
 def _fingerprints(model: nn.Module) -> list[str]:
-    return [fingerprint(_matrix(model, site)) for site in spec_sites(model)]
+    return [fingerprint(_matrix(model, site)) for site in surgery.sites(model, MLP)]
 
 
 def _matrix(model: nn.Module, site: str) -> Tensor:
@@ -208,12 +194,12 @@ def _backward(model: nn.Module, tokens: Tensor) -> None:
     torch.autograd.grad((logits[:, 3] - logits[:, 5]).sum(), embedded)
 
 
-def printed(title: str, rows: Sequence[Row], weights_mib: float) -> None:
-    """The table."""
+def printed(title: str, rows: Iterable[Row], weights_mib: float) -> None:
+    """The table, a line as soon as it is known."""
     print(f"\n{title}")
     for row in rows:
         memory = "" if row.mib is None else f"{row.mib:8.0f} MiB {row.mib / weights_mib:6.2f} x weights"
-        print(f"  {row.step:48}{row.seconds or 0:9.2f} s {memory}   {row.remark}", flush=True)
+        print(f"  {row.step:48}{row.seconds:9.2f} s {memory}   {row.remark}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

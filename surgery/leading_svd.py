@@ -126,7 +126,8 @@ def _bounds(values: Float[Tensor, " k_and_1"], residuals: Float[Tensor, " k"]) -
     within = (S[:-1] - S[1:]) <= _TIED * S[0]
     within[-1], gaps[-1] = False, gaps[-1] / 2
     error = residuals.square().cumsum(0).sqrt() + _ROUNDING * first
-    return torch.where(within, 0.0, sqrt(2) * error / (gaps - error).clamp_min(torch.finfo(gaps.dtype).tiny))
+    # The next eigenvalue itself may lie above the value found for it, by the residuals of all at most.
+    return torch.where(within, 0.0, sqrt(2) * error / (gaps - error[-1]).clamp_min(torch.finfo(gaps.dtype).tiny))
 
 
 def _is_all(G: Float[Tensor, "n n"], values: Float[Tensor, " k_and_1"], V: Float[Tensor, "n k"]) -> bool:
