@@ -14,7 +14,7 @@ only the components that do harm are removed.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import ceil
 from typing import NamedTuple, final
@@ -38,6 +38,7 @@ from hooks.temporary import Temporary, together
 from surgery import SVD, Basis, Decomposition, RandomizedSVD
 from surgery.arguments import fraction, whole
 from surgery.decompositions import decomposed
+from surgery.edits import gains_on_all
 
 _SHARE = 0.6
 """The share of every round that is drawn from the undecided half of the items, until those run out."""
@@ -299,14 +300,9 @@ def promises(bench: Bench, candidates: Sequence[Candidate]) -> dict[Candidate, P
 
 def _removed(candidate: Candidate, decomposition: Decomposition) -> Float[Tensor, " component"]:
     """How much of each component the candidate takes away: 1 − γ_i."""
-    if decomposition.basis == candidate.edit.basis:
-        return 1 - candidate.edit.gains(decomposition).values
+    if decomposition.basis == candidate.edit.basis or candidate.edit.basis.leading:
+        return 1 - gains_on_all(candidate.edit, decomposition)
     removed = torch.ones_like(decomposition.S)
-    if candidate.edit.basis.leading:  # its components are the first of these, and the others its rest
-        k = candidate.edit.basis.n_components(*decomposition.shape)
-        first = {"U": decomposition.U[:, :k], "S": decomposition.S[:k], "Vh": decomposition.Vh[:k]}
-        gains = candidate.edit.gains(replace(decomposition, **first, basis=candidate.edit.basis))
-        return torch.cat([1 - gains.values, (1 - gains.rest) * removed[k:]])
     if isinstance(candidate.edit.basis, RandomizedSVD):  # which keeps about the leading components
         removed[: candidate.edit.basis.rank] = 0
     return removed
