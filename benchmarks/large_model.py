@@ -148,12 +148,12 @@ def asking(model: nn.Module, basis: Basis, folder: str, tokens: Tensor) -> Itera
     yield replace(row, remark=f"{row.seconds / forward.seconds:.1f} x forward")
     items = [tasks.AnswerItem((n, n + 1, n + 2), ((n + 3,),)) for n in range(40)]
     site = f"blocks.{host_of(model).n_layers - 1}.mlp.W_in"
-    every = {"svds": svds} if basis == SVD() else {}
+    every = svds if basis == SVD() else None
     row, _ = measured(
         "one candidate of LASER, screened and tested",
-        lambda: laser.search(model, items, site, rhos=(0.02,), strategy="screened", progress=False, **every),
+        lambda: laser.search(model, items, site, rhos=(0.02,), strategy="screened", svds=every, progress=False),
     )
-    yield replace(row, remark=f"{len(items)} items" + ("" if every else ", decomposing the matrix"))
+    yield replace(row, remark=f"{len(items)} items" + ("" if every is not None else ", decomposing the matrix"))
 
 
 def leading(args: argparse.Namespace) -> Iterator[Row]:
