@@ -65,9 +65,20 @@ class Host(ABC):
 
     @property
     def device(self) -> torch.device:
-        """The device that the model's tokens go to."""
+        """The device that the model's tokens go to.
+
+        Raises:
+            ValueError: if the embedding is on the meta device, so that nothing says where.
+        """
         # Of the embedding, which is the first parameter. What the configuration says may be older than the last move.
-        return next(self.model.parameters()).device
+        device = next(self.model.parameters()).device
+        if device.type == "meta":
+            raise ValueError(
+                "the model's embedding is on the meta device, which holds no numbers (offloaded by accelerate to "
+                "another device or to disk, or not loaded yet): load the model so that its embedding is on a device; "
+                "matrices that stay offloaded cannot be edited or asked about."
+            )
+        return device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -60,6 +60,11 @@ class Place:
         """The slots of the weight, and of the bias where there is one."""
         return self.slots if self.bias is None else (*self.slots, self.bias)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the stored weight is, and where everything that is computed with it goes."""
+        return _float_weight(self.slots[0]).device
+
     def matrix(self) -> Float[Tensor, "d_in d_out"]:
         """The registered weight in the one orientation used here, behind any edit; not a copy where a view will do.
 

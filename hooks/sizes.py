@@ -1,11 +1,15 @@
 """What a model weighs and where it runs."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from hooks.hosts import host_of
 
-__all__ = ["device_in_words", "nbytes"]
+__all__ = ["device_in_words", "free_memory", "nbytes"]
+
+_MEMINFO = Path("/proc/meminfo")
 
 
 def nbytes(model: nn.Module) -> int:
@@ -19,3 +23,14 @@ def device_in_words(model: nn.Module) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device}, {threads} thread{'s' if threads != 1 else ''}"
+
+
+def free_memory(device: torch.device) -> int | None:
+    """The bytes that can be allocated on a device now; None where the system does not tell."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, free for us
+        return torch.cuda.mem_get_info(device)[0] + kept
+    if device.type != "cpu" or not _MEMINFO.exists():
+        return None
+    lines = _MEMINFO.read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

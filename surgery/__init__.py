@@ -27,6 +27,7 @@ from surgery._spec_files import load, save
 from surgery.bases import SVD, RowBlocks
 from surgery.bases import Basis as Basis
 from surgery.bases import HaarBasis as HaarBasis
+from surgery.bases import LeadingSVD as LeadingSVD
 from surgery.bases import RandomizedSVD as RandomizedSVD
 from surgery.controls import RandomBasis as RandomBasis
 from surgery.controls import RandomComponents as RandomComponents

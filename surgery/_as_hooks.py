@@ -80,7 +80,7 @@ class _Correction:
 
     def _change(self, x: Tensor) -> Tensor:
         """What the output changes by: `x (W_after − W_before)`, and the constants' share of the bias."""
-        decomposition = self.added[0].decomposition
+        decomposition = self.added[0].decomposition.to(x.device)
         x, S = x.to(decomposition.S.dtype), decomposition.S
         before = combine(self.present) if self.present else Gains(torch.ones_like(S), 1.0)
         after = combine([*self.present, *self.added])

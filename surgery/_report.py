@@ -1,6 +1,7 @@
 """The table of an operation: what became of each matrix."""
 
 from collections.abc import Callable, Sequence
+from math import sqrt
 
 import pandas as pd
 import torch
@@ -47,11 +48,13 @@ def _row(change: Change, original: Callable[[Place], Tensor]) -> tuple:
 
 
 def _left(change: Change, gains: Tensor, original: Callable[[Place], Tensor]) -> tuple[float, float]:
-    """Energy and relative error, from the gains alone in a complete basis, whose components are orthogonal."""
+    """Energy and relative error, from the gains alone where the components (and the rest) are orthogonal."""
     decomposition = change.decomposition
-    if decomposition.basis.complete:
-        energy = float((decomposition.energy * gains.square()).sum())
-        return energy, float((decomposition.energy * (1 - gains).square()).sum().sqrt())
+    if decomposition.basis.complete or decomposition.basis.leading:
+        energy = decomposition.energy.to(gains.device)
+        rest = max(0.0, 1 - float(energy.sum())) if decomposition.basis.leading else 0.0
+        left = float((energy * gains.square()).sum()) + rest * change.gains.rest**2
+        return left, sqrt(float((energy * (1 - gains).square()).sum()) + rest * (1 - change.gains.rest) ** 2)
     W = original(change.place).to(decomposition.S)
     norm = float(torch.linalg.matrix_norm(W))
     if norm == 0:

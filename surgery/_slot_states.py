@@ -74,7 +74,7 @@ def _weight(editor: Editor, place: Place, changes: list[Change]) -> Tensor | Non
     if changes[0].site.head is None:
         return place.stored(_edited(W, changes))
     # Heads are edited in the decomposition's dtype, and the whole matrix is rounded once, by `place.stored`.
-    joint = W.to(changes[0].decomposition.S.dtype).clone()
+    joint = W.to(changes[0].decomposition.S.dtype, copy=True)
     for site, heads in groupby(changes, key=lambda change: change.site):
         part = place.at_head(site.head).part_of  # type: ignore[arg-type]
         part(joint).copy_(_edited(part(W), list(heads)))

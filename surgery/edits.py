@@ -6,7 +6,7 @@ An edit is a value: it knows no model, and the same edit can be applied to any m
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from operator import index
 from typing import NamedTuple, SupportsIndex, final
 
@@ -18,7 +18,7 @@ from surgery.arguments import finite, is_bool, shown
 from surgery.bases import SVD, Basis, check_basis
 from surgery.decompositions import Decomposition
 
-__all__ = ["Compensated", "Drop", "Edit", "Gains", "Keep", "Scale", "Zero"]
+__all__ = ["Compensated", "Drop", "Edit", "Gains", "Keep", "Scale", "Zero", "gains_on_all"]
 
 Index = SupportsIndex | slice | str
 """A component: an index as in Python, a slice, or a slice in writing such as ``"5:8"``."""
@@ -283,6 +283,16 @@ def dropped(decomposition: Decomposition, components: Iterable[int]) -> Gains:
     values = torch.ones_like(decomposition.S)
     values[list(components)] = 0
     return Gains(values, 1.0)
+
+
+def gains_on_all(edit: Edit, every: Decomposition) -> Float[Tensor, " component"]:
+    """The gains of an edit on all components of a matrix, where its basis may hold the leading ones only."""
+    if every.basis == edit.basis or not edit.basis.leading:
+        return edit.gains(every).values
+    k = edit.basis.n_components(*every.shape)
+    first = replace(every, U=every.U[:, :k], S=every.S[:k], Vh=every.Vh[:k], basis=edit.basis)
+    values, rest, _ = edit.gains(first)
+    return torch.cat([values, values.new_full((every.n_components - k,), rest)])
 
 
 def _indices(components: slice | str | Iterable[Index], edit: Edit) -> tuple[int | str, ...]:

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-__all__ = ["read_tensors", "whole_file"]
+__all__ = ["read_header", "read_tensors", "whole_file"]
 
 
 @contextmanager
@@ -48,18 +48,37 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def read_tensors(
     path: str | Path, header: tuple[str, str], what: str, *, device: str | torch.device = "cpu"
 ) -> Iterator[tuple[Mapping[str, str], dict[str, Tensor]]]:
-    """The metadata and the tensors of a safetensors file of this format and version.
+    """The metadata and the tensors of a safetensors file of this format and version; on a CPU they are mapped.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged or another one, or what the `with` block makes of it fails.
     """
+    with _opened(path, header, what, device=device) as (metadata, file):
+        yield metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+
+
+@contextmanager
+def read_header(path: str | Path, header: tuple[str, str], what: str) -> Iterator[Mapping[str, str]]:
+    """The metadata alone, without reading a tensor.
+
+    Raises:
+        as `read_tensors`.
+    """
+    with _opened(path, header, what) as (metadata, _):
+        yield metadata
+
+
+@contextmanager
+def _opened(
+    path: str | Path, header: tuple[str, str], what: str, *, device: str | torch.device = "cpu"
+) -> Iterator[tuple[Mapping[str, str], safe_open]]:
     try:
         with safe_open(str(path), framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
             if (metadata.get("format"), metadata.get("version")) != header:
                 raise ValueError(f"not one that this release wrote, version {header[1]}")
-            yield metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            yield metadata, file
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError, KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:

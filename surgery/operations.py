@@ -258,6 +258,8 @@ def components_in_force(
     places = host_of(model).places(sites)
     found = components_of(model, places.values(), basis=basis, svds=svds, progress=progress)
     in_force = _changes(active(model))
+    for site in found:
+        found[site] = found[site].to(places[site].device)
     for site in found if in_force else ():
         check_compatible([*((change.site, change.basis) for change in in_force), (site, basis)])
         if changes := [change for change in in_force if change.site == site]:

@@ -159,8 +159,11 @@ def plan(
 
 
 def _change(place: Place, edit: Edit, decomposition: Decomposition) -> Change:
-    gains = edit.gains(decomposition)
-    return Change(place, edit, decomposition, gains._replace(rest=0.0) if edit.basis.replaces else gains)
+    values, rest, constants = edit.gains(decomposition)
+    # The components may stay elsewhere: a store on the CPU gives them to the matrix's device one matrix at a time.
+    constants = None if constants is None else constants.to(place.device)
+    rest = 0.0 if edit.basis.replaces else rest
+    return Change(place, edit, decomposition, Gains(values.to(place.device), rest, constants))
 
 
 def _check_store_is_used(spec: Spec, svds: Decompositions | None) -> None:
@@ -248,7 +251,8 @@ def recompose(
     common = float(values.mode().values) if decomposition.basis.complete and values.numel() else gains.rest
     others = (values != common).nonzero().squeeze(1)
     changed = _summed(U[:, others], ((values - common) * S)[others], Vh[others])
-    return _checked(changed if common == 0 else common * W.to(S.dtype) + changed, W, decomposition)
+    # In place and without a copy of W in fp32: of a large matrix there is one at a time.
+    return _checked(changed if common == 0 else changed.add_(W, alpha=common), W, decomposition)
 
 
 def _checked(edited: Tensor, W: Tensor, decomposition: Decomposition) -> Tensor:
@@ -267,6 +271,7 @@ def added_bias(decomposition: Decomposition, gains: Gains) -> Float[Tensor, " d_
     """What the constants add to the output, `Σ_i (1 − γ_i) s_i c_i v_i`; None without constants."""
     if gains.constants is None:
         return None
+    decomposition = decomposition.to(gains.values.device)
     weights = (1 - gains.values) * decomposition.S * gains.constants
     added = _summed(torch.ones_like(weights)[None], weights, decomposition.Vh)[0]
     if not bool(added.isfinite().all()):

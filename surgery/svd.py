@@ -21,12 +21,14 @@ from torch import Tensor
 
 from surgery.arguments import whole
 
-__all__ = ["Factors", "degenerate_blocks", "exact"]
+__all__ = ["Factors", "all_finite", "degenerate_blocks", "exact"]
 
 _PLAIN_FP32 = 1e-2
 """Down to this fraction of s_1, `A v / s` in fp32 is orthonormal to 1e-6 (its error grows as s_1 / s)."""
-_GRAM_ORTHOGONAL = 1e-4
+GRAM_ORTHOGONAL = 1e-4
 """Down to this fraction, `A v / s` in fp64 is orthonormal to 1e-7 (its error grows as (s_1 / s)²)."""
+_ROWS = 4096
+"""How many rows are taken to fp64 at a time."""
 _GRAM_NULL = 1e-7
 """Below this fraction a direction of the Gram matrix is rounding: any unit vector orthogonal to the others will do."""
 
@@ -73,7 +75,7 @@ def by_lapack(W: Tensor) -> Factors:
             U, S, Vh = (x.to(A.dtype) for x in torch.linalg.svd(A.double(), full_matrices=False))
         return U, S, Vh.mT
 
-    return _tall(W, route)
+    return tall(W, route)
 
 
 def by_gram(W: Tensor) -> Factors:
@@ -87,7 +89,7 @@ def by_gram(W: Tensor) -> Factors:
     Raises:
         ValueError: if W is not a matrix of finite floating-point numbers.
     """
-    return _tall(W, _gram_route)
+    return tall(W, gram_route)
 
 
 def randomised(W: Tensor, rank: int, *, n_iter: int = 2, generator: torch.Generator) -> Factors:
@@ -114,7 +116,7 @@ def randomised(W: Tensor, rank: int, *, n_iter: int = 2, generator: torch.Genera
         U, S, Vh = torch.linalg.svd(Q.mT @ A, full_matrices=False)
         return Q @ U, S, Vh.mT
 
-    return _tall(W, route)
+    return tall(W, route)
 
 
 def row_blocks(W: Tensor, blocks: int) -> Factors:
@@ -187,6 +189,11 @@ def degenerate_blocks(S: Float[Tensor, " component"], rtol: float = 1e-5) -> tup
     return tuple(blocks)
 
 
+def all_finite(A: Tensor) -> bool:
+    """Whether there is no NaN and no infinity, without a copy of what may be large (`isfinite` makes three)."""
+    return not A.numel() or all(bool(bound.isfinite()) for bound in torch.aminmax(A))
+
+
 def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
@@ -206,7 +213,7 @@ def _checked(W: Tensor) -> Float[Tensor, "*head d_in d_out"]:
         )
     with _plain_arithmetic(W):
         A = (W.clone() if W.is_inference() else W.detach()).to(_at_least_fp32(W.dtype))
-        if not bool(torch.isfinite(A).all()):
+        if not all_finite(A):
             nan, infinite = int(A.isnan().sum()), int(A.isinf().sum())
             raise ValueError(
                 f"{nan + infinite} of the {A.numel()} entries of a matrix of shape {tuple(W.shape)} are not finite "
@@ -216,7 +223,7 @@ def _checked(W: Tensor) -> Float[Tensor, "*head d_in d_out"]:
         return A
 
 
-def _tall(W: Tensor, route: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]) -> Factors:
+def tall(W: Tensor, route: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]) -> Factors:
     """`route` (which gives U, S, V) on W or on its transpose, whichever is tall; signs fixed, contiguous."""
     A = _checked(W)
     with _plain_arithmetic(A):
@@ -225,7 +232,9 @@ def _tall(W: Tensor, route: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]) -
         else:
             V, S, U = route(A.mT)
         sign = _signs(V.mT)
-        return Factors((U * sign.unsqueeze(-2)).contiguous(), S.contiguous(), (V * sign.unsqueeze(-2)).mT.contiguous())
+        # In place: a route's U and V are its own, and may be large.
+        U, V = U.mul_(sign.unsqueeze(-2)), V.mul_(sign.unsqueeze(-2))
+        return Factors(U.contiguous(), S.contiguous(), V.mT.contiguous())
 
 
 def _signs(Vh: Float[Tensor, "*head component d_out"]) -> Float[Tensor, "*head component"]:
@@ -236,37 +245,45 @@ def _signs(Vh: Float[Tensor, "*head component d_out"]) -> Float[Tensor, "*head c
     return torch.where(torch.where(tied, Vh @ ramp, high + low) < 0, -1.0, 1.0).to(Vh.dtype)
 
 
-def _gram_route(A: Float[Tensor, "*head m n"]) -> tuple[Tensor, Tensor, Tensor]:
-    D = A.double()
-    squares, V = torch.linalg.eigh(_lower_gram(D))
+def gram_route(A: Float[Tensor, "*head m n"]) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S and V of a tall matrix by its Gram matrix, as `by_gram` says."""
+    squares, V = torch.linalg.eigh(lower_gram(A))
     S, V = squares.flip(-1).clamp_min(0).sqrt(), V.flip(-1)
-    U = _left_vectors(A, D, S, V)
+    U = left_vectors(A, S, V)
     # The columns of U that belong to weak components are not orthogonal enough: A v loses them in rounding.
-    trusted = S > _GRAM_ORTHOGONAL * S[..., :1]
+    trusted = S > GRAM_ORTHOGONAL * S[..., :1]
     for at in (~trusted.all(-1)).nonzero().tolist():
         i = tuple(at)
-        U[i] = _repaired(U[i], D[i] @ V[i][:, ~trusted[i]], S[i], int(trusted[i].sum()))
+        AV = torch.cat([rows.double() @ V[i][:, ~trusted[i]] for rows in A[i].split(_ROWS)])
+        U[i] = _repaired(U[i], AV, S[i], int(trusted[i].sum()))
     return U, S.to(A.dtype), V.to(A.dtype)
 
 
-def _lower_gram(D: Float[Tensor, "*head m n"]) -> Float[Tensor, "*head n n"]:
-    """`Dᵀ D`; `eigh` reads its lower triangle only: in strips, the rest is not computed (a third less time)."""
-    n = D.shape[-1]
+def lower_gram(A: Float[Tensor, "*head m n"]) -> Float[Tensor, "*head n n"]:
+    """`Aᵀ A` in fp64, its lower triangle, which is all that `eigh` reads: in strips, a third less work.
+
+    Rows are taken to fp64 some thousands at a time, so that a large matrix is never held in fp64 as a whole.
+    """
+    n = A.shape[-1]
     strips = 4 if n >= 256 else 1
-    G = D.new_zeros(*D.shape[:-2], n, n)
+    G = A.new_zeros(*A.shape[:-2], n, n, dtype=torch.float64)
     edges = [n * i // strips for i in range(strips + 1)]
-    for a, b in pairwise(edges):
-        G[..., a:, a:b] = D[..., a:].mT @ D[..., a:b]
+    for rows in A.split(_ROWS, dim=-2):
+        D = rows.double()
+        for a, b in pairwise(edges):
+            G[..., a:, a:b] += D[..., a:].mT @ D[..., a:b]
     return G
 
 
-def _left_vectors(A: Tensor, D: Tensor, S: Tensor, V: Tensor) -> Float[Tensor, "*head m n"]:
+def left_vectors(A: Tensor, S: Tensor, V: Tensor) -> Float[Tensor, "*head m component"]:
     """`A V / S`, in fp32 where that is exact enough; the columns of tiny values are inexact until `_repaired`."""
     divisor = S.clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(-2)
     head = int((S > _PLAIN_FP32 * S[..., :1]).sum(-1).min()) if _working_dtype(A) == torch.float32 else 0
-    U = torch.empty_like(A, memory_format=torch.contiguous_format)
-    U[..., :head] = (A @ V[..., :head].to(A.dtype)) / divisor[..., :head].to(A.dtype)
-    U[..., head:] = (D @ V[..., head:]) / divisor[..., head:]
+    U = A.new_empty(*A.shape[:-1], S.shape[-1])
+    U[..., :head] = (A @ V[..., :head].to(A.dtype)).div_(divisor[..., :head].to(A.dtype))
+    if head < S.shape[-1]:
+        for rows, part in zip(A.split(_ROWS, dim=-2), U.split(_ROWS, dim=-2), strict=True):
+            part[..., head:] = (rows.double() @ V[..., head:]).div_(divisor[..., head:])
     return U
 
 

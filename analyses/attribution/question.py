@@ -371,10 +371,10 @@ def _targets(
 
 
 def _check_basis(basis: Basis, sites: Sites) -> None:
-    if not basis.complete:
+    if not (basis.complete or basis.leading):
         raise ValueError(
             f"basis={basis!r}: its components do not sum to the matrix, so that removing one has no effect of its own. "
-            "Attribute in SVD() or RowBlocks(n)."
+            "Attribute in SVD(), LeadingSVD(rank) or RowBlocks(n)."
         )
     if isinstance(sites, Selection) and sites.basis != basis:
         raise ValueError(

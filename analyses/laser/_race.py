@@ -37,6 +37,7 @@ from hooks.temporary import Temporary, together
 from surgery import SVD, Basis, Decomposition, RandomizedSVD
 from surgery.arguments import fraction, whole
 from surgery.decompositions import decomposed
+from surgery.edits import gains_on_all
 from surgery.progress import progress_bar
 
 _SHARE = 0.6
@@ -299,8 +300,8 @@ def promises(bench: Bench, candidates: Sequence[Candidate]) -> dict[Candidate, P
 
 def _removed(candidate: Candidate, decomposition: Decomposition) -> Float[Tensor, " component"]:
     """How much of each component the candidate takes away: 1 − γ_i."""
-    if decomposition.basis == candidate.edit.basis:
-        return 1 - candidate.edit.gains(decomposition).values
+    if decomposition.basis == candidate.edit.basis or candidate.edit.basis.leading:
+        return 1 - gains_on_all(candidate.edit, decomposition)
     removed = torch.ones_like(decomposition.S)
     if isinstance(candidate.edit.basis, RandomizedSVD):  # which keeps about the leading components
         removed[: candidate.edit.basis.rank] = 0

@@ -182,3 +182,12 @@ def test_an_error_midway_leaves_no_hook_behind():
         attribution.by_ablation(model, models.tokens(3), third_time, "*", batch_size=3, progress=False)
     with models.borrowed("bridge gpt2") as model, surgery.apply(model, {"*": Drop([0])}, progress=False):
         pass
+
+
+@pytest.mark.parametrize("kind", models.ONE_OF_EACH)
+def test_bf16_is_fp32_up_to_rounding(kind: str):
+    tokens, metric, site = models.tokens(3), difference(), "blocks.1.mlp.W_out"
+    half = attribution.by_ablation(models.build(kind, dtype=torch.bfloat16), tokens, metric, site, progress=False)
+    exact = attribution.by_ablation(models.build(kind), tokens, metric, site, progress=False)
+    # bf16 rounds the logits, here to some percent of what a component does.
+    assert torch.corrcoef(torch.stack([exact[site], half[site]]))[0, 1] > 0.9

@@ -78,6 +78,23 @@ def test_attribution_speed_records_its_ratios_and_agrees_with_its_loops(figures,
     assert max(agreement) < 1e-4
 
 
+@pytest.mark.parametrize("flags", [[], ["--leading", "3", "--dtype", "bfloat16"]])
+def test_large_model_measures_every_step(benchmark, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    benchmark("large_model").main([*TINY, *flags])
+    printed = capsys.readouterr().out
+    for step in (
+        "apply, which decomposes",
+        "apply, components from",
+        "undo",
+        "by_gradient",
+        "ten exact",
+        "one candidate",
+    ):
+        assert re.search(rf"^  {step}.* +\d+\.\d\d s", printed, re.MULTILINE), step
+    assert len(re.findall(r"(met|MISSED) \(aim <= (0.02|2)\)", printed)) == 2
+    assert len(re.findall(r"leading \d+ of one matrix", printed)) == 4
+
+
 @pytest.mark.long
 def test_attribution_accuracy_records_every_method_and_keeps_the_exact_effects(figures, tmp_path: Path) -> None:
     flags = ["--quick", "--steps", "2", "--positions", "6", "--probes", "2", "--exact-curvature", "2"]

@@ -58,6 +58,17 @@ def test_the_calls_on_the_page_of_eigenpruning_run() -> None:
     assert published == written_out != []
 
 
+def test_the_calls_on_the_page_of_large_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with models.borrowed("bridge gpt2") as model:
+        names: dict[str, object] = {"model": model, "tokens": models.tokens()}
+        (block,) = blocks("large_models")
+        exec(compile(block.replace("rank=50", "rank=9"), "large_models.md", "exec"), names)
+        assert isinstance(names["effects"], attribution.Effects)
+        assert names["again"].nbytes == 0 and len(list(tmp_path.glob("svds/*.safetensors"))) == 4
+        surgery.forget(model)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page: str) -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]) if "://" not in link]

@@ -104,7 +104,7 @@ def test_a_basis_is_a_value_and_survives_json(basis: Basis) -> None:
         ),
         (
             lambda: decode_basis({"type": "Fourier"}),
-            "'Fourier' is no basis: known are SVD, RandomizedSVD, HaarBasis, RowBlocks",
+            "'Fourier' is no basis: known are SVD, LeadingSVD, RandomizedSVD, HaarBasis, RowBlocks",
         ),
         (lambda: decode_basis({"type": "SVD", "seed": 1}), "SVD takes nothing, not 'seed'"),
         (lambda: decode_basis({"type": "HaarBasis", "sead": 1}), "HaarBasis takes seed, not 'sead'"),

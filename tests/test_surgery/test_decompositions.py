@@ -28,8 +28,9 @@ from surgery import (
     Zero,
     svd,
 )
+from surgery._decomposition_files import checksum
 from surgery.bases import Factors
-from surgery.decompositions import _checksum, chosen_basis
+from surgery.decompositions import chosen_basis
 
 OUT = "blocks.0.mlp.W_out"
 
@@ -300,8 +301,8 @@ def damage(path: Path, how: str) -> None:
         path.write_text("hello")
         return
     tensors = load_file(path)
-    about = {"format": "model-surgery decompositions", "version": "2", "basis": '{"type": "SVD"}'}
-    sites = {OUT: {"fingerprint": "0" * 32, "weight_state": "raw"}}
+    about = {"format": "model-surgery decompositions", "version": "3", "basis": '{"type": "SVD"}'}
+    sites = {OUT: {"fingerprint": "0" * 32, "weight_state": "raw", "rest": 0.0}}
     match how:
         case "another version":
             about["version"] = "1"
@@ -336,14 +337,14 @@ def damage(path: Path, how: str) -> None:
             about["basis"] = "[1]"
     text = "[" * 100_000 if sites is None else json.dumps(sites)
     texts = {"basis": about["basis"], "sites": text}
-    save_file(tensors, path, metadata={**about, "sites": text, "checksum": _checksum(texts, tensors)})
+    save_file(tensors, path, metadata={**about, "sites": text, "checksum": checksum(texts, tensors)})
 
 
 DAMAGE = {
     "cut short": "",
     "something else": "",
-    "another version": "not one that this release wrote, version 2",
-    "no metadata": "not one that this release wrote, version 2",
+    "another version": "not one that this release wrote, version 3",
+    "no metadata": "not one that this release wrote, version 3",
     "a missing part": f"{OUT}|S",
     "parts of other shapes": "",
     "a NaN": "it holds NaN or infinity",

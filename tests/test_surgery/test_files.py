@@ -77,7 +77,7 @@ def test_decompositions_are_written_beside_the_old_ones(tmp_path: Path, monkeypa
             Path(file).write_bytes(b"half")
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("surgery.decompositions.save_file", interrupted)
+        monkeypatch.setattr("surgery._decomposition_files.save_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             svds.save(path)
         assert path.read_bytes() == old

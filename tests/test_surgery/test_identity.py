@@ -20,7 +20,8 @@ from models import (
 from torch import Tensor, nn
 
 import surgery
-from hooks import EditedModelError, SiteError
+from analyses import attribution, metrics
+from hooks import EditedModelError, SiteError, host_of, place_of
 from hooks.editor import editor_of
 from surgery import Drop, KeepTop, Zero
 
@@ -202,6 +203,56 @@ def test_an_offloaded_model_is_refused_by_a_sentence() -> None:
     accelerate.cpu_offload(model.original_model, execution_device="cpu")
     with pytest.raises(SiteError, match="load the whole model onto devices, without offloading"):
         surgery.apply(model, {FIRST: Zero()})
+
+
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_a_model_with_some_matrices_elsewhere_is_edited_where_it_is(kind: str) -> None:
+    model, other = build(kind), "blocks.1.mlp.W_out"
+    owner = place_of(model, other).slots[0].owner
+    name = place_of(model, other).slots[0].name
+    owner._parameters[name] = nn.Parameter(owner._parameters[name].to("meta"), requires_grad=False)
+    assert other not in surgery.sites(model)
+    for act in (surgery.decompose, lambda m, site: surgery.apply(m, {site: Zero()})):
+        with pytest.raises(SiteError, match=rf"'{other}': its weight is on the meta device, which holds no numbers"):
+            act(model, other)
+    before = surgery.weight(model, FIRST).clone()
+    with surgery.apply(model, {FIRST: Zero()}):
+        assert not surgery.weight(model, FIRST).any()
+    assert torch.equal(surgery.weight(model, FIRST), before)
+
+
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_a_model_whose_embedding_is_offloaded_has_no_device_to_be_asked_on(kind: str) -> None:
+    model = build(kind)
+    assert host_of(model).device == torch.device("cpu")
+    model.to("meta")
+    with pytest.raises(ValueError, match="the model's embedding is on the meta device, which holds no numbers"):
+        _ = host_of(model).device
+    with pytest.raises((ValueError, SiteError), match=r"meta device|no matrix"):
+        attribution.by_gradient(model, tokens(), metrics.logit_difference(3, 5), progress=False)
+
+
+def test_what_accelerate_leaves_on_a_device_is_edited_and_asked_as_without_it() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    plain, inner = bridge("llama"), hugging_face("llama")  # loaded with a device map first, and wrapped then
+    accelerate.cpu_offload(inner.model.layers[1], execution_device="cpu")
+    accelerate.hooks.attach_align_device_hook(inner.model.layers[0], execution_device="cpu", offload=False)
+    model = build_bridge_from_module(inner, type(inner).__name__, hf_config=inner.config)
+    assert surgery.sites(model) == [site for site in surgery.sites(plain) if site.startswith("blocks.0.")]
+    metric, site = metrics.logit_difference(3, 5), "blocks.0.mlp.W_out"
+    with torch.no_grad():
+        before = model(tokens())
+        torch.testing.assert_close(before, plain(tokens()))
+        shown = []
+        for each in (model, plain):
+            with surgery.apply(each, {"blocks.0.*": KeepTop(rank=3)}):
+                shown.append(each(tokens()))
+        assert torch.equal(*shown) and torch.equal(model(tokens()), before)
+    for method in (attribution.by_gradient, attribution.by_ablation):
+        effects = [method(each, tokens(), metric, site, progress=False) for each in (model, plain)]
+        torch.testing.assert_close(effects[0][site], effects[1][site])
 
 
 def test_a_layer_with_an_adapter_says_how_to_merge_it() -> None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PATTERN = "give a string such as 'blocks.*.mlp.W_out', or a list of these."
 SVDS = "give what surgery.decompose(model, ...) returned, or Decompositions()."
-BASIS = "give a basis, one of SVD(), RandomizedSVD(rank, seed), HaarBasis(seed) or RowBlocks(blocks)."
+BASIS = "give a basis, one of SVD(), LeadingSVD(rank), RandomizedSVD(rank, seed), HaarBasis(seed) or RowBlocks(blocks)."
 CASES = {
     "Keep([0.5])": "Keep was given 0.5 as a component: components are integers or slices such as '5:8'.",
     "Keep(None)": "Keep was given None as its components: give a list.",
