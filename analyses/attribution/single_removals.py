@@ -6,6 +6,7 @@ rows of a batch, and only the part of the model that comes after the matrix runs
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import final
 
 import torch
@@ -19,6 +20,7 @@ from analyses.attribution.selections import Unit
 from analyses.engines import Work, Workers, carry_out
 from hooks import Site, host_of
 from hooks.inputs import Reads
+from hooks.log_probs import Unembedding, unembedding_of
 from hooks.recording import Recording, has_hooks
 from hooks.running import arithmetic, record, rerun, reruns_reads_alone
 
@@ -100,6 +102,7 @@ class Removals:
     _batch: int = field(default=-1, init=False)
     _part: Examples = field(init=False)
     _recording: Recording = field(default_factory=Recording, init=False)
+    _unembedding: Unembedding | None = field(default=None, init=False)
     _baseline: Tensor = field(default_factory=lambda: torch.empty(0), init=False)
     _inputs: dict[Site, Tensor] = field(default_factory=dict, init=False)
 
@@ -113,7 +116,7 @@ class Removals:
             self._record(batch)
         question, target, chosen = self.question, self.question.targets[site], self.batches[batch]
         moves = self.substitute(target, self._inputs[site], chosen)
-        suffix = _Suffix(question, self._part, target, self._recording, self._baseline, moves)
+        suffix = _Suffix(question, self._part, target, self._recording, self._unembedding, self._baseline, moves)
         patches = [(unit, position) for position in self.at for unit in target.units]
         effects = suffix.effects(patches, self.done).view(len(chosen), len(self.at), -1).float().cpu()
         n_layers = host_of(question.model).n_layers
@@ -123,9 +126,15 @@ class Removals:
     def _record(self, batch: int) -> None:
         question, self._batch = self.question, -1
         self._part = question.examples.take(self.batches[batch])
+        read = self._part.read
+        self._unembedding = unembedding_of(question.model, read)
+
+        def recorded() -> Tensor:
+            self._recording, logits = record(question.model, read)
+            return logits
+
         with inputs_kept(question) as kept, arithmetic(False):
-            self._recording, logits = record(question.model, self._part.read)
-            self._baseline = self._part.measured(logits)
+            self._baseline = self._part.measured_after(recorded, self._unembedding)
         self._inputs, self._batch = kept(), batch
 
 
@@ -141,6 +150,7 @@ class _Suffix:
     part: Examples
     target: Target
     recording: Recording
+    unembedding: Unembedding | None
     baseline: Float[Tensor, " example"]
     moves: Float[Tensor, "row pos component"]
 
@@ -184,9 +194,9 @@ class _Suffix:
         rows = torch.arange(len(part.inputs)).repeat(len(patches))
 
         added = place, lambda reads: self._added(patches, reads)
+        rerun_ = partial(rerun, self.question.model, repeated.read, self.recording, place.site, rows=rows, added=added)
         with arithmetic(False):
-            logits = rerun(self.question.model, repeated.read, self.recording, place.site, rows=rows, added=added)
-            return repeated.measured(logits)
+            return repeated.measured_after(rerun_, self.unembedding)
 
     def _added(self, patches: Sequence[Patch], reads: Reads | None) -> Float[Tensor, "patch_row pos d_out"]:
         """What the patches add to the matrix's output: at the reads, or everywhere."""

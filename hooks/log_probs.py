@@ -1,0 +1,105 @@
+"""The log-probability of one token at each read, for which no row of logits has to be kept.
+
+Where a model ends in `logits = v W + b`, `ln p = l − ln Σ exp` is summed over slices of the vocabulary that stay in the
+processor's cache. All logits of many reads do not fit there, and writing, normalising and reading them again takes about
+as long as a third of their product.
+"""
+
+# torch types every attribute of a module as `Tensor | Module`; here a stranger's modules are read by name.
+# pyright: reportAttributeAccessIssue=false
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hooks.inputs import Inputs
+from hooks.recording import has_hooks
+from hooks.running import arithmetic, run
+from hooks.temporary import Forward, Hook, Temporary
+
+__all__ = ["Unembedding", "unembedding_of"]
+
+_SLICE = 2**21
+"""So many logits are computed at a time: 8 MiB in fp32."""
+_FAR = 1e3
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Unembedding:
+    """The end of a model whose logits are `v W + b`; from `unembedding_of`."""
+
+    module: nn.Module
+    W: Float[Tensor, "d_model d_vocab"]
+    b: Float[Tensor, " d_vocab"]
+    biased: bool
+
+    @property
+    def d_vocab(self) -> int:
+        """How many tokens have logits."""
+        return self.W.shape[1]
+
+    def log_probs(self, v: Float[Tensor, "read d_model"], tokens: Int[Tensor, " read"]) -> Float[Tensor, " read"]:
+        """The log-probability of each read's token, in nats, in at least float32."""
+        wide = torch.promote_types(v.dtype, torch.float32)
+        n_vocab, tokens = self.d_vocab, tokens.to(v.device)
+        width = min(n_vocab, max(1, _SLICE // max(1, len(v))))
+        room, own = v.new_empty(len(v) * width), v.new_empty(len(v), dtype=wide)
+        totals = []
+        for start in range(0, n_vocab, width):
+            end = min(start + width, n_vocab)
+            logits = torch.mm(v, self.W[:, start:end], out=room[: len(v) * (end - start)].view(len(v), -1))
+            logits = logits.add_(self.b[start:end]).to(wide) if self.biased else logits.to(wide)
+            here = ((tokens >= start) & (tokens < end)).nonzero().squeeze(1)
+            own[here] = logits[here, tokens[here] - start]
+            # In place: a tensor of its own for every slice would cost as much as the exponentials.
+            most = logits.amax(-1, keepdim=True).clamp_min(torch.finfo(wide).min)
+            totals.append(logits.sub_(most).exp_().sum(-1).log_().add_(most.squeeze(1)))
+        return own - torch.stack(totals).logsumexp(0)
+
+    def instead_of_logits(self, tokens: Int[Tensor, " read"]) -> Temporary[None]:
+        """Inside the `with` block a run of the model gives `[read 1]`: for its logits, the tokens' log-probabilities."""
+
+        def forward(residual: Tensor, *_args: object, **_kwargs: object) -> Tensor:
+            v = residual.flatten(0, -2)
+            values = self.log_probs(v, tokens) if len(v) else v.new_empty(0)
+            return values.view(*residual.shape[:-1], 1)
+
+        return Temporary([Forward(self.module, forward)])
+
+
+def unembedding_of(model: nn.Module, inputs: Inputs) -> Unembedding | None:
+    """The model's unembedding, if logits are `v W + b` and nothing is done to them; found out by running one token.
+
+    None also under hooks of the user's, who may expect logits.
+
+    >>> from hooks.inputs import Inputs
+    >>> end = unembedding_of(model, Inputs(tokens))
+    >>> v, labels = torch.randn(2, 16), torch.tensor([3, 5])
+    >>> torch.allclose(end.log_probs(v, labels), (v @ end.W + end.b).log_softmax(-1)[[0, 1], labels], atol=1e-5)
+    True
+    """
+    unembed = model.unembed
+    W, b = getattr(unembed, "W_U", None), getattr(unembed, "b_U", None)
+    if has_hooks(model) or not isinstance(W, Tensor) or not isinstance(b, Tensor):
+        return None
+    kept: list[Tensor] = []
+
+    def enlarge(_module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        # Far larger logits than a model's: a soft cap would show.
+        kept[:] = [args[0], output, output * _FAR]
+        return kept[2]
+
+    with Temporary([Hook(unembed, "output", enlarge)]), arithmetic(False):
+        logits = run(model, Inputs(inputs.tokens[:1, :1]))
+    v, unembedded, enlarged = kept
+    W, b = W.detach(), b.detach()
+    expected = v.flatten(0, -2) @ W + b
+    rounding = 20 * torch.finfo(v.dtype).eps * float(unembedded.abs().max())
+    same = expected.shape == unembedded.flatten(0, -2).shape and torch.equal(logits.flatten(), enlarged.flatten())
+    if not same or float((expected - unembedded.flatten(0, -2)).abs().max()) > rounding:
+        return None
+    return Unembedding(unembed, W, b, bool(b.any()))
