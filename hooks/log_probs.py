@@ -1,8 +1,8 @@
 """The log-probability of one token at each read, for which no row of logits has to be kept.
 
 Where a model ends in `logits = v W + b`, `ln p = l − ln Σ exp` is summed over slices of the vocabulary that stay in the
-processor's cache. All logits of many reads do not fit there, and writing, normalising and reading them again takes about
-as long as a third of their product.
+processor's cache. The logits of many reads do not fit there, and to write, normalise and read them again takes about a
+third as long as to compute them.
 """
 
 # torch types every attribute of a module as `Tensor | Module`; here a stranger's modules are read by name.
@@ -61,7 +61,7 @@ class Unembedding:
         return own - torch.stack(totals).logsumexp(0)
 
     def instead_of_logits(self, tokens: Int[Tensor, " read"]) -> Temporary[None]:
-        """Inside the `with` block a run of the model gives `[read 1]`: for its logits, the tokens' log-probabilities."""
+        """Inside the `with` block a run of the model gives the tokens' log-probabilities for its logits, `[read 1]`."""
 
         def forward(residual: Tensor, *_args: object, **_kwargs: object) -> Tensor:
             v = residual.flatten(0, -2)

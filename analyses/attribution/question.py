@@ -94,7 +94,11 @@ class Examples:
         size = len(self.inputs), self.inputs.n_pos
         tokens = None if unembedding is None else self.metric.scored(*size)
         # Tokens outside of the vocabulary are for the metric to refuse.
-        if unembedding is None or tokens is None or not 0 <= int(tokens.min()) <= int(tokens.max()) < unembedding.d_vocab:
+        if (
+            unembedding is None
+            or tokens is None
+            or not 0 <= int(tokens.min()) <= int(tokens.max()) < unembedding.d_vocab
+        ):
             return self.measured(forward())
         with unembedding.instead_of_logits(tokens):
             log_probs = forward()

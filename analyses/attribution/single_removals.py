@@ -90,6 +90,12 @@ def measure_each(
     )
 
 
+def share_behind(question: Question, site: Site) -> float:
+    """What a pass takes that begins at a matrix, as a part of a whole one: the blocks from its own on."""
+    n_layers = host_of(question.model).n_layers
+    return (n_layers - site.layer) / n_layers
+
+
 @dataclass(slots=True)
 class Removals:
     """A question, and by how far each coordinate moves; what lies before the matrices is recorded once a batch."""
@@ -119,8 +125,7 @@ class Removals:
         suffix = _Suffix(question, self._part, target, self._recording, self._unembedding, self._baseline, moves)
         patches = [(unit, position) for position in self.at for unit in target.units]
         effects = suffix.effects(patches, self.done).view(len(chosen), len(self.at), -1).float().cpu()
-        n_layers = host_of(question.model).n_layers
-        share = (n_layers - site.layer) / n_layers * len(chosen) / question.n_examples
+        share = share_behind(question, site) * len(chosen) / question.n_examples
         yield Measured(piece, self._baseline.cpu(), effects, share * len(suffix.reaching(patches)))
 
     def _record(self, batch: int) -> None:

@@ -64,7 +64,9 @@ class Metric(ABC):
         """As `values`, refusing what is not one number for each example."""
         return check(self.values(logits, n_rows, n_pos), self._n_examples_in(n_rows), name=self.name)
 
-    def checked_log_probs(self, log_probs: Float[Tensor, " read"], n_rows: int, n_pos: int) -> Float[Tensor, " example"]:
+    def checked_log_probs(
+        self, log_probs: Float[Tensor, " read"], n_rows: int, n_pos: int
+    ) -> Float[Tensor, " example"]:
         """As `of_log_probs`, refusing what is not one number for each example."""
         return check(self.of_log_probs(log_probs, n_rows, n_pos), self._n_examples_in(n_rows), name=self.name)
 
