@@ -48,7 +48,7 @@ class Unembedding:
         n_vocab, tokens = self.d_vocab, tokens.to(v.device)
         width = min(n_vocab, max(1, _SLICE // max(1, len(v))))
         room, own = v.new_empty(len(v) * width), v.new_empty(len(v), dtype=wide)
-        totals = []
+        tops, sums = [], []
         for start in range(0, n_vocab, width):
             end = min(start + width, n_vocab)
             logits = torch.mm(v, self.W[:, start:end], out=room[: len(v) * (end - start)].view(len(v), -1))
@@ -56,9 +56,12 @@ class Unembedding:
             here = ((tokens >= start) & (tokens < end)).nonzero().squeeze(1)
             own[here] = logits[here, tokens[here] - start]
             # In place: a tensor of its own for every slice would cost as much as the exponentials.
-            most = logits.amax(-1, keepdim=True).clamp_min(torch.finfo(wide).min)
-            totals.append(logits.sub_(most).exp_().sum(-1).log_().add_(most.squeeze(1)))
-        return own - torch.stack(totals).logsumexp(0)
+            top = logits.amax(-1, keepdim=True).clamp_min(torch.finfo(wide).min)
+            tops.append(top.squeeze(1))
+            sums.append(logits.sub_(top).exp_().sum(-1))
+        slices = torch.stack(tops)
+        largest = slices.amax(0)
+        return own - largest - ((slices - largest).exp() * torch.stack(sums)).sum(0).log()
 
     def instead_of_logits(self, tokens: Int[Tensor, " read"]) -> Temporary[None]:
         """Inside the `with` block a run of the model gives the tokens' log-probabilities for its logits, `[read 1]`."""

@@ -92,10 +92,9 @@ def screen(
     largest, if the metric has no direction) are attributed together along a path, whose shares sum to their joint
     effect.
 
-    Exactly ablated are the `candidates` with the largest estimates (None: 200); or, with a `budget` in their place, as
-    many as estimate and ablation can do in so large a part of the passes that ablating everything takes (0.05), but
-    `choose` in any case. A budget is spent in two rounds, and with an eye to where the estimate may be far off, so that
-    the same passes find more of the truly largest (docs/readout.md).
+    Exactly ablated are the `candidates` with the largest estimates (None: 200). With a `budget` instead, such as 0.05,
+    estimate and ablation together take this part of the passes of ablating everything, in two rounds and with an eye
+    to where the estimate may be far off (docs/readout.md). It is exceeded where `choose` components need more.
 
     Raises:
         ValueError: if both `candidates` and `budget` are given, the metric is not differentiable, or as the stages
@@ -123,9 +122,8 @@ def screen(
         exact, rounds = largest(question, estimated, passes=passes, least=max(1, choose), progress=progress)
     times.append(perf_counter())
     spec = exact.drop(choose) if metric.higher_is_better is None else exact.drop_most_harmful(choose)
-    certified = (
-        by_path(model, prompts, metric, spec, svds=svds, batch_size=batch_size, progress=progress) if spec else None
-    )
+    on_path = partial(by_path, model, prompts, metric, spec)
+    certified = on_path(svds=svds, batch_size=batch_size, progress=progress) if spec else None
     times.append(perf_counter())
     spent = torch.tensor([start, *times], dtype=torch.float64).diff().tolist()
     return Screening(estimated, exact, certified, spec, tuple(spent), rounds)

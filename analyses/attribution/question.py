@@ -87,10 +87,8 @@ class Examples:
         """The metric of each example, from the logits where it reads them."""
         return self.metric.checked(logits, len(self.inputs), self.inputs.n_pos)
 
-    def measured_after(
-        self, forward: Callable[[], Tensor], unembedding: Unembedding | None
-    ) -> Float[Tensor, " example"]:
-        """The metric of each example after a pass, which computes no row of logits where the metric needs none."""
+    def measured_after(self, forward: Callable[[], Tensor], unembedding: Unembedding | None) -> Tensor:
+        """The metric of each example after a pass, which keeps no row of logits where the metric needs none."""
         size = len(self.inputs), self.inputs.n_pos
         tokens = None if unembedding is None else self.metric.scored(*size)
         # Tokens outside of the vocabulary are for the metric to refuse.

@@ -1,0 +1,47 @@
+"""`hooks.log_probs` against the log-softmax of the model's own logits."""
+
+import models
+import pytest
+import torch
+from asked_models import borrowed
+
+from hooks import log_probs
+from hooks.inputs import Inputs, Reads
+from hooks.running import autograd, run
+
+READS = Reads(torch.tensor([0, 1, 2, 2]), torch.tensor([3, 5, 1, 4]))
+ASKED = torch.tensor([3, 0, models.D_VOCAB - 1, 7])
+
+
+@pytest.mark.parametrize("kind", models.SOME_KINDS)
+@pytest.mark.parametrize("logits_at_a_time", [2**21, 4 * 7])
+def test_a_run_gives_the_log_probabilities_of_the_tokens_asked_for(
+    kind: str, logits_at_a_time: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(log_probs, "_SLICE", logits_at_a_time)
+    inputs = Inputs(models.tokens(3), reads=READS)
+    with borrowed(kind) as model, autograd(False):
+        expected = READS.of(model(inputs.tokens)).double().log_softmax(-1)[torch.arange(4), ASKED].float()
+        end = log_probs.unembedding_of(model, inputs)
+        with end.instead_of_logits(ASKED):
+            found = run(model, inputs)
+        torch.testing.assert_close(found, expected.unsqueeze(1), atol=1e-5, rtol=1e-5)
+        assert run(model, inputs).shape == (4, models.D_VOCAB)
+
+
+def test_large_logits_and_a_bias_do_no_harm():
+    v, W, b = torch.eye(2), torch.tensor([[900.0, 0, -900], [-900, -900, -900]]), torch.tensor([0.0, 5, -3])
+    end = log_probs.Unembedding(torch.nn.Identity(), W, b, biased=True)
+    expected = (v.double() @ W.double() + b).log_softmax(-1)[[0, 1], [1, 2]].float()
+    torch.testing.assert_close(end.log_probs(v, torch.tensor([1, 2])), expected)
+
+
+def test_logits_that_are_more_than_a_product_are_left_to_the_model():
+    with borrowed("bridge gemma2") as model:  # which caps its logits
+        assert log_probs.unembedding_of(model, Inputs(models.tokens(3))) is None
+
+
+@pytest.mark.parametrize("kind", models.ONE_OF_EACH)
+def test_hooks_of_the_users_get_their_logits(kind: str):
+    with borrowed(kind) as model, model.hooks(fwd_hooks=[("unembed.hook_out", lambda x, hook: x / 2)]):
+        assert log_probs.unembedding_of(model, Inputs(models.tokens(3))) is None
