@@ -8,6 +8,7 @@ third as long as to compute them.
 # torch types every attribute of a module as `Tensor | Module`; here a stranger's modules are read by name.
 # pyright: reportAttributeAccessIssue=false
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -15,16 +16,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hooks.inputs import Inputs
 from hooks.recording import has_hooks
-from hooks.running import arithmetic, run
-from hooks.temporary import Forward, Hook, Temporary
+from hooks.running import autograd
+from hooks.temporary import Forward, Temporary
 
 __all__ = ["Unembedding", "unembedding_of"]
 
 _SLICE = 2**21
 """So many logits are computed at a time: 8 MiB in fp32."""
-_FAR = 1e3
 
 
 @final
@@ -63,24 +62,29 @@ class Unembedding:
         largest = slices.amax(0)
         return own - largest - ((slices - largest).exp() * torch.stack(sums)).sum(0).log()
 
-    def instead_of_logits(self, tokens: Int[Tensor, " read"]) -> Temporary[None]:
-        """Inside the `with` block a run of the model gives the tokens' log-probabilities for its logits, `[read 1]`."""
+    def instead_of_logits(self, tokens: Int[Tensor, " read"]) -> Temporary[Callable[[], Tensor]]:
+        """Inside the `with` block a run of the model gives the tokens' log-probabilities for its logits, `[read 1]`.
+
+        What `as` gives says what they were when the unembedding gave them: if the run gave others, as where a model
+        caps its logits, they are no log-probabilities.
+        """
+        given = [torch.empty(0)]
 
         def forward(residual: Tensor, *_args: object, **_kwargs: object) -> Tensor:
             v = residual.flatten(0, -2)
             values = self.log_probs(v, tokens) if len(v) else v.new_empty(0)
+            given[:] = [values.clone()]
             return values.view(*residual.shape[:-1], 1)
 
-        return Temporary([Forward(self.module, forward)])
+        return Temporary([Forward(self.module, forward)], lambda: given[0])
 
 
-def unembedding_of(model: nn.Module, inputs: Inputs) -> Unembedding | None:
-    """The model's unembedding, if logits are `v W + b` and nothing is done to them; found out by running one token.
+def unembedding_of(model: nn.Module) -> Unembedding | None:
+    """The model's unembedding, if it is `v W + b` as far as one vector shows; None under hooks of the user's.
 
-    None also under hooks of the user's, who may expect logits.
+    Whether the model does something more to its logits, a run `instead_of_logits` shows.
 
-    >>> from hooks.inputs import Inputs
-    >>> end = unembedding_of(model, Inputs(tokens))
+    >>> end = unembedding_of(model)
     >>> v, labels = torch.randn(2, 16), torch.tensor([3, 5])
     >>> torch.allclose(end.log_probs(v, labels), (v @ end.W + end.b).log_softmax(-1)[[0, 1], labels], atol=1e-5)
     True
@@ -89,20 +93,12 @@ def unembedding_of(model: nn.Module, inputs: Inputs) -> Unembedding | None:
     W, b = getattr(unembed, "W_U", None), getattr(unembed, "b_U", None)
     if has_hooks(model) or not isinstance(W, Tensor) or not isinstance(b, Tensor):
         return None
-    kept: list[Tensor] = []
-
-    def enlarge(_module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        # Far larger logits than a model's: a soft cap would show.
-        kept[:] = [args[0], output, output * _FAR]
-        return kept[2]
-
-    with Temporary([Hook(unembed, "output", enlarge)]), arithmetic(False):
-        logits = run(model, Inputs(inputs.tokens[:1, :1]))
-    v, unembedded, enlarged = kept
     W, b = W.detach(), b.detach()
-    expected = v.flatten(0, -2) @ W + b
-    rounding = 20 * torch.finfo(v.dtype).eps * float(unembedded.abs().max())
-    same = expected.shape == unembedded.flatten(0, -2).shape and torch.equal(logits.flatten(), enlarged.flatten())
-    if not same or float((expected - unembedded.flatten(0, -2)).abs().max()) > rounding:
+    v = torch.randn(1, len(W), generator=torch.Generator().manual_seed(0)).to(W)
+    with autograd(False):
+        logits = unembed(v.unsqueeze(0)).flatten(0, 1)
+    expected = v @ W + b
+    rounding = 20 * torch.finfo(W.dtype).eps * float(expected.abs().max())
+    if logits.shape != expected.shape or float((logits - expected).abs().max()) > rounding:
         return None
     return Unembedding(unembed, W, b, bool(b.any()))

@@ -87,20 +87,18 @@ class Examples:
         """The metric of each example, from the logits where it reads them."""
         return self.metric.checked(logits, len(self.inputs), self.inputs.n_pos)
 
-    def measured_after(self, forward: Callable[[], Tensor], unembedding: Unembedding | None) -> Tensor:
+    def measured_after(self, forward: Callable[[], Tensor], end: Unembedding | None) -> Tensor:
         """The metric of each example after a pass, which keeps no row of logits where the metric needs none."""
         size = len(self.inputs), self.inputs.n_pos
-        tokens = None if unembedding is None else self.metric.scored(*size)
-        # Tokens outside of the vocabulary are for the metric to refuse.
-        if (
-            unembedding is None
-            or tokens is None
-            or not 0 <= int(tokens.min()) <= int(tokens.max()) < unembedding.d_vocab
-        ):
+        tokens = None if end is None else self.metric.scored(*size)
+        # Tokens that are not in the vocabulary are for the metric to refuse.
+        if end is None or tokens is None or int(tokens.max()) >= end.d_vocab:
             return self.measured(forward())
-        with unembedding.instead_of_logits(tokens):
-            log_probs = forward()
-        return self.metric.checked_log_probs(log_probs.flatten(), *size)
+        with end.instead_of_logits(tokens) as given:
+            log_probs = forward().flatten()
+        if not torch.equal(log_probs, given()):  # the model does something more to its logits
+            return self.measured(forward())
+        return self.metric.checked_log_probs(log_probs, *size)
 
     def summed(self, rows: Float[Tensor, "row ..."]) -> Float[Tensor, "example ..."]:
         """What concerns the rows of an example, added up."""

@@ -19,6 +19,7 @@ from analyses.attribution.question import Examples, Question, Target
 from analyses.attribution.selections import Unit
 from analyses.engines import Work, Workers, carry_out
 from hooks import Site, host_of
+from hooks.fused import fused
 from hooks.inputs import Reads
 from hooks.log_probs import Unembedding, unembedding_of
 from hooks.recording import Recording, has_hooks
@@ -132,13 +133,13 @@ class Removals:
         question, self._batch = self.question, -1
         self._part = question.examples.take(self.batches[batch])
         read = self._part.read
-        self._unembedding = unembedding_of(question.model, read)
+        self._unembedding = unembedding_of(question.model)
 
         def recorded() -> Tensor:
             self._recording, logits = record(question.model, read)
             return logits
 
-        with inputs_kept(question) as kept, arithmetic(False):
+        with inputs_kept(question) as kept, arithmetic(False), fused(question.model):
             self._baseline = self._part.measured_after(recorded, self._unembedding)
         self._inputs, self._batch = kept(), batch
 
@@ -200,7 +201,7 @@ class _Suffix:
 
         added = place, lambda reads: self._added(patches, reads)
         rerun_ = partial(rerun, self.question.model, repeated.read, self.recording, place.site, rows=rows, added=added)
-        with arithmetic(False):
+        with arithmetic(False), fused(self.question.model):
             return repeated.measured_after(rerun_, self.unembedding)
 
     def _added(self, patches: Sequence[Patch], reads: Reads | None) -> Float[Tensor, "patch_row pos d_out"]:
