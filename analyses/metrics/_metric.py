@@ -128,7 +128,7 @@ class Metric(ABC):
 
     def of_log_probs(self, log_probs: Float[Tensor, " read"], n_rows: int, n_pos: int) -> Tensor:
         """As `values`, from the log-probabilities of the tokens that are `scored`."""
-        raise NotImplementedError(f"{self.name} scores no tokens")
+        raise ValueError(f"{self.name} scores no tokens: give `values` the logits.")
 
 
 class Unbound(Metric):
