@@ -90,6 +90,7 @@ def unembedding_of(model: nn.Module) -> Unembedding | None:
     True
     """
     unembed = model.unembed
+    assert isinstance(unembed, nn.Module)
     W, b = getattr(unembed, "W_U", None), getattr(unembed, "b_U", None)
     if has_hooks(model) or not isinstance(W, Tensor) or not isinstance(b, Tensor):
         return None
