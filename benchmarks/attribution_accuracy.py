@@ -39,6 +39,9 @@ AIMS = {("loss", "mlp"): 0.95, ("loss", "attn"): 0.93, ("logit", "mlp"): 0.93, (
 READOUT, READOUT_LOWEST = 0.95, 0.85
 """Spearman of `by_readout`, median over all matrices, and lowest."""
 
+BUDGET, STRONGEST, FOUND = 0.05, 20, 19
+"""Of the truly strongest components so many are to be ablated by a screening for this part of ablating everything."""
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -94,6 +97,51 @@ def compare(subject: Subject, name: str, svds: Decompositions, *, probes: int, e
     table.section(f"{subject.name}, {name}, aims", "over matrices")
     _print_verdict([row for row in rows if row.method == f"curvature, {probes} by type"], name)
     _print_readout([row for row in rows if row.method == f"readout, {8 if name == 'loss' else 4} draws"])
+
+
+def screening(subject: Subject, name: str, svds: Decompositions) -> None:
+    """How many of the strongest components a screening with a budget ablates, for three seeds of its estimate."""
+    truth = _leave_one_out(subject, name, svds)
+    strongest, total = truth.effects.top(STRONGEST), truth.effects.passes
+    asked = subject.model, subject.tokens[:, :-1], subject.metric(name), list(svds)
+    call, plain = partial(attribution.screen, *asked), attribution.by_readout(*asked, svds=svds, progress=False)
+    n = sum(map(len, truth.effects.units.values()))
+    table.section(
+        f"{subject.name}, {name}, screening",
+        f"how many of the strongest {STRONGEST} of {n} components are found for {BUDGET:.0%} of the {total:.0f} passes "
+        "of ablating all; median, lowest and highest of three seeds",
+    )
+    print(f"  ablating the largest by readout: {_confirmed(strongest, plain, total)}")
+    counts = []
+    for seed in range(3):
+        seconds, found = timing.timed(
+            partial(call, budget=BUDGET, choose=0, seed=seed, svds=svds, progress=False), device=subject.device
+        )
+        counts.append(_in_both(strongest, Selection(found.exact.units)))
+        spent = found.estimated.passes + found.exact.passes
+        rounds = ", then ".join(f"{one.units} on {one.examples} examples" for one in found.rounds)
+        print(f"  screen(budget={BUDGET}), seed {seed}: {counts[-1]}; {spent:.1f} passes, {spent / total:.1%}; "
+              f"{seconds:.1f} s (ablating all took {truth.seconds:.0f} s, maybe another day); {rounds}")  # fmt: skip
+    table.figure(
+        f"found of {STRONGEST}", median(counts), "components", lowest=min(counts), highest=max(counts), aim=Aim(FOUND)
+    )
+
+
+def _confirmed(strongest: Selection, estimated: Effects, total: float) -> int:
+    """How many of these are ablated, where an estimate says in which order, until the budget is spent."""
+    n_layers = 1 + max(Site.parse(site).layer for site in estimated.sites)
+    left, k, ordered = BUDGET * total - 1 - estimated.passes, 0, estimated.to_dataframe()
+    ordered = ordered.sort_values("effect", key=lambda effect: -effect.abs(), kind="stable")
+    for layer in ordered["layer"]:
+        left -= (n_layers - layer) / n_layers
+        if left < 0:
+            break
+        k += 1
+    return _in_both(strongest, estimated.top(k))
+
+
+def _in_both(one: Selection, other: Selection) -> int:
+    return sum(unit in other.get(site, ()) for site, units in one.items() for unit in units)
 
 
 def _methods(
@@ -253,6 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--sites", default="*", help="which matrices")
     table.flags(parser)
+    parser.add_argument("--screen", action="store_true", help="only how many of the strongest a screening finds")
     parser.add_argument("--quick", action="store_true", help="8 examples, 100 steps, a few matrices")
     args = parser.parse_args(argv)
     n, sites = (8, "blocks.1.*") if args.quick else (args.examples, args.sites)
@@ -264,7 +313,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for subject in subjects:
             svds = surgery.decompose(subject.model, sites, progress=False)
             for name in ("loss", "logit", "log-probability"):
-                compare(subject, name, svds, probes=args.probes, exact_curvature=args.exact_curvature)
+                if not args.screen:
+                    compare(subject, name, svds, probes=args.probes, exact_curvature=args.exact_curvature)
+                screening(subject, name, svds)
 
 
 if __name__ == "__main__":

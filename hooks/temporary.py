@@ -44,25 +44,26 @@ class Hook:
 @final
 @dataclass(slots=True)
 class Forward:
-    """A function that a module runs instead of its own forward pass."""
+    """A function that a module runs instead of its own forward pass, or of another function of its own."""
 
     module: nn.Module
     function: Callable[..., object]
+    name: str = "forward"
     _previous: object = None
 
     def put_on(self) -> None:
         """Put the function in the module's instance dictionary, where Python finds it first."""
-        self._previous = self.module.__dict__.get("forward", _ABSENT)
-        object.__setattr__(self.module, "forward", self.function)
+        self._previous = self.module.__dict__.get(self.name, _ABSENT)
+        object.__setattr__(self.module, self.name, self.function)
 
     def take_off(self) -> None:
-        """Put back the previous forward pass, unless somebody has replaced ours since."""
-        if self.module.__dict__.get("forward") is not self.function:
+        """Put back the previous function, unless somebody has replaced ours since."""
+        if self.module.__dict__.get(self.name) is not self.function:
             return
         if self._previous is _ABSENT:
-            object.__delattr__(self.module, "forward")
+            object.__delattr__(self.module, self.name)
         else:
-            object.__setattr__(self.module, "forward", self._previous)
+            object.__setattr__(self.module, self.name, self._previous)
 
 
 @final

@@ -80,7 +80,7 @@ def by_readout(
     check_differentiable(question)
     _check_separate(question.examples.metric)
     one = _reads_once(question.examples)
-    draws = (AT_ONE if one else AT_SEVERAL) if draws is None else whole(draws, "draws", least=1)
+    draws = draws_of(question.examples) if draws is None else whole(draws, "draws", least=1)
     seed, results = whole_seed(seed), []
     for chosen in progress_bar("readout", list(question.batches()), progress=progress, unit="batch"):
         with arithmetic(True):
@@ -93,6 +93,16 @@ def by_readout(
         passes=float(max(result.passes for result in results)),
         noise=_noise(question, results, jackknife=one),
     )
+
+
+def draws_of(examples: Examples) -> int:
+    """The usual number of draws."""
+    return AT_ONE if _reads_once(examples) else AT_SEVERAL
+
+
+def passes_of(examples: Examples, draws: int) -> int:
+    """How many passes so many draws take at most."""
+    return draws + 4 if _reads_once(examples) else 2 + 2 * draws
 
 
 @final

@@ -17,7 +17,7 @@ from analyses.attribution.effects import REMOVAL, Effects
 from analyses.attribution.passes import inputs_kept, inputs_of, metric_of
 from analyses.attribution.question import Asked, Question, Target, ask, counterparts, prompts_for
 from analyses.attribution.selections import Sites
-from analyses.attribution.single_removals import Measured, Piece, Removals, Substitute, measure_each
+from analyses.attribution.single_removals import Measured, Moved, Piece, Removals, Substitute, measure_each
 from analyses.engines import Work, Workers
 from analyses.metrics import Metric, as_metric
 from analyses.metrics.positions import Mask
@@ -91,6 +91,11 @@ def by_ablation(
         passes=removals.passes,
         intervention=_INTERVENTIONS[replacement],
     )
+
+
+def removed(question: Question, *, progress: bool) -> Moved:
+    """What removing each unit by itself changes, `[example 1 unit]`."""
+    return measure_each(question, _substitute(question, "zero", 0, None), work="ablation", progress=progress)
 
 
 @final

@@ -16,6 +16,7 @@ from analyses.prompts import Prompts, Tokens, mask_of, read, warn_if_padded
 from analyses.prompts.continuations import segments
 from hooks import Place, Site, host_of, match_each, match_sites
 from hooks.inputs import Inputs
+from hooks.log_probs import Unembedding
 from hooks.modes import check_deterministic
 from hooks.recording import has_hooks
 from surgery import Basis, Decomposition, Decompositions
@@ -85,6 +86,19 @@ class Examples:
     def measured(self, logits: Tensor) -> Float[Tensor, " example"]:
         """The metric of each example, from the logits where it reads them."""
         return self.metric.checked(logits, len(self.inputs), self.inputs.n_pos)
+
+    def measured_after(self, forward: Callable[[], Tensor], end: Unembedding | None) -> Tensor:
+        """The metric of each example after a pass, which keeps no row of logits where the metric needs none."""
+        size = len(self.inputs), self.inputs.n_pos
+        tokens = None if end is None else self.metric.scored(*size)
+        # Tokens that are not in the vocabulary are for the metric to refuse.
+        if end is None or tokens is None or int(tokens.max()) >= end.d_vocab:
+            return self.measured(forward())
+        with end.instead_of_logits(tokens) as given:
+            log_probs = forward().flatten()
+        if not torch.equal(log_probs, given()):  # the model does something more to its logits
+            return self.measured(forward())
+        return self.metric.checked_log_probs(log_probs, *size)
 
     def summed(self, rows: Float[Tensor, "row ..."]) -> Float[Tensor, "example ..."]:
         """What concerns the rows of an example, added up."""

@@ -6,6 +6,7 @@ rows of a batch, and only the part of the model that comes after the matrix runs
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import final
 
 import torch
@@ -17,7 +18,9 @@ from analyses.attribution.question import Examples, Question, Target
 from analyses.attribution.selections import Unit
 from analyses.engines import Work, Workers, carry_out
 from hooks import Site, host_of
+from hooks.fused import fused
 from hooks.inputs import Reads
+from hooks.log_probs import Unembedding, unembedding_of
 from hooks.recording import Recording, has_hooks
 from hooks.running import arithmetic, record, rerun, reruns_reads_alone
 from surgery.progress import progress_bar
@@ -88,6 +91,12 @@ def measure_each(
     )
 
 
+def share_behind(question: Question, site: Site) -> float:
+    """What a pass takes that begins at a matrix, as a part of a whole one: the blocks from its own on."""
+    n_layers = host_of(question.model).n_layers
+    return (n_layers - site.layer) / n_layers
+
+
 @dataclass(slots=True)
 class Removals:
     """A question, and by how far each coordinate moves; what lies before the matrices is recorded once a batch."""
@@ -100,6 +109,7 @@ class Removals:
     _batch: int = field(default=-1, init=False)
     _part: Examples = field(init=False)
     _recording: Recording = field(default_factory=Recording, init=False)
+    _unembedding: Unembedding | None = field(default=None, init=False)
     _baseline: Tensor = field(default_factory=lambda: torch.empty(0), init=False)
     _inputs: dict[Site, Tensor] = field(default_factory=dict, init=False)
 
@@ -113,19 +123,24 @@ class Removals:
             self._record(batch)
         question, target, chosen = self.question, self.question.targets[site], self.batches[batch]
         moves = self.substitute(target, self._inputs[site], chosen)
-        suffix = _Suffix(question, self._part, target, self._recording, self._baseline, moves)
+        suffix = _Suffix(question, self._part, target, self._recording, self._unembedding, self._baseline, moves)
         patches = [(unit, position) for position in self.at for unit in target.units]
         effects = suffix.effects(patches, self.done).view(len(chosen), len(self.at), -1).float().cpu()
-        n_layers = host_of(question.model).n_layers
-        share = (n_layers - site.layer) / n_layers * len(chosen) / question.n_examples
+        share = share_behind(question, site) * len(chosen) / question.n_examples
         yield Measured(piece, self._baseline.cpu(), effects, share * len(suffix.reaching(patches)))
 
     def _record(self, batch: int) -> None:
         question, self._batch = self.question, -1
         self._part = question.examples.take(self.batches[batch])
-        with inputs_kept(question) as kept, arithmetic(False):
-            self._recording, logits = record(question.model, self._part.read)
-            self._baseline = self._part.measured(logits)
+        read = self._part.read
+        self._unembedding = unembedding_of(question.model)
+
+        def recorded() -> Tensor:
+            self._recording, logits = record(question.model, read)
+            return logits
+
+        with inputs_kept(question) as kept, arithmetic(False), fused(question.model):
+            self._baseline = self._part.measured_after(recorded, self._unembedding)
         self._inputs, self._batch = kept(), batch
 
 
@@ -141,6 +156,7 @@ class _Suffix:
     part: Examples
     target: Target
     recording: Recording
+    unembedding: Unembedding | None
     baseline: Float[Tensor, " example"]
     moves: Float[Tensor, "row pos component"]
 
@@ -184,9 +200,9 @@ class _Suffix:
         rows = torch.arange(len(part.inputs)).repeat(len(patches))
 
         added = place, lambda reads: self._added(patches, reads)
-        with arithmetic(False):
-            logits = rerun(self.question.model, repeated.read, self.recording, place.site, rows=rows, added=added)
-            return repeated.measured(logits)
+        rerun_ = partial(rerun, self.question.model, repeated.read, self.recording, place.site, rows=rows, added=added)
+        with arithmetic(False), fused(self.question.model):
+            return repeated.measured_after(rerun_, self.unembedding)
 
     def _added(self, patches: Sequence[Patch], reads: Reads | None) -> Float[Tensor, "patch_row pos d_out"]:
         """What the patches add to the matrix's output: at the reads, or everywhere."""

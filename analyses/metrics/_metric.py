@@ -62,8 +62,16 @@ class Metric(ABC):
 
     def checked(self, logits: Tensor, n_rows: int, n_pos: int) -> Float[Tensor, " example"]:
         """As `values`, refusing what is not one number for each example."""
-        n_examples = n_rows if self.first_row is None else len(self.first_row) - 1
-        return check(self.values(logits, n_rows, n_pos), n_examples, name=self.name)
+        return check(self.values(logits, n_rows, n_pos), self._n_examples_in(n_rows), name=self.name)
+
+    def checked_log_probs(
+        self, log_probs: Float[Tensor, " read"], n_rows: int, n_pos: int
+    ) -> Float[Tensor, " example"]:
+        """As `of_log_probs`, refusing what is not one number for each example."""
+        return check(self.of_log_probs(log_probs, n_rows, n_pos), self._n_examples_in(n_rows), name=self.name)
+
+    def _n_examples_in(self, n_rows: int) -> int:
+        return n_rows if self.first_row is None else len(self.first_row) - 1
 
     def bind(self, model: nn.Module, tokens: object = None, attention_mask: object = None) -> "Metric":
         """The same metric for this model and, where given, these examples: words have ids, and padding is not read.
@@ -113,6 +121,14 @@ class Metric(ABC):
     @abstractmethod
     def select(self, indices: Indices) -> "Metric":
         """The same metric for the chosen examples, in this order, with repeats."""
+
+    def scored(self, n_rows: int, n_pos: int) -> Int[Tensor, " read"] | None:
+        """The token of each read, if its log-probability is all that the metric takes from there; None if not."""
+        return None
+
+    def of_log_probs(self, log_probs: Float[Tensor, " read"], n_rows: int, n_pos: int) -> Tensor:
+        """As `values`, from the log-probabilities of the tokens that are `scored`."""
+        raise ValueError(f"{self.name} scores no tokens: give `values` the logits.")
 
 
 class Unbound(Metric):

@@ -93,10 +93,19 @@ class Loss(Metric):
                 f"{self.name}: label {int(labels.max())} is outside the vocabulary of these logits, 0 to "
                 f"{logits.shape[-1] - 1}: pass token ids of the same tokenizer."
             )
-        scored = labels != IGNORED
-        nats = F.cross_entropy(widened(logits), labels[scored], reduction="none")
+        log_probs = -F.cross_entropy(widened(logits), labels[labels != IGNORED], reduction="none")
+        return self.of_log_probs(log_probs, n_rows, n_pos)
+
+    def scored(self, n_rows: int, n_pos: int) -> Int[Tensor, " read"]:
+        """The labels."""
+        labels = self._labels(n_rows, n_pos)
+        return labels[labels != IGNORED]
+
+    def of_log_probs(self, log_probs: Float[Tensor, " read"], n_rows: int, n_pos: int) -> Tensor:
+        """Their negative mean in each example."""
+        scored = (self._labels(n_rows, n_pos) != IGNORED).to(log_probs.device)
         row = scored.nonzero(as_tuple=True)[0]
-        return nats.new_zeros(n_rows).index_add(0, row, nats) / scored.sum(1)
+        return log_probs.new_zeros(n_rows).index_add(0, row, -log_probs) / scored.sum(1)
 
     def select(self, indices: Indices) -> "Loss":
         """The same metric for the chosen examples."""

@@ -136,6 +136,17 @@ def test_a_search_is_set_against_its_loop(figures, name: str, flags: list[str], 
     assert all(figure.ratio.value == pytest.approx(figure.against.value / figure.value) for figure in compared)
 
 
+@pytest.mark.long
+def test_attribution_accuracy_counts_what_a_screening_finds(benchmark, capsys) -> None:
+    accuracy = benchmark("attribution_accuracy")
+    accuracy.main(["--quick", "--steps", "2", "--positions", "6", "--screen"])
+    printed = capsys.readouterr().out
+    found = [int(n) for n in re.findall(r"seed \d: (\d+);", printed)]
+    assert len(found) == 9
+    assert max(found) <= accuracy.STRONGEST
+    assert len(re.findall(r"(met|MISSED) \(aim >= 19\)", printed)) == 3
+
+
 def test_its_spearman_is_the_usual_one(benchmark) -> None:
     a, b = np.random.default_rng(0).integers(0, 6, (2, 40))
     ours = benchmark("attribution_accuracy").spearman(torch.tensor(a), torch.tensor(b))
