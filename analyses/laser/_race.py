@@ -6,7 +6,8 @@ ones would:
 - Items that the unedited model is undecided about come more often, and count for less.
 - An item counts by whether it is right and by how probable the model makes what is right, half and half.
 - Candidates are compared with the leader item by item. One drops out when next to nothing is expected to be lost
-  without it; as long as that is undecided, it runs on, if need be to the last item.
+  without it; as long as that is undecided, it runs on, if need be to the last item. A leader of many is partly lucky,
+  so that the better ones of a round go on in any case.
 - Of neighbouring ρ, which do alike, one begins; the others join when it has survived a round.
 
 Which matrices begin is decided by what their edits promise, `_promises`.
@@ -14,7 +15,6 @@ Which matrices begin is decided by what their edits promise, `_promises`.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from math import ceil
 from typing import final
 
@@ -35,6 +35,11 @@ _SHARE = 0.6
 """The share of every round that is drawn from the undecided half of the items, until those run out."""
 
 
+POOL = 1000
+"""From how many of the validation items, drawn at random, the first ones of a race are taken: the unedited model runs
+on these beforehand."""
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Screened:
@@ -50,13 +55,14 @@ class Screened:
         tolerance: a candidate drops out when less accuracy than this is expected to be lost without it: by how much it
             may still be ahead of the leader, times how likely that is. A smaller one makes longer races. Of a metric
             in the rule's place, it is in units of twice the standard deviation over the items.
+        survive: the fraction of the candidates that goes on to the next round at least.
         finalists: how many candidates are run on all validation items at least.
 
     Raises:
         ValueError: if a number is below 1, or a fraction not above 0 and at most 1.
 
     >>> laser.Screened(first_round=8).finalists
-    4
+    3
 
     Source: racing is that of Maron and Moore, "Hoeffding Races" (1993); what is expected to be lost is the "expected
     improvement" of Jones, Schonlau and Welch (1998).
@@ -67,12 +73,13 @@ class Screened:
     at_least: int = 4
     first_round: int = 20
     tolerance: float = 0.002
-    finalists: int = 4
+    survive: float = 1 / 3
+    finalists: int = 3
 
     def __post_init__(self) -> None:
         for name in ("items", "at_least", "first_round", "finalists"):
             whole(getattr(self, name), f"Screened was given {name}", least=1)
-        if fraction(self.keep, "keep") == 0 or fraction(self.tolerance, "tolerance") == 0:
+        if not all(fraction(getattr(self, name), name) for name in ("keep", "tolerance", "survive")):
             raise ValueError(f"{self!r}: the fractions are above 0 and at most 1. Start from Screened().")
 
 
@@ -84,11 +91,14 @@ def race(
     The items of every trial stand in the order of the race.
     """
     promised = known_promises(setup.bench("screen", screen[: settings.items]), candidates)
-    # One pass over all items tells which are undecided, before the order of the race is drawn.
-    unedited = setup.bench("validation", validation).unedited()
+    n = len(validation)
+    drawn = torch.randperm(n, generator=torch.Generator().manual_seed(seed)) if n > POOL else torch.arange(n)
+    # A pass over the pool tells which of it are undecided, before the order of the race is drawn.
+    unedited = setup.bench("validation", validation.take(drawn[:POOL].tolist())).unedited()
     undecided = undecided_half(Objective(unedited.scores).decidedness())
     order = in_order(undecided, seed)
-    track = _Track(setup, validation.take(order.tolist()), undecided[order], settings)
+    items = validation.take(torch.cat([drawn[order], drawn[POOL:]]).tolist())
+    track = _Track(setup, items, undecided[order], settings)
     track.run(candidates, _entrants(candidates, promised, settings))
     trials = track.trials()
     unedited = trials.pop(None)
@@ -103,7 +113,7 @@ class _Track:
     Args:
         setup: the model and how it is asked.
         items: the validation items in the order of the race.
-        undecided: which of them belong to the undecided half.
+        undecided: which of those in the pool, which come first, belong to its undecided half.
         settings: how long the rounds are, and who survives.
         stretches: of each candidate, a trial for each round's new items. None stands for the unedited model.
     """
@@ -116,51 +126,55 @@ class _Track:
 
     def run(self, candidates: Sequence[Candidate], entrants: Sequence[Candidate]) -> None:
         """Round after round, until as many are left as are to be run on all items."""
-        ends, running = _rounds(len(self.items), self.settings.first_round), list(entrants)
-        for number in range(1, len(ends) + 1):
-            self._catch_up(running, ends[:number])
+        running = list(entrants)
+        for number, end in enumerate(_rounds(len(self.items), self.settings.first_round)):
+            self._catch_up(running, end)
             running = self._survivors(running)
-            if number == 1:
+            if number == 0:
                 joining = _neighbours(candidates, running, self.stretches)
                 running = [candidate for candidate in candidates if candidate in running or candidate in joining]
             elif len(running) <= self.settings.finalists:
-                ends = [*ends[:number], len(self.items)]
                 break
-        # Also for those who joined after a first round that was the last.
-        self._catch_up(running, list(dict.fromkeys(ends)))
+        self._catch_up(running, len(self.items))
 
     def trials(self) -> dict[Candidate | None, Trial]:
         """Of each candidate that ran, and of the unedited model, the trial on all items that it has seen."""
-        lengths = {one: sum(len(trial.scores) for trial in run) for one, run in self.stretches.items()}
+        lengths = {one: self._seen(one) for one in self.stretches}
         # Scores need the items together, since some of their means are over classes.
         seen = {n: self.setup.encoded(self.items[:n]) for n in dict.fromkeys(lengths.values())}
         return {one: joined(run, seen[lengths[one]]) for one, run in self.stretches.items()}
 
-    def _catch_up(self, running: Sequence[Candidate], ends: Sequence[int]) -> None:
-        """Run everyone in the race up to the last of these items, and on no item twice."""
-        for number, (start, end) in enumerate(pairwise([0, *ends])):
-            # Those who joined late have seen fewer stretches than the others.
-            behind = [candidate for candidate in running if len(self.stretches.get(candidate, ())) == number]
-            if not behind:
-                continue
+    def _seen(self, candidate: Candidate | None) -> int:
+        """How many items a candidate has run on."""
+        return sum(len(trial.scores) for trial in self.stretches.get(candidate, ()))
+
+    def _catch_up(self, running: Sequence[Candidate], end: int) -> None:
+        """Run everyone in the race up to this item, and on no item twice."""
+        seen = {candidate: self._seen(candidate) for candidate in running}
+        for start in sorted(set(seen.values()) - {end}):  # those who joined late have seen none
+            behind = [candidate for candidate in running if seen[candidate] == start]
             part, sites = f"validation {start}:{end} of the race", [candidate.site for candidate in behind]
             bench = self.setup.bench(part, self.items[start:end], sites)
             for candidate, trial in try_all(bench, behind, f"racing, items {start} to {end}").items():
                 self.stretches.setdefault(candidate, []).append(trial)
-            if len(self.stretches[None]) == number:  # nobody has run this stretch before
+            if self._seen(None) == start:
                 self.stretches[None].append(bench.unedited())
 
     def _survivors(self, running: Sequence[Candidate]) -> list[Candidate]:
-        """Those by whose loss more than the tolerance may be lost, but the best few in any case."""
-        by_rule = Objective(self.stretches[None][0].scores).by_rule
+        """Those by whose loss more than the tolerance may be lost, but the better ones in any case."""
         points = torch.stack([self._points(candidate) for candidate in (*running, None)])
-        means = points @ weights_of(self.undecided, points.shape[1])
+        n, n_items = points.shape[1], len(self.items)
+        # Beyond the pool nobody knows which items are undecided; all of its own have then been asked.
+        undecided = self.undecided if n <= len(self.undecided) else torch.zeros(n_items, dtype=torch.bool)
+        means = points @ weights_of(undecided, n)
         # A metric may be in any unit. The median keeps out what edits do that destroy the model.
+        by_rule = Objective(self.stretches[None][0].scores).by_rule
         unit = 1.0 if by_rule else 2 * float(points.std(1, correction=0).median()) or 1.0
-        stakes = at_stake(points[:-1] - points[means.argmax()], self.undecided, unit=unit)
-        ahead = set(means[:-1].argsort(descending=True, stable=True)[: self.settings.finalists].tolist())
-        undone = stakes > self.settings.tolerance * unit
-        return [candidate for at, candidate in enumerate(running) if at in ahead or undone[at]]
+        stakes = at_stake(points[:-1] - points[means.argmax()], undecided, n_items=n_items, unit=unit)
+        n_better = max(self.settings.finalists, ceil(self.settings.survive * len(running)))
+        better = set(means[:-1].argsort(descending=True, stable=True)[:n_better].tolist())
+        matters = stakes > self.settings.tolerance * unit
+        return [candidate for at, candidate in enumerate(running) if at in better or matters[at]]
 
     def _points(self, candidate: Candidate | None) -> Float[Tensor, " first"]:
         return torch.cat([Objective(trial.scores).points() for trial in self.stretches[candidate]])

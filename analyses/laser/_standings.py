@@ -48,7 +48,7 @@ def weights_of(undecided: Bool[Tensor, " item"], n: int) -> Float[Tensor, " firs
 
 
 def at_stake(
-    leads: Float[Tensor, "candidate first"], undecided: Bool[Tensor, " item"], *, unit: float = 1.0
+    leads: Float[Tensor, "candidate first"], undecided: Bool[Tensor, " item"], *, n_items: int, unit: float = 1.0
 ) -> Float[Tensor, " candidate"]:
     """What is expected to be lost by giving up each candidate: E max(0, L), L its lead over another on all items.
 
@@ -58,7 +58,8 @@ def at_stake(
 
     Args:
         leads: of each candidate over the other, on the first items.
-        undecided: of all items, which belong to the undecided half.
+        undecided: of the items that the first are drawn from, which belong to the undecided half.
+        n_items: how many items there are in all, of which these are a random part.
         unit: the difference between right and wrong.
     """
     n = leads.shape[1]
@@ -66,7 +67,7 @@ def at_stake(
     mean, variance = leads @ weights, torch.zeros(len(leads), dtype=torch.double)
     for is_undecided in (True, False):
         alike = undecided[:n] == is_undecided
-        seen, there = int(alike.sum()), int((undecided == is_undecided).sum())
+        seen, there = int(alike.sum()), int((undecided == is_undecided).sum()) * (n_items / len(undecided))
         if seen:
             apart = leads[:, alike] - leads[:, alike].mean(1, keepdim=True)
             spread = (apart.square().sum(1) + unit**2) / seen

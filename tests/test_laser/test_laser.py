@@ -377,7 +377,7 @@ def test_promises_leave_no_gradient_behind() -> None:
 
 def test_a_screened_search_runs_fewer_items_and_confirms_its_finalists_in_full() -> None:
     found = planted("bridge gpt2", items=400)
-    settings = laser.Screened(items=20, keep=0.5, at_least=1, first_round=16, tolerance=0.01, finalists=2)
+    settings = laser.Screened(items=20, keep=0.5, at_least=1, first_round=16, tolerance=0.01, survive=0.3, finalists=2)
     options = {"sites": "blocks.*.mlp.W_out", "edits": (KeepTop, DropTop), **QUIET}
     exhaustive = laser.search(found.model, found.task, **options)
     screened = laser.search(found.model, found.task, strategy=settings, **options)
@@ -454,21 +454,21 @@ def test_what_is_at_stake_is_what_sampling_the_lead_gives() -> None:
         # With one imagined item on which the two differ, and 30 of the 50 items of the half still to come.
         variance += (those.var(1, correction=0) + 1 / 20) / 20 / 4 * (30 / 50)
     draws = mean + variance.sqrt() * torch.randn(400_000, 3, generator=generator).double()
-    torch.testing.assert_close(at_stake(leads, undecided), draws.clamp_min(0).mean(0), atol=3e-4, rtol=0)
-    in_cents = at_stake(100 * leads, undecided, unit=100.0)
-    torch.testing.assert_close(in_cents, 100 * at_stake(leads, undecided))
+    torch.testing.assert_close(at_stake(leads, undecided, n_items=100), draws.clamp_min(0).mean(0), atol=3e-4, rtol=0)
+    in_cents = at_stake(100 * leads, undecided, n_items=100, unit=100.0)
+    torch.testing.assert_close(in_cents, 100 * at_stake(leads, undecided, n_items=100))
 
 
 @given(st.integers(2, 60), st.integers(0, 9))
 def test_nothing_is_at_stake_but_the_lead_itself_once_all_items_were_asked(n: int, seed: int) -> None:
     leads = torch.randn(4, n, generator=torch.Generator().manual_seed(seed)).double()
     undecided = undecided_half(torch.rand(n, generator=torch.Generator().manual_seed(seed)))
-    torch.testing.assert_close(at_stake(leads, undecided), leads.mean(1).clamp_min(0))
+    torch.testing.assert_close(at_stake(leads, undecided, n_items=n), leads.mean(1).clamp_min(0))
 
 
 def test_one_who_agrees_with_the_leader_drops_out_only_after_many_items() -> None:
     undecided = torch.arange(10_000) % 2 == 0
-    stakes = [float(at_stake(torch.zeros(1, n, dtype=torch.double), undecided)) for n in (20, 80, 400)]
+    stakes = [float(at_stake(torch.zeros(1, n, dtype=torch.double), undecided, n_items=10_000)) for n in (20, 80, 400)]
     assert stakes == sorted(stakes, reverse=True) and stakes[1] > laser.Screened().tolerance > stakes[2]
 
 
