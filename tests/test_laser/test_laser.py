@@ -18,7 +18,7 @@ from torch import nn
 import surgery
 from analyses import laser, scoring
 from analyses.laser._promises import Promise, promises
-from analyses.laser._race import _entrants, _neighbours, _rounds
+from analyses.laser._race import POOL, _entrants, _neighbours, _rounds
 from analyses.laser._standings import at_stake, in_order, undecided_half, weights_of
 from analyses.laser._trials import Bench, Objective, Setup
 from analyses.laser.candidates import _family, candidates
@@ -393,6 +393,27 @@ def test_a_screened_search_runs_fewer_items_and_confirms_its_finalists_in_full()
         there = [items.index(item) for item in one.scores.task.items]
         assert len(set(there)) == len(there)
         torch.testing.assert_close(one.scores.log_loss, whole.log_loss[there], atol=1e-5, rtol=0)
+
+
+def test_a_race_hardly_costs_more_where_there_are_many_items() -> None:
+    """Beyond `POOL` items the first ones are drawn from a part of them; only the finalists run on all."""
+    found = planted("bridge gpt2", items=1120)
+    parts = found.task.split(screen=0.03, validation=0.94, test=0.03, seed=0)
+    raced, options = (
+        {},
+        {"sites": "blocks.*.mlp.W_out", "strategy": "screened", "rhos": (0.8, 0.2, 0.05, 0.01), **QUIET},
+    )
+    for n in (150, len(parts.validation)):
+        result = laser.search(found.model, Splits(parts.screen, parts.validation[:n], parts.test), **options)
+        assert set(result.unedited.scores.task.items) == set(parts.validation.items[:n])
+        in_full = [one for one in result.trials if len(one.scores) == n]
+        raced[n] = sum(len(one.scores) for one in result.trials if len(one.scores) < n)
+        assert len(in_full) == laser.Screened().finalists
+        assert result.items_run == raced[n] + n * (len(in_full) + 1) + min(n, POOL)
+    assert n > POOL and raced[n] < 2 * raced[150] < n
+    with surgery.apply(found.model, result.spec, progress=False):
+        plain = scoring.score(found.model, result.chosen.scores.task)
+    assert torch.equal(result.chosen.scores.correct, plain.correct)
 
 
 def test_entrants_are_every_third_rho_of_promising_matrices_and_neighbours_join() -> None:
