@@ -399,16 +399,14 @@ def test_a_race_hardly_costs_more_where_there_are_many_items() -> None:
     """Beyond `POOL` items the first ones are drawn from a part of them; only the finalists run on all."""
     found = planted("bridge gpt2", items=1120)
     parts = found.task.split(screen=0.03, validation=0.94, test=0.03, seed=0)
-    raced, options = (
-        {},
-        {"sites": "blocks.*.mlp.W_out", "strategy": "screened", "rhos": (0.8, 0.2, 0.05, 0.01), **QUIET},
-    )
+    options = {"sites": "blocks.*.mlp.W_out", "strategy": "screened", "rhos": (0.8, 0.2, 0.05, 0.01), **QUIET}
+    raced = {}
     for n in (150, len(parts.validation)):
         result = laser.search(found.model, Splits(parts.screen, parts.validation[:n], parts.test), **options)
         assert set(result.unedited.scores.task.items) == set(parts.validation.items[:n])
         in_full = [one for one in result.trials if len(one.scores) == n]
         raced[n] = sum(len(one.scores) for one in result.trials if len(one.scores) < n)
-        assert len(in_full) == laser.Screened().finalists
+        assert laser.Screened().finalists <= len(in_full) < len(result.trials)
         assert result.items_run == raced[n] + n * (len(in_full) + 1) + min(n, POOL)
     assert n > POOL and raced[n] < 2 * raced[150] < n
     with surgery.apply(found.model, result.spec, progress=False):
