@@ -8,7 +8,7 @@ ones would:
 - Candidates are compared with the leader item by item. One drops out when next to nothing is expected to be lost
   without it; as long as that is undecided, it runs on, if need be to the last item. A leader of many is partly lucky,
   so that the better ones of a round go on in any case.
-- Of neighbouring ρ, which do alike, one begins; the others join when it has survived two rounds.
+- Of neighbouring ρ, which do alike, one begins; the others join when it has survived a round.
 
 Which matrices begin is decided by what their edits promise, `_promises`.
 """
@@ -62,7 +62,7 @@ class Screened:
         ValueError: if a number is below 1, or a fraction not above 0 and at most 1.
 
     >>> laser.Screened(first_round=8).finalists
-    2
+    3
 
     Source: racing is that of Maron and Moore, "Hoeffding Races" (1993); what is expected to be lost is the "expected
     improvement" of Jones, Schonlau and Welch (1998).
@@ -74,7 +74,7 @@ class Screened:
     first_round: int = 20
     tolerance: float = 0.002
     survive: float = 1 / 3
-    finalists: int = 2
+    finalists: int = 3
 
     def __post_init__(self) -> None:
         for name in ("items", "at_least", "first_round", "finalists"):
@@ -126,14 +126,14 @@ class _Track:
 
     def run(self, candidates: Sequence[Candidate], entrants: Sequence[Candidate]) -> None:
         """Round after round, until as many are left as are to be run on all items."""
-        rounds, running = _rounds(len(self.items), self.settings.first_round), list(entrants)
-        for number, end in enumerate(rounds, start=1):
+        running = list(entrants)
+        for number, end in enumerate(_rounds(len(self.items), self.settings.first_round)):
             self._catch_up(running, end)
             running = self._survivors(running)
-            if number == min(2, len(rounds)):
+            if number == 0:
                 joining = _neighbours(candidates, running, self.stretches)
                 running = [candidate for candidate in candidates if candidate in running or candidate in joining]
-            elif number > 2 and len(running) <= self.settings.finalists:
+            elif len(running) <= self.settings.finalists:
                 break
         self._catch_up(running, len(self.items))
 
