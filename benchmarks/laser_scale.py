@@ -1,10 +1,10 @@
 """LASER's search at the paper's scale: 385 candidates on 4,000 validation items, against the plain loop over them.
 
 The candidates are every matrix of every block of a small pretrained story model at eleven rho; the items are minimal
-pairs ("She fed this red bell." against "these"). The loop puts a randomised truncated SVD in place of the matrix, as
-LASER's published code does, and runs both sentences of all items through the whole model; it is timed on a sample of
-candidates, spread over matrices and rho, and taken for all. A block pass is one item through one block: a trial of the
-search runs from its own block to the last.
+pairs ("She fed this red bell." against "these", "I saw an old cup." against "a"). The loop puts a randomised truncated
+SVD in place of the matrix, as LASER's published code does, and runs both sentences of all items through the whole
+model; it is timed on a sample of candidates, spread over matrices and rho, and taken for all. A block pass is one item
+through one block: a trial of the search runs from its own block to the last.
 
 With `--exhaustive` every candidate is also run on all items of the pool, once, and the choice is set against the best
 candidate on as many splits as `--splits` says. That takes hours on a small machine.
@@ -56,6 +56,40 @@ def determiners(n: int) -> tasks.Task:
         )
     random.Random(0).shuffle(items)
     return tasks.Task("determiners", tuple(items[:n]))
+
+
+def articles(n: int) -> tasks.Task:
+    """ "I saw an old cup." against "a old cup"."""
+    things = (
+        "cup",
+        "flag",
+        "drum",
+        "wheel",
+        "book",
+        "seed",
+        "nut",
+        "ring",
+        "bell",
+        "goat",
+        "bee",
+        "worm",
+        "crab",
+        "bug",
+    )
+    vowel = ("old", "ugly", "empty", "angry", "orange", "evil", "odd", "open")
+    other = ("big", "red", "new", "sad", "bad", "wet", "hot", "fat")
+    begins = (*BEGINS, "There is", "This is")
+    items = []
+    for begin, kind, thing in itertools.product(begins, vowel + other, things):
+        good, bad = ("an", "a") if kind in vowel else ("a", "an")
+        pair = (f"{begin} {article} {kind} {thing}." for article in (good, bad))
+        items.append(tasks.MinimalPair(*pair, groups=(begin + kind + thing,)))
+    random.Random(0).shuffle(items)
+    return tasks.Task("articles", tuple(items[:n]))
+
+
+MADE = {"determiners": determiners, "articles": articles}
+"""With the first many edits are nearly as good as the best, with the second few."""
 
 
 def block_passes(model: nn.Module, result: laser.SearchResult) -> int:
@@ -143,11 +177,30 @@ def missed(whole: laser.SearchResult, part: laser.SearchResult) -> float:
     return max(accuracy.values()) - accuracy[None if part.chosen is None else part.chosen.candidate]
 
 
+def compared(model: nn.Module, pool: tasks.Task, args: argparse.Namespace) -> None:
+    """The loop, the search, and on request the exhaustive search, on one task."""
+    print(f"{pool.name}, {len(pool)} items in all")
+    split = partial(pool.split, screen=0.5 / 6, validation=5 / 6, test=0.5 / 6)
+    looped = loop(model, split(seed=0).validation, args)
+    results = []
+    for seed in range(args.splits):
+        seconds, result = screened(model, split(seed=seed), seed)
+        report(model, seconds, result, looped)
+        results.append(result)
+    if args.exhaustive:
+        whole = exhausted(model, pool)
+        lost = [missed(whole, result) for result in results]
+        close = sum(one <= 0.01 for one in lost)
+        print(f"below the best candidate by {', '.join(f'{one:.4f}' for one in lost)}: within .01 on {close} splits,")
+        print(f"  {verdict(close, 0.9 * len(lost))}")
+
+
 def main() -> None:
-    """The loop, the search, and on request the exhaustive search."""
+    """Both tasks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag, value in {"items": 4000, "sample": 11, "batch-size": 64, "splits": 1}.items():
         parser.add_argument(f"--{flag}", type=int, default=value)
+    parser.add_argument("--tasks", nargs="+", choices=list(MADE), default=list(MADE))
     parser.add_argument("--exhaustive", action="store_true", help="also run every candidate on all items")
     parser.add_argument("--quick", action="store_true", help="400 items, for a first look that should not be quoted")
     args = parser.parse_args()
@@ -162,20 +215,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     print(machine("cpu"))
     model = TransformerBridge.boot_transformers(folder)
-    pool = determiners(round(args.items * 1.2))
-    split = partial(pool.split, screen=0.5 / 6, validation=5 / 6, test=0.5 / 6)
-    looped = loop(model, split(seed=0).validation, args)
-    results = []
-    for seed in range(args.splits):
-        seconds, result = screened(model, split(seed=seed), seed)
-        report(model, seconds, result, looped)
-        results.append(result)
-    if args.exhaustive:
-        whole = exhausted(model, pool)
-        lost = [missed(whole, result) for result in results]
-        close = sum(one <= 0.01 for one in lost)
-        print(f"below the best candidate by {', '.join(f'{one:.4f}' for one in lost)}: within .01 on {close} splits,")
-        print(f"  {verdict(close, 0.9 * len(lost))}")
+    for name in args.tasks:
+        compared(model, MADE[name](round(args.items * 1.2)), args)
 
 
 if __name__ == "__main__":
