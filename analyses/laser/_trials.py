@@ -48,20 +48,25 @@ class Objective:
 
     def merit(self, first: int | None = None) -> tuple[float, ...]:
         """The means over all items, or over the first of them: accuracy and the negative log-loss, or the metric."""
-        if self.scores.values is not None:
+        if not self.by_rule:
             return (float(self._signed()[:first].mean()),)
         correct, log_loss = self.scores.correct[:first].double(), self.scores.log_loss[:first]
         return correct.mean().item(), -log_loss.mean().item()
 
-    def standing(self, weights: Float[Tensor, " item"]) -> tuple[float, ...]:
-        """The weighted means that a race goes by: accuracy and the probability of what is right, or the metric.
+    @property
+    def by_rule(self) -> bool:
+        """Whether a rule decides, and no metric in its place."""
+        return self.scores.values is None
+
+    def points(self) -> Float[Tensor, " item"]:
+        """What a race goes by: the mean of being right, 0 or 1, and the probability of what is right; or the metric.
 
         Among few items many candidates have the same accuracy. The probability tells them apart, and unlike the
         log-loss it is not ruled by the one item that a candidate finds most unlikely.
         """
-        if self.scores.values is not None:
-            return (float(weights @ self._signed()),)
-        return float(weights @ self.scores.correct.double()), float(weights @ self.scores.p_correct.double())
+        if not self.by_rule:
+            return self._signed().double()
+        return (self.scores.correct.double() + self.scores.p_correct.double()) / 2
 
     def _signed(self) -> Float[Tensor, " item"]:
         """The metric of each item, turned so that larger is better."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from analyses.engines import Executor
 from analyses.laser._pieces import try_all
-from analyses.laser._race import Screened, race
+from analyses.laser._race import POOL, Screened, race
 from analyses.laser._resume import Log, search_header
 from analyses.laser._trials import MEMORY, Setup, Trial
 from analyses.laser.candidates import MLP, PAPER_RHOS, UNEDITED, Candidate, Edits, candidates, gains_of, row_of
@@ -79,9 +79,10 @@ class SearchResult:
     @property
     def items_run(self) -> int:
         """How many times a validation item was asked, of a candidate or of the unedited model."""
-        # A race runs the unedited model twice: to tell undecided items, and along with the candidates.
-        times = 1 if self.strategy == "exhaustive" else 2
-        return sum(len(trial.scores) for trial in self.trials) + times * len(self.unedited.scores)
+        n = len(self.unedited.scores)
+        # A race runs the unedited model along with the candidates, and before that on the pool of its first items.
+        before = 0 if self.strategy == "exhaustive" else min(n, POOL)
+        return sum(len(trial.scores) for trial in self.trials) + n + before
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row for each candidate and split it was tried on: site, rho, split, accuracy, log_loss and the rest.

@@ -17,7 +17,9 @@ from torch import nn
 
 import surgery
 from analyses import laser, scoring
-from analyses.laser._race import Promise, _entrants, _neighbours, _order, _rounds, _undecided, _weights, promises
+from analyses.laser._promises import Promise, promises
+from analyses.laser._race import POOL, _entrants, _neighbours, _rounds
+from analyses.laser._standings import at_stake, in_order, undecided_half, weights_of
 from analyses.laser._trials import Bench, Objective, Setup
 from analyses.laser.candidates import _family, candidates
 from analyses.laser.search import _settings
@@ -375,7 +377,7 @@ def test_promises_leave_no_gradient_behind() -> None:
 
 def test_a_screened_search_runs_fewer_items_and_confirms_its_finalists_in_full() -> None:
     found = planted("bridge gpt2", items=400)
-    settings = laser.Screened(items=20, keep=0.5, at_least=1, first_round=16, survive=0.3, finalists=2)
+    settings = laser.Screened(items=20, keep=0.5, at_least=1, first_round=16, tolerance=0.01, survive=0.3, finalists=2)
     options = {"sites": "blocks.*.mlp.W_out", "edits": (KeepTop, DropTop), **QUIET}
     exhaustive = laser.search(found.model, found.task, **options)
     screened = laser.search(found.model, found.task, strategy=settings, **options)
@@ -391,6 +393,25 @@ def test_a_screened_search_runs_fewer_items_and_confirms_its_finalists_in_full()
         there = [items.index(item) for item in one.scores.task.items]
         assert len(set(there)) == len(there)
         torch.testing.assert_close(one.scores.log_loss, whole.log_loss[there], atol=1e-5, rtol=0)
+
+
+def test_a_race_hardly_costs_more_where_there_are_many_items() -> None:
+    """Beyond `POOL` items the first ones are drawn from a part of them; only the finalists run on all."""
+    found = planted("bridge gpt2", items=1120)
+    parts = found.task.split(screen=0.03, validation=0.94, test=0.03, seed=0)
+    options = {"sites": "blocks.*.mlp.W_out", "strategy": "screened", "rhos": (0.8, 0.2, 0.05, 0.01), **QUIET}
+    raced = {}
+    for n in (150, len(parts.validation)):
+        result = laser.search(found.model, Splits(parts.screen, parts.validation[:n], parts.test), **options)
+        assert set(result.unedited.scores.task.items) == set(parts.validation.items[:n])
+        in_full = [one for one in result.trials if len(one.scores) == n]
+        raced[n] = sum(len(one.scores) for one in result.trials if len(one.scores) < n)
+        assert laser.Screened().finalists <= len(in_full) < len(result.trials)
+        assert result.items_run == raced[n] + n * (len(in_full) + 1) + min(n, POOL)
+    assert n > POOL and raced[n] < 2 * raced[150] < n
+    with surgery.apply(found.model, result.spec, progress=False):
+        plain = scoring.score(found.model, result.chosen.scores.task)
+    assert torch.equal(result.chosen.scores.correct, plain.correct)
 
 
 def test_entrants_are_every_third_rho_of_promising_matrices_and_neighbours_join() -> None:
@@ -412,7 +433,7 @@ def test_entrants_are_every_third_rho_of_promising_matrices_and_neighbours_join(
 @given(st.lists(st.booleans(), min_size=1, max_size=120), st.integers(0, 5))
 def test_the_items_of_a_race_are_all_of_them_and_more_of_the_undecided_first(kinds: list[bool], seed: int) -> None:
     n, undecided = len(kinds), torch.tensor(kinds)
-    order = _order(undecided, seed)
+    order = in_order(undecided, seed)
     assert sorted(order.tolist()) == list(range(n))
     for k in range(1, n + 1):
         close = int(undecided[order[:k]].sum())
@@ -427,17 +448,47 @@ def test_a_race_weighs_items_by_how_many_they_stand_for() -> None:
         task = parts_of(made(48)).validation
         setup = Setup(model, progress=False)
         one = setup.bench("all", task).unedited()
-        undecided = _undecided(one)
+        undecided = undecided_half(Objective(one.scores).decidedness())
         p = one.scores.p_correct
         assert int(undecided.sum()) == len(task) // 2
         nearness = (p / (1 - p)).log().abs()
         assert nearness[undecided].max() <= nearness[~undecided].min()
-        order = _order(undecided, 0)
+        order = in_order(undecided, 0)
         part = setup.bench("part", task.take(order.tolist())[:10]).unedited()
-        accuracy, share = Objective(part.scores).standing(_weights(undecided[order], 10))
+        weights, points = weights_of(undecided[order], 10), Objective(part.scores).points()
         right, those, kind = one.scores.correct.double()[order][:10], p[order][:10], undecided[order][:10]
-        assert accuracy == pytest.approx((right[kind].mean() + right[~kind].mean()).item() / 2)
-        assert share == pytest.approx((those[kind].mean() + those[~kind].mean()).item() / 2, rel=1e-4)
+        of_halves = [(right[half].mean() + those[half].mean()).item() / 2 for half in (kind, ~kind)]
+        assert float(weights @ points) == pytest.approx(sum(of_halves) / 2, rel=1e-4)
+
+
+def test_what_is_at_stake_is_what_sampling_the_lead_gives() -> None:
+    """The mean over draws of a normal lead, cut off below 0, in which each half counts by its size."""
+    generator = torch.Generator().manual_seed(0)
+    undecided = torch.arange(100) % 2 == 0
+    leads = torch.randint(-1, 2, (3, 40), generator=generator).double() - torch.tensor([[0.0], [0.2], [-0.3]])
+    mean, variance = torch.zeros(3).double(), torch.zeros(3).double()
+    for half in (undecided[:40], ~undecided[:40]):
+        those = leads[:, half]
+        mean += those.mean(1) / 2
+        # With one imagined item on which the two differ, and 30 of the 50 items of the half still to come.
+        variance += (those.var(1, correction=0) + 1 / 20) / 20 / 4 * (30 / 50)
+    draws = mean + variance.sqrt() * torch.randn(400_000, 3, generator=generator).double()
+    torch.testing.assert_close(at_stake(leads, undecided, n_items=100), draws.clamp_min(0).mean(0), atol=3e-4, rtol=0)
+    in_cents = at_stake(100 * leads, undecided, n_items=100, unit=100.0)
+    torch.testing.assert_close(in_cents, 100 * at_stake(leads, undecided, n_items=100))
+
+
+@given(st.integers(2, 60), st.integers(0, 9))
+def test_nothing_is_at_stake_but_the_lead_itself_once_all_items_were_asked(n: int, seed: int) -> None:
+    leads = torch.randn(4, n, generator=torch.Generator().manual_seed(seed)).double()
+    undecided = undecided_half(torch.rand(n, generator=torch.Generator().manual_seed(seed)))
+    torch.testing.assert_close(at_stake(leads, undecided, n_items=n), leads.mean(1).clamp_min(0))
+
+
+def test_one_who_agrees_with_the_leader_drops_out_only_after_many_items() -> None:
+    undecided = torch.arange(10_000) % 2 == 0
+    stakes = [float(at_stake(torch.zeros(1, n, dtype=torch.double), undecided, n_items=10_000)) for n in (20, 80, 400)]
+    assert stakes == sorted(stakes, reverse=True) and stakes[1] > laser.Screened().tolerance > stakes[2]
 
 
 @settings(max_examples=50)
