@@ -95,7 +95,8 @@ MADE = {"determiners": determiners, "articles": articles}
 def block_passes(model: nn.Module, result: laser.SearchResult) -> int:
     """How many blocks ran for an item, from the edited one to the last; a gradient counts as two passes more."""
     n_layers, n = host_of(model).n_layers, len(result.unedited.scores)
-    trials = sum(len(trial.scores) * (n_layers - trial.candidate.site.layer) for trial in result.trials)
+    tried = ((trial.candidate, len(trial.scores)) for trial in result.trials)
+    trials = sum(items * (n_layers - candidate.site.layer) for candidate, items in tried if candidate is not None)
     return trials + n_layers * (n + min(n, POOL) + 3 * laser.Screened().items)
 
 
@@ -126,7 +127,7 @@ def one_candidate(model: nn.Module, site: str, rho: float, tokens: Tensor, batch
 
 def loop(model: nn.Module, validation: tasks.Task, args: argparse.Namespace) -> tuple[int, float]:
     """Block passes and seconds of the loop over all candidates, the seconds from a stratified sample."""
-    tokens = padded(model, [text for item in validation.items for text in (item.right[0], item.wrong[0])])
+    tokens = padded(model, [str(text) for item in validation.items for text in (item.right[0], item.wrong[0])])
     sites = [str(site) for site in match_sites(model, SITES)]
     sampled = [(sites[((2 * i + 1) * len(sites)) // (2 * args.sample)], RHOS[i % 11]) for i in range(args.sample)]
     one_candidate(model, *sampled[0], tokens[:64], args.batch_size)

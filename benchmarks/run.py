@@ -52,6 +52,8 @@ SCRIPTS = (
 """Everything that `make bench` runs. A new benchmark is a line here."""
 
 OWN = (
+    ("python benchmarks/laser_scale.py", "LASER's screened search at 385 candidates and 4,000 items against the loop"),
+    ("python benchmarks/large_model.py", "time and memory of everything on a model of the shape of Pythia-1.4B"),
     ("python benchmarks/laser.py --every 1", "LASER's exhaustive search over all matrices of GPT-2 small's shape"),
     ("python benchmarks/reference_numbers.py now.json --against before.json", "whether a rebuild changed any number"),
     ("python benchmarks/soak.py --minutes 60", "random edits, threads and interrupts for as long as you like"),
