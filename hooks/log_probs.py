@@ -92,7 +92,8 @@ def unembedding_of(model: nn.Module) -> Unembedding | None:
     unembed = model.unembed
     assert isinstance(unembed, nn.Module)
     W, b = getattr(unembed, "W_U", None), getattr(unembed, "b_U", None)
-    if has_hooks(model) or not isinstance(W, Tensor) or not isinstance(b, Tensor):
+    watched = any(module._forward_hooks or module._forward_pre_hooks for module in unembed.modules())
+    if has_hooks(model) or watched or not isinstance(W, Tensor) or not isinstance(b, Tensor):
         return None
     W, b = W.detach(), b.detach()
     v = torch.randn(1, len(W), generator=torch.Generator().manual_seed(0)).to(W)

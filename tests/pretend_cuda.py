@@ -185,6 +185,8 @@ def pretend_cuda() -> Iterator[torch.device]:
         "synchronize": lambda device=None: None,
         "get_device_name": lambda device=None: "a pretended GPU",
         "memory_allocated": lambda device=None: 0,
+        "memory_reserved": lambda device=None: 0,
+        "mem_get_info": lambda device=None: (2**36, 2**36),
         "max_memory_allocated": lambda device=None: 0,
         "reset_peak_memory_stats": lambda device=None: None,
     }

@@ -54,6 +54,15 @@ def test_hooks_of_the_users_get_their_logits(kind: str):
         assert log_probs.unembedding_of(model) is None
 
 
+@pytest.mark.parametrize("kind", models.ONE_OF_EACH)
+def test_a_plain_hook_on_the_unembedding_gets_its_logits(kind: str):
+    with borrowed(kind) as model:
+        watch = model.unembed.register_forward_hook(lambda _module, _args, logits: logits / 2)
+        assert log_probs.unembedding_of(model) is None
+        watch.remove()
+        assert log_probs.unembedding_of(model) is not None
+
+
 def test_an_unembedding_that_is_no_product_is_left_alone():
     with (
         borrowed("bridge gpt2") as model,

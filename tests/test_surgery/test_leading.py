@@ -13,7 +13,7 @@ from torch import Tensor
 import surgery
 from analyses import attribution, metrics
 from analyses.laser import Candidate
-from analyses.laser._race import _removed
+from analyses.laser._promises import _removed
 from hooks import Site
 from surgery import SVD, Drop, DropTop, Keep, KeepBottom, KeepTop, LeadingSVD, Scale, leading_svd, svd
 from surgery.leading_svd import TOLERANCE, _bounds, _is_all, leading
