@@ -51,7 +51,11 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what takes long, but for `make test-all`, and what needs HookedTransformer where there is none."""
+    """Skips what takes long, but for `make test-all`, and what needs HookedTransformer where there is none.
+
+    Notebooks come first: they take longest, and the models that they train are then ready for other tests.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("notebook") is None)
     for item in items:
         if item.get_closest_marker("long") and "SURGERY_THOROUGH" not in os.environ:
             item.add_marker(pytest.mark.skip(reason="takes long: make test-all runs it"))

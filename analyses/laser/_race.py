@@ -31,10 +31,6 @@ from analyses.tasks.task import Task
 from hooks import Site
 from surgery.arguments import fraction, whole
 
-_SHARE = 0.6
-"""The share of every round that is drawn from the undecided half of the items, until those run out."""
-
-
 POOL = 1000
 """From how many of the validation items, drawn at random, the first ones of a race are taken: the unedited model runs
 on these beforehand."""
