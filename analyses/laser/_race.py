@@ -35,6 +35,9 @@ POOL = 1000
 """From how many of the validation items, drawn at random, the first ones of a race are taken: the unedited model runs
 on these beforehand."""
 
+_AN_ITEM = 0.75
+"""Less than this part of one item more or less right is not looked for, whatever the tolerance."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,9 @@ class Screened:
         first_round: on how many validation items the race begins. The second round has half as many more, every further
             one doubles them.
         tolerance: a candidate drops out when less accuracy than this is expected to be lost without it: by how much it
-            may still be ahead of the leader, times how likely that is. A smaller one makes longer races. Of a metric
-            in the rule's place, it is in units of twice the standard deviation over the items.
+            may still be ahead of the leader, times how likely that is. A smaller one makes longer races; below three
+            quarters of one item it counts as these. Of a metric in the rule's place, it is in units of twice the
+            standard deviation over the items.
         survive: the fraction of the candidates that goes on to the next round at least.
         finalists: how many candidates are run on all validation items at least.
 
@@ -169,7 +173,7 @@ class _Track:
         stakes = at_stake(points[:-1] - points[means.argmax()], undecided, n_items=n_items, unit=unit)
         n_better = max(self.settings.finalists, ceil(self.settings.survive * len(running)))
         better = set(means[:-1].argsort(descending=True, stable=True)[:n_better].tolist())
-        matters = stakes > self.settings.tolerance * unit
+        matters = stakes > max(self.settings.tolerance, _AN_ITEM / n_items) * unit
         return [candidate for at, candidate in enumerate(running) if at in better or matters[at]]
 
     def _points(self, candidate: Candidate | None) -> Float[Tensor, " first"]:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 _SHARE = 0.6
 """The share of the first items that is drawn from the undecided half, until that runs out."""
+_RARE = 40
+"""Where candidates differ on fewer than one item in so many, they are taken to differ little on the others too."""
 
 
 def undecided_half(decidedness: Float[Tensor, " item"]) -> Bool[Tensor, " item"]:
@@ -54,7 +56,8 @@ def at_stake(
 
     L is taken as normal, with the weighted mean m of the leads on the first items and its standard error e, so that the
     expectation is `e φ(m/e) + m Φ(m/e)`. Candidates that agree on few items have seen too little to be called equal:
-    each half is imagined to hold one more item, on which the two differ by the whole unit.
+    each half is imagined to hold one more item, on which the two differ by the whole unit, or by less where hardly any
+    candidate differs anywhere.
 
     Args:
         leads: of each candidate over the other, on the first items.
@@ -70,7 +73,9 @@ def at_stake(
         seen, there = int(alike.sum()), int((undecided == is_undecided).sum()) * (n_items / len(undecided))
         if seen:
             apart = leads[:, alike] - leads[:, alike].mean(1, keepdim=True)
-            spread = (apart.square().sum(1) + unit**2) / seen
+            squares = apart.square().sum(1)
+            imagined = (_RARE * squares.mean() / seen).clamp_max(unit**2)
+            spread = (squares + imagined) / seen
             share = float(weights[alike].sum())
             variance += share**2 * spread / seen * (1 - seen / there)
     error = variance.sqrt().clamp_min(torch.finfo(torch.double).tiny)

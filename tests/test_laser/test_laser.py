@@ -487,8 +487,17 @@ def test_nothing_is_at_stake_but_the_lead_itself_once_all_items_were_asked(n: in
 
 def test_one_who_agrees_with_the_leader_drops_out_only_after_many_items() -> None:
     undecided = torch.arange(10_000) % 2 == 0
-    stakes = [float(at_stake(torch.zeros(1, n, dtype=torch.double), undecided, n_items=10_000)) for n in (20, 80, 400)]
-    assert stakes == sorted(stakes, reverse=True) and stakes[1] > laser.Screened().tolerance > stakes[2]
+
+    def stakes(n: int, differing: int) -> list[float]:
+        leads = torch.zeros(2, n, dtype=torch.double)
+        leads[1, :differing] = 1 - 2 * (torch.arange(differing) % 4 > 1).double()
+        return at_stake(leads, undecided, n_items=10_000).tolist()
+
+    tolerance = laser.Screened().tolerance
+    agreeing = [stakes(n, n // 4)[0] for n in (20, 80, 400)]
+    assert agreeing == sorted(agreeing, reverse=True) and agreeing[0] > tolerance > agreeing[-1] > 0
+    # Where nobody differs, edits do little: there is nothing to wait for.
+    assert max(stakes(20, 0)) < tolerance
 
 
 @settings(max_examples=50)
